@@ -1,0 +1,1 @@
+"""What a WebSocket path does with its messages."""

@@ -1,0 +1,1 @@
+"""The process that orders, routes and counts every push of a host."""

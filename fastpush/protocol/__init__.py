@@ -1,0 +1,1 @@
+"""Wire formats and their rules: bytes in, bytes out; no I/O, no clock."""

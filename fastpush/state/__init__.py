@@ -1,0 +1,1 @@
+"""What is known and owed: routes and queues; no I/O, time is an argument."""

@@ -1,0 +1,1 @@
+"""The parent process: owns processes and listening sockets, never sees an event."""

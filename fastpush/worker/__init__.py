@@ -1,0 +1,1 @@
+"""The process that owns client sockets: accept, dispatch, WebSocket, timers."""
