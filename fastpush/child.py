@@ -1,10 +1,20 @@
 """What every child process is given at its fork, and its end of the supervisor's channel."""
 
+import asyncio
+import gc
+import logging
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from fastpush.config import Config
+from fastpush.log import fields
+from fastpush.protocol import control
+
+log = logging.getLogger("fastpush.child")
+
+LISTEN_BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 
 ListenerRole = Literal["all", "public", "api"]
 
@@ -42,3 +52,74 @@ class Context:
     listeners: tuple[Listener, ...] = ()
     bus_listener: socket.socket | None = None
     workers: tuple[int, ...] = ()
+
+
+class Channel:
+    """A child's end of the supervisor's channel, on its running event loop.
+
+    on_message(message, descriptors): called for each; the receiver owns the descriptors.
+    on_orphaned(): called once, when the supervisor is gone.
+    """
+
+    def __init__(
+        self,
+        end: socket.socket,
+        on_message: Callable[[control.ToChild, list[int]], None],
+        on_orphaned: Callable[[], None],
+    ) -> None:
+        self._end = end
+        self._on_message = on_message
+        self._on_orphaned = on_orphaned
+        self._loop = asyncio.get_running_loop()
+        self._beating: asyncio.TimerHandle | None = None
+
+    def open(self) -> None:
+        """Begin to listen to the supervisor."""
+        self._end.setblocking(False)
+        self._loop.add_reader(self._end, self._readable)
+
+    def close(self) -> None:
+        """Stop listening and beating."""
+        self._loop.remove_reader(self._end)
+        if self._beating is not None:
+            self._beating.cancel()
+
+    def _readable(self) -> None:
+        try:
+            datagram, descriptors, _, _ = socket.recv_fds(self._end, control.MESSAGE_BYTES_MAX, 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            datagram, descriptors = b"", []
+        if not datagram:
+            self.close()
+            self._on_orphaned()
+            return
+        self._on_message(control.decode_to_child(datagram), list(descriptors))
+
+    def send(self, message: control.FromChild) -> None:
+        """Tell the supervisor; a full channel loses a beat, a broken one is noticed by reading."""
+        try:
+            self._end.send(control.encode(message))
+        except OSError as error:
+            log.warning("supervisor not told", extra=fields(reason=str(error)))
+
+    def beat(self, every_seconds: float, figures: Callable[[], dict[str, int]]) -> None:
+        """Show the supervisor from now on that this loop runs."""
+        self.send(control.Beat(figures()))
+        self._beating = self._loop.call_later(every_seconds, self.beat, every_seconds, figures)
+
+
+def beat_seconds(config: Config) -> float:
+    """Return the time between beats: four at least within `hang_seconds`."""
+    return min(1.0, config.server.hang_seconds / 4)
+
+
+def tune_collector() -> None:
+    """Keep garbage collections off the data path: what exists now is never scanned again.
+
+    Connections end without reference cycles, so a rare full collection is enough.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

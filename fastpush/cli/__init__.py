@@ -1,1 +1,24 @@
-"""The command line: one file a command, arguments in, exit code out."""
+"""The command line: one file a command, arguments in, exit code out.
+
+Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration.
+"""
+
+import click
+
+from fastpush import __version__
+from fastpush.cli.check import check
+from fastpush.cli.listen import listen
+from fastpush.cli.push import drop, push
+from fastpush.cli.serve import serve
+from fastpush.cli.status import status
+from fastpush.cli.token import token
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fastpush")
+def main() -> None:
+    """Push messages to users' WebSocket connections, on all cores of one host."""
+
+
+for command in (serve, check, push, drop, listen, token, status):
+    main.add_command(command)

@@ -1,0 +1,94 @@
+"""The broker process: one loop, one order for every push of the host."""
+
+import asyncio
+import logging
+import secrets
+import signal
+
+import uvloop
+
+from fastpush import log as logs
+from fastpush.broker.router import Router
+from fastpush.bus.server import BusServer
+from fastpush.child import Channel, Context, beat_seconds, tune_collector
+from fastpush.log import fields
+from fastpush.protocol import control
+
+log = logging.getLogger("fastpush.broker")
+
+TICK_SECONDS = 0.05
+RESYNC_SECONDS = 1.0
+
+
+def run(context: Context) -> int:
+    """Serve until the supervisor says drain, or is gone. Returns the exit code."""
+    logs.set_process("broker")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it outlives the workers; the supervisor ends it
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(Broker(context).serve())
+
+
+class Broker:
+    """Wires the router to the bus, the clock and the supervisor."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._config = context.config
+        self._stop = asyncio.Event()
+        self._router = Router(
+            secrets.randbits(64),
+            context.workers,
+            confirm_seconds=context.config.bus.confirm_ms / 1000,
+            resync_seconds=RESYNC_SECONDS,
+            on_stalled=self._on_stalled,
+        )
+
+    async def serve(self) -> int:
+        """Startup, main loop, shutdown."""
+        assert self._context.bus_listener is not None
+        loop = asyncio.get_running_loop()
+        self._channel = Channel(self._context.channel, self._on_control, self._on_orphaned)
+        self._router.tick(loop.time())
+        bus = BusServer(self._router.on_message, self._router.on_closed, self._config.bus.queue_bytes)
+        await bus.start(self._context.bus_listener)
+        tune_collector()
+        self._channel.open()
+        self._channel.send(control.Ready())
+        self._channel.beat(beat_seconds(self._config), self._figures)
+        log.debug("broker started", extra=fields(epoch=f"{self._router.epoch:016x}"))
+        while not self._stop.is_set():
+            self._router.tick(loop.time())
+            await asyncio.sleep(TICK_SECONDS)
+        return 0
+
+    def _figures(self) -> dict[str, int]:
+        return {"routes": len(self._router.routes), **self._router.counts}
+
+    def _on_control(self, message: control.ToChild, descriptors: list[int]) -> None:
+        match message:
+            case control.Gone():
+                self._router.on_gone(message.worker)
+            case control.Reload():
+                logs.set_level(message.config.log.level)
+                logs.reopen()
+            case control.Drain():
+                self._stop.set()
+            case _:
+                log.error("unexpected message from the supervisor", extra=fields(kind=type(message).__name__))
+
+    def _on_stalled(self, worker: int) -> None:
+        log.warning("key table missing", extra=fields(worker=worker, seconds=RESYNC_SECONDS))
+        self._channel.send(control.Stalled(worker))
+
+    def _on_orphaned(self) -> None:
+        """Serve the workers while they drain, then go."""
+        log.error("supervisor gone")
+        deadline = asyncio.get_running_loop().time() + self._config.server.drain_seconds
+        self._leave_when_idle(deadline)
+
+    def _leave_when_idle(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._router.is_idle or loop.time() >= deadline:
+            self._stop.set()
+        else:
+            loop.call_later(TICK_SECONDS, self._leave_when_idle, deadline)

@@ -1,0 +1,247 @@
+"""A worker's end of the bus: one link to the broker, made again whenever it is lost.
+
+After each connect the worker sends its whole key table, then COMPLETE; a broker takes
+no push before that. A push that was under way when the link was lost is answered
+UNKNOWN: the broker may or may not have sent it out.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from fastpush.bus.link import Link
+from fastpush.errors import FastpushError
+from fastpush.log import fields
+from fastpush.protocol import bus
+from fastpush.protocol.bus import Publication, Result, Status
+
+log = logging.getLogger("fastpush.bus")
+
+RECONNECT_SECONDS = 0.02  # the listener outlives brokers, so a refusal means that the service is ending
+
+
+class BusUnavailable(FastpushError):
+    """The push was not sent to the broker; nobody received it."""
+
+
+OnResult = Callable[[Result], None]
+
+
+class BusClient:
+    """The link to the broker, and every question it owes an answer to.
+
+    number:      of this worker process.
+    deliver, close_user: called with what the broker sends; return the connections reached.
+    key_table:   returns the keys that have subscribers or are about to.
+    measure:     returns this worker's snapshot as JSON.
+    answer_seconds: after that a push is answered UNKNOWN, whatever the broker does.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        number: int,
+        *,
+        queue_bytes: int,
+        answer_seconds: float,
+        deliver: Callable[[Publication], int],
+        close_user: Callable[[bytes], int],
+        key_table: Callable[[], Iterable[bytes]],
+        measure: Callable[[], bytes],
+    ) -> None:
+        self._path = path
+        self._number = number
+        self._queue_bytes = queue_bytes
+        self._answer_seconds = answer_seconds
+        self._deliver = deliver
+        self._close_user = close_user
+        self._key_table = key_table
+        self._measure = measure
+        self._link: Link | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._closing = False
+        self._now = 0.0
+        self._requests = itertools.count(1)
+        self._answers: dict[int, tuple[float, OnResult]] = {}
+        self._reports: dict[int, Callable[[bytes | None], None]] = {}
+        self._announcements = itertools.count(1)
+        self._unconfirmed: deque[tuple[int, Callable[[], None]]] = deque()
+        self.epoch = 0
+        self._handlers: dict[int, Callable[[int, bytes], None]] = {
+            bus.WELCOME: self._on_welcome,
+            bus.SUBSCRIBED: self._on_subscribed,
+            bus.DELIVER: self._on_deliver,
+            bus.CLOSE: self._on_close,
+            bus.RESULT: self._on_result,
+            bus.MEASURE: self._on_measure,
+            bus.REPORT: self._on_report,
+        }
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a link to a broker."""
+        return self._link is not None
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes on their way to the broker that the kernel has not taken yet."""
+        return self._link.queued_bytes if self._link is not None else 0
+
+    @property
+    def pending(self) -> int:
+        """Pushes and drops that wait for the broker's answer."""
+        return len(self._answers)
+
+    def start(self) -> None:
+        """Begin to connect, and keep doing so until `close`."""
+        if self._connecting is None and not self._closing:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._closing:
+            try:
+                _, link = await loop.create_unix_connection(
+                    lambda: Link(self._on_message, self._on_closed, self._queue_bytes), self._path
+                )
+            except OSError:
+                await asyncio.sleep(RECONNECT_SECONDS)
+                continue
+            self._connecting = None
+            self._resynchronise(link)
+            return
+
+    def _resynchronise(self, link: Link) -> None:
+        """Tell a broker, new or not, every key of this worker; whoever waited waits for this table."""
+        self._link = link
+        link.send(bus.encode(bus.HELLO, self._number))
+        for key in self._key_table():
+            link.send(bus.encode(bus.SUBSCRIBE, 0, key))
+        announcement = next(self._announcements)
+        link.send(bus.encode(bus.COMPLETE, announcement))
+        waiting = [confirmed for _, confirmed in self._unconfirmed]
+        self._unconfirmed = deque((announcement, confirmed) for confirmed in waiting)
+
+    def close(self) -> None:
+        """End the link for good."""
+        self._closing = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._link is not None:
+            self._link.close()
+
+    def announce(self, key: bytes, confirmed: Callable[[], None]) -> None:
+        """Tell the broker that `key` has its first subscriber here; `confirmed` is called once it knows.
+
+        Without a link the key waits for the next broker's key table.
+        """
+        announcement = next(self._announcements)
+        self._unconfirmed.append((announcement, confirmed))
+        if self._link is not None:
+            self._link.send(bus.encode(bus.SUBSCRIBE, announcement, key))
+
+    def withdraw(self, key: bytes) -> None:
+        """Tell the broker that `key` has no subscriber here any more."""
+        if self._link is not None:
+            self._link.send(bus.encode(bus.UNSUBSCRIBE, 0, key))
+
+    def publish(self, body: bytes, on_result: OnResult) -> None:
+        """Hand a publication's body to the broker; `on_result` is called exactly once, later.
+
+        Raises: BusUnavailable, when it was not handed over.
+        """
+        self._ask(bus.PUBLISH, body, on_result)
+
+    def drop(self, body: bytes, on_result: OnResult) -> None:
+        """Ask every worker to close a user's connections; as `publish`."""
+        self._ask(bus.DROP, body, on_result)
+
+    def _ask(self, kind: int, body: bytes, on_result: OnResult) -> None:
+        link = self._link
+        if link is None:
+            raise BusUnavailable("the broker is being restarted")
+        if link.is_full:
+            raise BusUnavailable("the bus to the broker is full")
+        request = next(self._requests)
+        self._answers[request] = (self._now + self._answer_seconds, on_result)
+        link.send(bus.encode_head(kind, request, len(body)), body)
+
+    def scrape(self, on_report: Callable[[bytes | None], None]) -> None:
+        """Ask for the whole host's figures, as JSON; None when the broker is lost meanwhile.
+
+        Raises: BusUnavailable without a link.
+        """
+        if self._link is None:
+            raise BusUnavailable("the broker is being restarted")
+        request = next(self._requests)
+        self._reports[request] = on_report
+        self._link.send(bus.encode(bus.SCRAPE, request))
+
+    def send_snapshot(self) -> None:
+        """Leave this worker's figures with the broker, in case it dies."""
+        if self._link is not None:
+            self._link.send(bus.encode(bus.SNAPSHOT, 0, self._measure()))
+
+    def tick(self, now: float) -> None:
+        """Apply the deadline of answers; called every few tens of milliseconds with the loop's time."""
+        self._now = now
+        late = []
+        for request, (deadline, _) in self._answers.items():
+            if deadline > now:
+                break
+            late.append(request)
+        for request in late:
+            self._answer(request, Result(Status.UNKNOWN, 0, 0))
+
+    def _on_message(self, link: Link, kind: int, number: int, body: bytes) -> None:
+        self._handlers[kind](number, body)
+
+    def _on_closed(self, link: Link) -> None:
+        if link is not self._link:
+            return
+        self._link = None
+        for request in list(self._answers):
+            self._answer(request, Result(Status.UNKNOWN, 0, 0))
+        for request in list(self._reports):
+            self._reports.pop(request)(None)
+        if not self._closing:
+            log.warning("broker lost", extra=fields(epoch=f"{self.epoch:016x}"))
+            self.start()
+
+    def _on_welcome(self, number: int, body: bytes) -> None:
+        self.epoch = bus.decode_epoch(body)
+        log.debug("broker connected", extra=fields(epoch=f"{self.epoch:016x}"))
+
+    def _on_subscribed(self, number: int, body: bytes) -> None:
+        unconfirmed = self._unconfirmed
+        while unconfirmed and unconfirmed[0][0] <= number:
+            unconfirmed.popleft()[1]()
+
+    def _on_deliver(self, number: int, body: bytes) -> None:
+        count = self._deliver(bus.decode_publication(body))
+        if self._link is not None:
+            self._link.send(bus.encode_count(number, count))
+
+    def _on_close(self, number: int, body: bytes) -> None:
+        count = self._close_user(body)
+        if self._link is not None:
+            self._link.send(bus.encode_count(number, count))
+
+    def _on_result(self, number: int, body: bytes) -> None:
+        self._answer(number, bus.decode_result(body))
+
+    def _answer(self, request: int, result: Result) -> None:
+        answer = self._answers.pop(request, None)
+        if answer is not None:
+            answer[1](result)
+
+    def _on_measure(self, number: int, body: bytes) -> None:
+        if self._link is not None:
+            self._link.send(bus.encode(bus.SNAPSHOT, number, self._measure()))
+
+    def _on_report(self, number: int, body: bytes) -> None:
+        on_report = self._reports.pop(number, None)
+        if on_report is not None:
+            on_report(body)

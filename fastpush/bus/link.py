@@ -1,0 +1,97 @@
+"""One end of a bus connection: messages in, gathered writes out.
+
+Everything sent within one turn of the loop leaves in one write. A link never waits:
+who sends asks `is_full` first and tells its own caller when it is.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from fastpush.log import fields
+from fastpush.protocol import bus
+
+log = logging.getLogger("fastpush.bus")
+
+# A publication holds a push body (at most 64 MiB by configuration) and its keys.
+MESSAGE_BYTES_MAX = 256 * 1024 * 1024
+
+
+class Link(asyncio.Protocol):
+    """A connected bus socket.
+
+    on_message(link, kind, number, body): called for each message, in order.
+    on_closed(link): called once; what was sent and not yet taken is lost.
+    queue_bytes: the bound behind `is_full`.
+    """
+
+    def __init__(
+        self,
+        on_message: Callable[["Link", int, int, bytes], None],
+        on_closed: Callable[["Link"], None],
+        queue_bytes: int,
+    ) -> None:
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._queue_bytes = queue_bytes
+        self._decoder = bus.Decoder(MESSAGE_BYTES_MAX)
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
+        self._transport: asyncio.Transport | None = None
+        self._call_soon = asyncio.get_running_loop().call_soon
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._gathered.clear()
+        self._gathered_bytes = 0
+        self._on_closed(self)
+
+    def data_received(self, data: bytes) -> None:
+        on_message = self._on_message
+        try:
+            for kind, number, body in self._decoder.feed(data):
+                try:
+                    on_message(self, kind, number, body)
+                except Exception:
+                    # One message must not end the link, and with it everybody's pushes.
+                    log.exception("bus message failed", extra=fields(kind=kind))
+        except bus.BusError as error:
+            log.error("bus link closed", extra=fields(reason=str(error)))  # noqa: TRY400 - the text says it all
+            self.close()
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes sent and not yet taken by the kernel."""
+        transport = self._transport
+        return self._gathered_bytes + (transport.get_write_buffer_size() if transport is not None else 0)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the bound is reached: refuse new work, its answers still pass."""
+        return self.queued_bytes >= self._queue_bytes
+
+    def send(self, *parts: bytes) -> None:
+        """Send a message given in one or several parts; nothing happens on a closed link."""
+        if self._transport is None:
+            return
+        gathered = self._gathered
+        if not gathered:
+            self._call_soon(self._flush)
+        for part in parts:
+            gathered.append(part)
+            self._gathered_bytes += len(part)
+
+    def _flush(self) -> None:
+        gathered, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        if gathered and self._transport is not None:
+            self._transport.write(b"".join(gathered))
+
+    def close(self) -> None:
+        """Close after what was sent has left."""
+        if self._transport is not None:
+            self._flush()
+            self._transport.close()

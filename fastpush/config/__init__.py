@@ -1,0 +1,68 @@
+"""Settings, from the file to frozen values.
+
+    schema.py   what can be set: every key with type, unit, default, range, meaning
+    file.py     from config.toml, environment and command line to a Config; secrets from files
+    rules.py    what one key alone cannot say: keys that need each other, exposure, what changes live
+
+`serve` and `check` read the same way: `load(find(option), environ=os.environ, overrides=…)`, then
+`check_exposure`. Every mistake is a ConfigError that names the place and the way out.
+"""
+
+from fastpush.config.file import find, load, load_tokens, read_secret
+from fastpush.config.rules import (
+    addresses,
+    changes,
+    check,
+    check_exposure,
+    is_loopback,
+    merge_live,
+    open_keys,
+    parse_listen,
+)
+from fastpush.config.schema import (
+    Api,
+    Auth,
+    Bus,
+    Config,
+    Connections,
+    Echo,
+    Jwt,
+    JwtKey,
+    Limits,
+    Log,
+    Push,
+    PythonAuth,
+    Section,
+    Server,
+    Webhook,
+)
+
+__all__ = [
+    "Api",
+    "Auth",
+    "Bus",
+    "Config",
+    "Connections",
+    "Echo",
+    "Jwt",
+    "JwtKey",
+    "Limits",
+    "Log",
+    "Push",
+    "PythonAuth",
+    "Section",
+    "Server",
+    "Webhook",
+    "addresses",
+    "changes",
+    "check",
+    "check_exposure",
+    "find",
+    "is_loopback",
+    "load",
+    "load_tokens",
+    "merge_live",
+    "open_keys",
+    "parse_listen",
+    "read_secret",
+]

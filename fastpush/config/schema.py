@@ -1,0 +1,501 @@
+"""The schema: every key with its unit, default, range, meaning and whether it changes live.
+
+This is the only list of settings. `file.py` validates against it, `rules.py` asks it what may
+change live, and `config.toml` in the project's root is generated from it. To add a key, add it
+here and run `python -m tools.config_toml > config.toml`.
+
+Values are frozen. Lists in them are shared, never changed in place.
+"""
+
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from functools import cache
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Place = tuple[str | int, ...]
+"""Where a value stands: names of tables and key, and the index of an entry of an array."""
+
+
+def setting(
+    meaning: str, *, form: str = "", live: bool = False, secret: bool = False, path: bool = False, **limits: Any
+) -> Meta:
+    """Describe one key.
+
+    Args:  meaning: for the operator; full sentences.  form: what is allowed, where type and limits do not say it.
+           live: SIGHUP takes it over, else a restart does.  secret: its value is never printed.
+           path: names a file or folder; `load` makes it absolute.  limits: msgspec's ge, le, min_length.
+    """
+    return Meta(description=meaning, extra={"form": form, "live": live, "secret": secret, "path": path}, **limits)
+
+
+_PATH = 'a string that starts with "/"'
+_ADDRESSES = 'a string "host:port" or an array of them'
+_CALLABLE = 'a string "package.module:function"'
+_URL = 'a string "https://…" or "http://…"'
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One table of the configuration file; its docstring is the table's comment there."""
+
+
+class Server(Section, frozen=True):
+    """Where the server listens and how its processes live."""
+
+    listen: Annotated[
+        str | list[str],
+        setting(
+            "Address and port, or a list of them; IPv6 in brackets. Anything but loopback needs [auth] mode and "
+            "[push] auth.",
+            form=_ADDRESSES,
+        ),
+    ] = "127.0.0.1:8080"
+    workers: Annotated[int, setting("Worker processes; 0 means one per core.", ge=0, le=256)] = 0
+    websocket_path: Annotated[str, setting("Path of the WebSocket on which clients register.", form=_PATH)] = "/ws"
+    push_path: Annotated[
+        str,
+        setting("Path to which back-ends push; the same path with /all added reaches everybody.", form=_PATH),
+    ] = "/push"
+    drop_path: Annotated[
+        str, setting("Path on which back-ends close the connections of a user.", form=_PATH)
+    ] = "/drop"
+    origins: Annotated[
+        list[str],
+        setting(
+            "Origins of web pages that may connect, beside pages of this host itself, as the browser sends them: "
+            'scheme://host[:port]; "*" allows every page, "null" sandboxed pages and local files.'
+        ),
+    ] = []
+    runtime_directory: Annotated[
+        str,
+        setting(
+            "Folder for the lock and the Unix sockets. Empty: $RUNTIME_DIRECTORY, else $XDG_RUNTIME_DIR/fastpush-PORT, "
+            "else a private folder under the temporary directory.",
+            path=True,
+        ),
+    ] = ""
+    hang_seconds: Annotated[
+        float, setting("A worker or broker that is silent for so long is killed and replaced.", ge=1, le=600)
+    ] = 10
+    drain_seconds: Annotated[
+        float, setting("Time from SIGTERM until what is left is killed.", ge=0, le=3600)
+    ] = 10
+    read_buffer_bytes: Annotated[
+        int,
+        setting("First size of a connection's read buffer; it grows up to message_bytes.", ge=2048, le=1048576),
+    ] = 2048
+    head_bytes: Annotated[int, setting("Largest head of an HTTP request.", ge=1024, le=65536)] = 16384
+    head_seconds: Annotated[
+        float,
+        setting(
+            "Time a client has for the head of a request, and a kept-alive connection to send the next one.",
+            ge=1,
+            le=3600,
+        ),
+    ] = 75
+
+
+class Api(Section, frozen=True):
+    """Where everything but WebSocket paths is served."""
+
+    listen: Annotated[
+        str | list[str],
+        setting(
+            "Address and port, or a list of them. Keeps the push side inside the firewall. Empty: on [server] listen.",
+            form=_ADDRESSES,
+        ),
+    ] = ""
+    page: Annotated[
+        Literal["loopback", "on", "off"],
+        setting("The test page at /: on loopback addresses only, on every address, or nowhere."),
+    ] = "loopback"
+
+
+class Connections(Section, frozen=True):
+    """How a WebSocket connection is kept."""
+
+    socket_send_bytes: Annotated[
+        int,
+        setting("Kernel send buffer; the kernel doubles it. 0: the kernel's own choice.", ge=0, le=16777216),
+    ] = 65536
+    ping_interval_seconds: Annotated[
+        float,
+        setting("A client that is silent for so long is pinged. Stay below a proxy's idle time-out.", ge=1, le=3600),
+    ] = 25
+    pong_timeout_seconds: Annotated[
+        float, setting("A client that stays silent for so long after a ping is gone.", ge=1, le=3600)
+    ] = 10
+    close_timeout_seconds: Annotated[
+        float,
+        setting("Time a client has to take what is still queued and to answer a close frame.", ge=0.1, le=600),
+    ] = 5
+
+
+class Limits(Section, frozen=True):
+    """Bounds on what one client, one push or one worker may use."""
+
+    register_timeout_seconds: Annotated[
+        float, setting("A client that has not registered by then is closed with 1008.", ge=0.1, le=3600)
+    ] = 10
+    message_bytes: Annotated[
+        int, setting("Largest message from a client; a larger one closes with 1009.", ge=128, le=67108864)
+    ] = 65536
+    message_fragments: Annotated[
+        int, setting("Most fragments of one message; more close with 1009.", ge=1, le=1000000)
+    ] = 1024
+    registrations: Annotated[int, setting("Most events that one connection may register.", ge=1, le=100000)] = 100
+    name_bytes: Annotated[int, setting("Longest user id and longest event, as UTF-8.", ge=1, le=65535)] = 512
+    push_body_bytes: Annotated[
+        int, setting("Largest body of a push; a larger one is answered with 413.", ge=1024, le=67108864)
+    ] = 1048576
+    push_users: Annotated[int, setting("Most users in the userId list of one push.", ge=1, le=1000000)] = 10000
+    send_queue_messages: Annotated[
+        int, setting("Most messages waiting for one slow client; more close it with 1013.", ge=1, le=1000000)
+    ] = 1000
+    send_queue_bytes: Annotated[
+        int,
+        setting(
+            "Most bytes waiting for one slow client; more close it with 1013. A push larger than this is answered "
+            "with 413.",
+            ge=1024,
+            le=1073741824,
+        ),
+    ] = 1048576
+    worker_send_bytes: Annotated[
+        int,
+        setting(
+            "Most bytes waiting for all clients of one worker; at the bound the slowest clients are closed first.",
+            ge=1048576,
+            le=1099511627776,
+        ),
+    ] = 268435456
+
+
+class Bus(Section, frozen=True):
+    """The link between workers and broker."""
+
+    queue_bytes: Annotated[
+        int, setting("Most bytes waiting for one process; beyond it pushes get 503.", ge=65536, le=1073741824)
+    ] = 8388608
+    confirm_ms: Annotated[
+        int, setting("A worker that has not counted a push by then is reported as unconfirmed.", ge=10, le=60000)
+    ] = 1000
+
+
+class JwtKey(Section, frozen=True):
+    """One key that signs tokens: exactly one of secret, secret_file and public_key_file."""
+
+    kid: Annotated[
+        str, setting("Key id, as in the header of the token. Empty: for tokens that name no key.", live=True)
+    ] = ""
+    algorithm: Annotated[
+        Literal["HS256", "RS256", "ES256"], setting("The only algorithm accepted with this key.", live=True)
+    ] = "HS256"
+    secret: Annotated[str, setting("HS256: the secret, at least 32 bytes.", live=True, secret=True)] = ""
+    secret_file: Annotated[str, setting("HS256: file that holds the secret.", live=True, path=True)] = ""
+    public_key_file: Annotated[
+        str, setting("RS256 and ES256: PEM file that holds the public key.", live=True, path=True)
+    ] = ""
+
+
+class Jwt(Section, frozen=True):
+    """mode = "jwt": tokens are signed by your own back-end. Needs a key or jwks_url."""
+
+    key: Annotated[list[JwtKey], setting("Keys that sign tokens, one table each.", live=True, secret=True)] = []
+    jwks_url: Annotated[
+        str, setting("URL of a JSON Web Key Set, fetched at start and again for unknown key ids.", form=_URL)
+    ] = ""
+    jwks_seconds: Annotated[float, setting("Age at which the key set is fetched again.", ge=1, le=86400)] = 300
+    user_claim: Annotated[str, setting("Claim that holds the user id.", min_length=1)] = "sub"
+    audience: Annotated[str, setting("Required aud claim. Empty: not checked.")] = ""
+    issuer: Annotated[str, setting("Required iss claim. Empty: not checked.")] = ""
+    leeway_seconds: Annotated[float, setting("Clock difference allowed for exp and nbf.", ge=0, le=600)] = 0
+
+
+class Webhook(Section, frozen=True):
+    """mode = "webhook": your own back-end is asked about each token."""
+
+    url: Annotated[
+        str, setting('URL that gets {"token": …} and answers {"userId": …} or 4xx.', form=_URL)
+    ] = ""
+    headers: Annotated[list[str], setting("Request headers of the client that are passed on.")] = []
+    timeout_seconds: Annotated[float, setting("Time the back-end has to answer.", ge=0.1, le=60)] = 3
+    concurrency: Annotated[
+        int, setting("Most questions of one worker that are under way at once.", ge=1, le=10000)
+    ] = 100
+    cache_seconds: Annotated[
+        float, setting("How long an answer is remembered. 0: not at all.", ge=0, le=3600)
+    ] = 10
+    cache_entries: Annotated[int, setting("Most answers that one worker remembers.", ge=0, le=1000000)] = 10000
+
+
+class PythonAuth(Section, frozen=True):
+    """mode = "python": your own function decides, inside the worker."""
+
+    callable: Annotated[
+        str,
+        setting("Your function(token, headers), which returns the user id or None; async or sync.", form=_CALLABLE),
+    ] = ""
+    threads: Annotated[int, setting("Threads of one worker for sync functions.", ge=1, le=256)] = 4
+    queue: Annotated[
+        int, setting("Most calls waiting for a thread; beyond it the answer is 503 or 1013.", ge=1, le=100000)
+    ] = 1000
+
+
+class Auth(Section, frozen=True):
+    """Who a client is."""
+
+    mode: Annotated[
+        Literal["token-is-user", "static", "jwt", "webhook", "python"],
+        setting(
+            "How a token becomes a user id. token-is-user believes everybody and works on loopback only; static looks "
+            "it up in tokens_file; jwt, webhook and python have a table of their own below."
+        ),
+    ] = "token-is-user"
+    tokens_file: Annotated[
+        str,
+        setting('mode = "static": file with one line "token" = "user" for each token.', live=True, path=True),
+    ] = ""
+    jwt: Jwt = Jwt()
+    webhook: Webhook = Webhook()
+    python: PythonAuth = PythonAuth()
+
+
+class Push(Section, frozen=True):
+    """Who may push."""
+
+    auth: Annotated[
+        Literal["none", "keys", "python"],
+        setting("How a back-end proves that it may push. none lets everybody push and works on loopback only."),
+    ] = "none"
+    keys: Annotated[
+        list[str],
+        setting(
+            'auth = "keys": what back-ends send as X-API-Key or as Authorization: Bearer.',
+            form='an array of strings, ["…", "…"], of at least 16 characters each',
+            live=True,
+            secret=True,
+        ),
+    ] = []
+    keys_file: Annotated[
+        str, setting('auth = "keys": file with one key a line, in addition to keys.', live=True, path=True)
+    ] = ""
+    callable: Annotated[
+        str,
+        setting('auth = "python": your function(headers), which returns a bool; async or sync.', form=_CALLABLE),
+    ] = ""
+
+
+class Echo(Section, frozen=True):
+    """An application that returns every message; for tests."""
+
+    enabled: Annotated[bool, setting("Serve it.")] = False
+    path: Annotated[str, setting("Its path.", form=_PATH)] = "/echo"
+
+
+class Log(Section, frozen=True):
+    """One line an event."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], setting("Least severe level that is written.", live=True)
+    ] = "info"
+    format: Annotated[
+        Literal["auto", "human", "json"], setting("auto means human on a terminal, json elsewhere.")
+    ] = "auto"
+    file: Annotated[
+        str, setting("File to append to; SIGHUP opens it anew. Empty: standard error.", path=True)
+    ] = ""
+
+
+class Config(Section, frozen=True):
+    """All settings of a server. `load` returns only validated ones."""
+
+    server: Server = Server()
+    api: Api = Api()
+    connections: Connections = Connections()
+    limits: Limits = Limits()
+    bus: Bus = Bus()
+    auth: Auth = Auth()
+    push: Push = Push()
+    echo: Echo = Echo()
+    log: Log = Log()
+
+
+_SHOWN_CHARACTERS = 80
+_TOML_TYPES: tuple[tuple[type, str], ...] = (
+    (bool, "boolean"),  # before int and date: Python's subclasses first
+    (int, "integer"),
+    (float, "float"),
+    (str, "string"),
+    (list, "array"),
+    (dict, "table"),
+    (datetime, "date-time"),
+    (date, "date"),
+    (time, "time"),
+)
+
+
+# What follows reads the classes above, for messages, environment variables, comments and reloads.
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a section, as the schema describes it."""
+
+    name: str
+    annotation: Any
+    default: Any
+    meaning: str
+    form: str
+    live: bool
+    secret: bool
+    path: bool
+
+    @property
+    def entries(self) -> type[Section] | None:
+        """The section of each entry when the key is an array of tables."""
+        bare = _bare(self.annotation)
+        inner = typing.get_args(bare)[0] if typing.get_origin(bare) is list else None
+        return inner if isinstance(inner, type) and issubclass(inner, Section) else None
+
+    @property
+    def allowed(self) -> str:
+        """What may stand there: type, range or choices, without the default."""
+        if self.form:
+            return self.form
+        bare, meta = _bare(self.annotation), typing.get_args(self.annotation)[1]
+        if bare in {int, float}:
+            kind = "an integer" if bare is int else "a number"
+            return f"{kind} from {readable(meta.ge, self.name)} to {readable(meta.le, self.name)}"
+        if typing.get_origin(bare) is Literal:
+            return "one of " + ", ".join(shown(choice) for choice in typing.get_args(bare))
+        if self.entries:
+            return "an array of tables"
+        names = {
+            bool: "true or false",
+            str: "a non-empty string" if meta.min_length else "a string",
+            list[str]: 'an array of strings, ["…", "…"]',
+            str | list[str]: 'a string or an array of strings, ["…", "…"]',
+        }
+        return names[bare]
+
+
+def _bare(annotated: Any) -> Any:
+    return typing.get_args(annotated)[0]
+
+
+@cache
+def members(section: type[Section]) -> dict[str, "Key | type[Section]"]:
+    """Return the keys and the nested sections of a section by name, in order."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    return {field.name: _member(field, hints[field.name]) for field in msgspec.structs.fields(section)}
+
+
+def _member(field: msgspec.structs.FieldInfo, hint: Any) -> "Key | type[Section]":
+    if isinstance(hint, type) and issubclass(hint, Section):
+        return hint
+    has_factory = field.default is msgspec.NODEFAULT  # lists, so that defaults are not shared
+    default = field.default_factory() if has_factory else field.default
+    meta = typing.get_args(hint)[1]
+    return Key(field.name, hint, default, meta.description, **meta.extra)
+
+
+def keys(section: type[Section] = Config, table: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Key]]:
+    """Yield every key with its place; keys of the entries of an array of tables are not among them."""
+    for name, member in members(section).items():
+        if isinstance(member, Key):
+            yield (*table, name), member
+        else:
+            yield from keys(member, (*table, name))
+
+
+def sections(
+    section: type[Section] = Config, table: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], type[Section]]]:
+    """Yield every section below `section` with its place."""
+    for name, member in members(section).items():
+        if not isinstance(member, Key):
+            yield (*table, name), member
+            yield from sections(member, (*table, name))
+
+
+def default_of(key: Key) -> str:
+    """Return a key's default in TOML notation."""
+    return readable(key.default, key.name) if type(key.default) in {int, float} else shown(key.default)
+
+
+def bare_or_quoted(name: str) -> str:
+    """Return a name as TOML would write it."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else shown(name)
+
+
+def title(place: Place) -> str:
+    """Return a place as an operator reads it: `[auth.jwt] issuer`, `[[auth.jwt.key]] number 2, secret`."""
+    for position, part in enumerate(place):
+        if isinstance(part, int):
+            before, after = place[:position], place[position + 1 :]
+            if after:
+                heading = f"[[{'.'.join(map(str, before))}]] number {part + 1}"
+                return ", ".join([heading, *(bare_or_quoted(str(name)) for name in after)])
+            return f"{title(before)}, entry {part + 1}"
+    *tables, name = (bare_or_quoted(str(part)) for part in place)
+    return f"[{'.'.join(tables)}] {name}" if tables else f"[{name}]"
+
+
+def readable(number: float, name: str) -> str:
+    """Return a bound or default; round sizes in bytes also in KiB, MiB, GiB or TiB."""
+    if name.endswith("_bytes"):
+        for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+            if number >= 1024**power and number % 1024**power == 0:
+                return f"{number} ({int(number // 1024**power)} {unit})"
+    return f"{number}"
+
+
+def shown(value: Any) -> str:
+    """Return a value in TOML notation; characters that a terminal would not print are escaped."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return '"' + "".join(map(_escaped, value)) + '"'
+        case list():
+            return "[" + ", ".join(map(shown, value)) + "]"
+        case dict():
+            return "{" + ", ".join(f"{shown(str(name))} = {shown(inner)}" for name, inner in value.items()) + "}"
+        case _:
+            return str(value)
+
+
+def found(value: Any, *, secret: bool = False) -> str:
+    """Return a value and its TOML type for a message: cut when long, without passwords of URLs, hidden when secret."""
+    if not secret:
+        text = re.sub(r"(?<=//)[^/@\s]*@", "…@", shown(value))
+        return f"{text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + '…'} ({toml_type(value)})"
+    if isinstance(value, str):
+        return f"a {toml_type(value)} of {len(value)} characters"
+    if isinstance(value, list):
+        return f"an {toml_type(value)} of {len(value)}"
+    return article(toml_type(value))
+
+
+def toml_type(value: Any) -> str:
+    """Return TOML's word for the type of a value."""
+    return next((word for python, word in _TOML_TYPES if isinstance(value, python)), type(value).__name__)
+
+
+def article(word: str) -> str:
+    """Put a or an before a word."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    if character.isprintable():
+        return character
+    return {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(character, f"\\U{ord(character):08X}")

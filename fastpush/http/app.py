@@ -1,0 +1,189 @@
+"""Everything that is not the lean push path, on aiohttp: health, metrics, page, and pushes that are unusual."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from importlib import resources
+from typing import Any
+
+import orjson
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fastpush import errors, metrics
+from fastpush.config import Config
+from fastpush.errors import RequestError
+from fastpush.http.auth import PushAuth
+from fastpush.http.guard import is_loopback
+from fastpush.http.push import OnOutcome, Outcome, PushService, render, wants_json
+from fastpush.http.window import keep_connection_headers
+
+Endpoint = Callable[[bytes, OnOutcome], None]
+Scrape = Callable[[Callable[[bytes | None], None]], None]
+
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_PAGE_FILES = {
+    "/": ("index.html", "text/html"),
+    "/assets/page.js": ("page.js", "text/javascript"),
+    "/assets/page.css": ("page.css", "text/css"),
+}
+
+
+class HttpApp:
+    """The routes of one worker.
+
+    service:  pushes and drops.   push_auth(): who may push, asked anew for each request (it is
+    replaced on reload).  scrape: asks the broker for the host's figures.
+    """
+
+    def __init__(
+        self, config: Config, service: PushService, push_auth: Callable[[], PushAuth], scrape: Scrape, epoch: Callable[[], int]
+    ) -> None:
+        self._config = config
+        self._push_auth = push_auth
+        self._scrape = scrape
+        self._epoch = epoch
+        server = config.server
+        self._routes: dict[str, tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = {
+            server.push_path: ("POST", self._post(service.push)),
+            f"{server.push_path}/all": ("POST", self._post(service.push_all)),
+            server.drop_path: ("POST", self._post(service.drop)),
+            "/health": ("GET", self._health),
+            "/metrics": ("GET", self._metrics),
+        }
+        if config.api.page != "off":
+            self._routes |= dict.fromkeys(_PAGE_FILES, ("GET", self._page))
+
+    async def start(self) -> web.Server[Any]:
+        """Return the server whose handlers are made for each request (see Window)."""
+        app = web.Application(client_max_size=self._config.limits.push_body_bytes)
+        app.router.add_route("*", "/{path:.*}", self._dispatch)
+        app.on_response_prepare.append(keep_connection_headers)
+        # Connections are the dispatcher's; aiohttp only ever sees one request of each.
+        self._runner = web.AppRunner(app, access_log=None, tcp_keepalive=False, handle_signals=False)
+        await self._runner.setup()
+        assert self._runner.server is not None
+        return self._runner.server
+
+    async def close(self) -> None:
+        """Let requests under way end."""
+        await self._runner.cleanup()
+
+    async def _dispatch(self, request: web.Request) -> web.StreamResponse:
+        try:
+            method, handler = self._route(request)
+            if request.method != method and not (method == "GET" and request.method == "HEAD"):
+                raise errors.method_not_allowed(method if method == "POST" else "GET, HEAD")
+            return await handler(request)
+        except RequestError as error:
+            return _response(request, error)
+
+    def _route(self, request: web.Request) -> tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]:
+        route = self._routes.get(request.path)
+        if route is None:
+            raise errors.not_found(request.path)
+        return route
+
+    def _post(self, endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            await self._authorize(request)
+            outcome = await _ask(endpoint, await self._body(request))
+            return _response(request, outcome)
+
+        return handle
+
+    async def _authorize(self, request: web.Request) -> None:
+        allowed = self._push_auth().authorize({name.lower(): value for name, value in request.headers.items()})
+        if not (allowed if isinstance(allowed, bool) else await allowed):
+            raise errors.unauthorized("send a key of [push] keys as X-API-Key or Authorization: Bearer")
+
+    async def _body(self, request: web.Request) -> bytes:
+        most = self._config.limits.push_body_bytes
+        if request.content_length is not None and request.content_length > most:
+            raise _body_too_large(most)
+        try:
+            return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise _body_too_large(most) from None
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"status": "ok", "epoch": f"{self._epoch():016x}"})
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        loop = asyncio.get_running_loop()
+        report: asyncio.Future[bytes | None] = loop.create_future()
+        self._scrape(lambda data: report.done() or report.set_result(data))
+        data = await report
+        if data is None:
+            raise errors.unavailable("the broker is being restarted")
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(HostCollector(orjson.loads(data)))
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        address = request.get_extra_info("sockname")
+        if self._config.api.page == "loopback" and not is_loopback(address[0]):
+            raise errors.not_found(request.path)
+        name, content_type = _PAGE_FILES[request.path]
+        body = (resources.files("fastpush") / "web" / name).read_bytes()
+        return web.Response(body=body, content_type=content_type, charset="utf-8", headers=_PAGE_HEADERS)
+
+
+def _body_too_large(most: int) -> RequestError:
+    return errors.too_large(f"body is larger than {most} bytes ([limits] push_body_bytes)")
+
+
+async def _ask(endpoint: Endpoint, body: bytes) -> Outcome | RequestError:
+    future: asyncio.Future[Outcome | RequestError] = asyncio.get_running_loop().create_future()
+    endpoint(body, lambda outcome: None if future.done() else future.set_result(outcome))
+    return await future
+
+
+def _response(request: web.BaseRequest, outcome: Outcome | RequestError) -> web.Response:
+    as_json = wants_json({"accept": request.headers.get("Accept", "")})
+    # Nobody asks for unknown paths in a form of ours: programs get JSON, S0 knows no 404.
+    is_404 = isinstance(outcome, RequestError) and outcome.status == 404
+    reply = render(outcome, as_json=as_json or is_404)
+    return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+
+
+class HostCollector(Collector):
+    """Renders one report of the broker: every figure per worker, dead workers' counts as worker="gone"."""
+
+    def __init__(self, report: Mapping[str, Any]) -> None:
+        self._report = report
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family of the report."""
+        by_worker = {
+            number: {**snapshot.get("counters", {}), **snapshot.get("gauges", {})}
+            for number, snapshot in self._report["workers"].items()
+        }
+        if self._report["departed"]:
+            by_worker["gone"] = self._report["departed"]
+        yield from _families(metrics.WORKER_METRICS, by_worker, ("worker",))
+        yield from _families(metrics.BROKER_METRICS, {"": self._report["broker"]}, ())
+
+
+def _families(
+    table: Mapping[str, metrics.Metric], sources: Mapping[str, Mapping[str, int]], source_label: tuple[str, ...]
+) -> Iterator[Metric]:
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for attribute, metric in table.items():
+        labels = (*source_label, metric.label) if metric.label else source_label
+        family = families.get(metric.name)
+        if family is None:
+            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = families[metric.name] = kind(metric.name, metric.meaning, labels=labels)
+        for source, figures in sources.items():
+            if attribute in figures:
+                values = (source,) if source_label else ()
+                family.add_metric((*values, metric.value) if metric.label else values, figures[attribute])
+    yield from families.values()

@@ -1,0 +1,66 @@
+"""Who a client is, and who may push: one file a mode, one contract for all.
+
+    token ─► TokenAuth.authenticate ─► Identity | TokenRejected (401 / 4501) | AuthUnavailable (503 / 1013)
+    head  ─► PushAuth.authorize     ─► True | False (401)                    | AuthUnavailable (503)
+
+    contract.py    Identity, the two protocols, what every mode checks
+    tables.py      token-is-user, static                    answers at once
+    jwt.py         signed tokens; jwks.py keeps a key set   answers at once while the key is known
+    webhook.py     asks a back-end; answers.py remembers    answers at once while remembered
+    python.py      the user's own function, for both sides
+    keys.py        [push] auth = "none" and "keys"          answers at once
+    outgoing.py    the HTTP client of jwks.py and webhook.py; complaints.py limits their log lines
+
+An answer that needs no I/O is returned (or raised) by the call itself; only the others
+are awaitables. No reason, log line or repr in here holds a token, a key or a header value.
+
+A reload makes new objects and closes the old: `close` lets calls under way finish.
+"""
+
+from fastpush.config import Config
+from fastpush.errors import ConfigError
+from fastpush.http.auth.contract import Identity, PushAuth, TokenAuth
+from fastpush.http.auth.jwt import JwtAuth
+from fastpush.http.auth.keys import KeysPushAuth, NoPushAuth
+from fastpush.http.auth.python import PythonPushAuth, PythonTokenAuth
+from fastpush.http.auth.tables import StaticAuth, TokenIsUser
+from fastpush.http.auth.webhook import WebhookAuth
+
+__all__ = ["Identity", "PushAuth", "TokenAuth", "push_auth", "token_auth"]
+
+
+def token_auth(config: Config) -> TokenAuth:
+    """Return what decides who a client is. Call in a worker, inside its running loop.
+
+    Raises: ConfigError: keys cannot be read, or the user's function cannot be imported.
+    """
+    auth, name_bytes = config.auth, config.limits.name_bytes
+    match auth.mode:
+        case "token-is-user":
+            return TokenIsUser(name_bytes)
+        case "static":
+            from fastpush.config import load_tokens
+
+            return StaticAuth(load_tokens(config), name_bytes)
+        case "jwt":
+            return JwtAuth(auth.jwt, name_bytes)
+        case "webhook":
+            return WebhookAuth(auth.webhook, name_bytes)
+        case "python":
+            return PythonTokenAuth(auth.python, name_bytes)
+    raise ConfigError(f"[auth] mode: {auth.mode!r} is unknown")
+
+
+def push_auth(config: Config) -> PushAuth:
+    """Return what decides who may push. Call in a worker, inside its running loop.
+
+    Raises: ConfigError: there is no key, or the user's function cannot be imported.
+    """
+    match config.push.auth:
+        case "none":
+            return NoPushAuth()
+        case "keys":
+            return KeysPushAuth(config.push.keys)
+        case "python":
+            return PythonPushAuth(config.push.callable, config.auth.python)
+    raise ConfigError(f"[push] auth: {config.push.auth!r} is unknown")

@@ -1,0 +1,84 @@
+"""What every way to authenticate offers, and what all of them check alike."""
+
+from collections.abc import Awaitable, Mapping
+from datetime import UTC, datetime
+from typing import Protocol
+
+import msgspec
+
+from fastpush.errors import TokenRejected
+
+MAX_TOKEN_BYTES = 8192  # of tokens that are parsed here or sent on; a request head is not much larger
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Whom a token names. expires_at: unix seconds, or None for never."""
+
+    user: str
+    expires_at: float | None = None
+
+
+class TokenAuth(Protocol):
+    """Who a client is."""
+
+    def authenticate(self, token: str, headers: Mapping[str, str]) -> Identity | Awaitable[Identity]:
+        """Return whom `token` names; an awaitable only when somebody must be asked.
+
+        Args:   headers: the client's request headers, names in lower case.
+        Raises: TokenRejected: it names nobody.  AuthUnavailable: nobody can tell now. Either at once or when awaited.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let calls under way finish, then free what is held. Later calls may raise AuthUnavailable."""
+        ...
+
+
+class PushAuth(Protocol):
+    """Who may push."""
+
+    def authorize(self, headers: Mapping[str, str]) -> bool | Awaitable[bool]:
+        """Return whether a request with these headers (names in lower case) may push.
+
+        Raises: AuthUnavailable: nobody can tell now. Either at once or when awaited.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let calls under way finish, then free what is held. Later calls may raise AuthUnavailable."""
+        ...
+
+
+def check_present(token: str) -> None:
+    """Raise TokenRejected for an empty token, whatever the mode would make of it."""
+    if not token:
+        raise TokenRejected("token is empty")
+
+
+def check_size(token: str) -> None:
+    """Raise TokenRejected for a token of more than MAX_TOKEN_BYTES characters."""
+    if len(token) > MAX_TOKEN_BYTES:
+        raise TokenRejected(f"token is longer than {MAX_TOKEN_BYTES} bytes")
+
+
+def identity(user: str, expires_at: float | None, name_bytes: int) -> Identity:
+    """Return the Identity of `user`, which is not empty (S0-15) and at most `name_bytes` of UTF-8."""
+    if not user:
+        raise TokenRejected("token names an empty user")
+    try:
+        size = len(user) if user.isascii() else len(user.encode())
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and UTF-8 cannot
+        size = -1
+    if size < 0:
+        raise TokenRejected("token names a user that is not valid Unicode")
+    if size > name_bytes:
+        raise TokenRejected(f"token names a user of more than {name_bytes} bytes")
+    return Identity(user, expires_at)
+
+
+def date(unix_seconds: float) -> str:
+    """Return the time for people; a number where no calendar has that day."""
+    try:
+        return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        return f"{unix_seconds:g}"

@@ -1,0 +1,204 @@
+"""The user's own function decides who a client is or who may push.
+
+It is async and runs on the worker's loop, or it is not and runs in a few threads. Either way
+no more than `threads + queue` calls are under way; then the answer is "unavailable".
+An exception in it is a fault of the service, not of the client: the stack is logged, without
+the exception's text (which may quote the token), and the answer is "unavailable" too.
+A module is imported once in a worker's life: a reload does not read it again.
+"""
+
+import asyncio
+import importlib
+import inspect
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastpush.config import PythonAuth
+from fastpush.errors import AuthUnavailable, ConfigError, TokenRejected
+from fastpush.http.auth.complaints import Complaints
+from fastpush.http.auth.contract import Identity, check_present, date, identity
+
+
+class PythonTokenAuth:
+    """[auth] mode = "python": function(token, headers) returns the user id.
+
+    Or (user id, expires_at), or (user id, ok) as in S0-10; anything false names nobody.
+    """
+
+    def __init__(self, python: PythonAuth, name_bytes: int, wall_clock: Callable[[], float] = time.time) -> None:
+        self._function = UserFunction(python.callable, "[auth.python] callable", "auth function", python)
+        self._name_bytes = name_bytes
+        self._wall_clock = wall_clock
+
+    def authenticate(self, token: str, headers: Mapping[str, str]) -> Awaitable[Identity]:
+        check_present(token)
+        return self._authenticate(token, dict(headers))
+
+    async def close(self) -> None:
+        await self._function.close()
+
+    async def _authenticate(self, token: str, headers: dict[str, str]) -> Identity:
+        result = await self._function.call(token, headers)
+        user, expires_at = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+        if isinstance(expires_at, bool):
+            user, expires_at = (user if expires_at else None), None
+        if not user:
+            raise TokenRejected("the auth function rejected the token")
+        if not isinstance(user, str):
+            raise self._function.wrong_type(user, "a user id, None or (user id, expires_at)")
+        if expires_at is not None:
+            if not isinstance(expires_at, int | float) or not math.isfinite(expires_at):
+                raise self._function.wrong_type(expires_at, "unix seconds or None as expires_at")
+            if expires_at <= self._wall_clock():
+                raise TokenRejected(f"token expired at {date(expires_at)}")
+        return identity(user, expires_at, self._name_bytes)
+
+
+class PythonPushAuth:
+    """[push] auth = "python": function(headers) returns True or False (S0-19)."""
+
+    def __init__(self, callable_name: str, python: PythonAuth) -> None:
+        self._function = UserFunction(callable_name, "[push] callable", "push auth function", python)
+
+    def authorize(self, headers: Mapping[str, str]) -> Awaitable[bool]:
+        return self._authorize(dict(headers))
+
+    async def close(self) -> None:
+        await self._function.close()
+
+    async def _authorize(self, headers: dict[str, str]) -> bool:
+        result = await self._function.call(headers)
+        if not isinstance(result, bool):  # a truthy accident must not open the door
+            raise self._function.wrong_type(result, "True or False")
+        return result
+
+
+class UserFunction:
+    """A function of the user's, bounded in calls and harmless in failure.
+
+    name: "package.module:function".  key: the setting it comes from.  role: what clients hear it called.
+    """
+
+    def __init__(self, name: str, key: str, role: str, python: PythonAuth) -> None:
+        self._function = import_function(name, key)
+        self._role = role
+        self._complaints = Complaints(logging.getLogger(__name__))
+        self._most_under_way = python.threads + python.queue
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+        self._threads = (
+            None if _is_async(self._function) else ThreadPoolExecutor(python.threads, role.replace(" ", "-"))
+        )
+
+    async def call(self, *arguments: Any) -> Any:
+        """Return what the function returns.
+
+        Raises: AuthUnavailable: it failed, or too many calls are under way.
+                TokenRejected, AuthUnavailable: the function raised this itself; its text is replaced.
+        """
+        if self._closed:
+            raise AuthUnavailable(f"the {self._role} is being reloaded")
+        if self._under_way >= self._most_under_way:
+            self._complaints.add(f"{self._role} unavailable", "too many calls are waiting")
+            raise AuthUnavailable(f"too many calls wait for the {self._role}")
+        if self._threads is None:
+            result, error = await self._counted(self._function, arguments)
+        else:
+            self._enter()
+            # A caller that goes away does not take its call out of the pool's queue: the call
+            # counts until a thread is done with it, so that the queue's length stays bounded.
+            thread = asyncio.wrap_future(self._threads.submit(_call, self._function, arguments))
+            thread.add_done_callback(lambda _: self._leave())
+            result, error = await asyncio.shield(thread)
+            if error is None and inspect.isawaitable(result):
+                result, error = await self._counted(_value, (result,))
+        if error is not None:
+            raise self._failure(error)
+        return result
+
+    def wrong_type(self, result: object, wanted: str) -> AuthUnavailable:
+        """Log that the function returned something else than `wanted`; return what to raise."""
+        self._complaints.add(f"{self._role} failed", f"returned {type(result).__name__} instead of {wanted}")
+        return AuthUnavailable(f"the {self._role} failed")
+
+    async def close(self) -> None:
+        """Wait for the calls under way; one that never ends keeps only this waiting, and its thread."""
+        self._closed = True
+        await self._idle.wait()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+
+    async def _counted(
+        self, function: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...]
+    ) -> tuple[Any, BaseException | None]:
+        self._enter()
+        try:
+            return await function(*arguments), None
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (theirs; SystemExit would end the worker's loop)
+            return None, error
+        finally:
+            self._leave()
+
+    def _failure(self, error: BaseException) -> TokenRejected | AuthUnavailable:
+        """Return what to raise. The text is ours: the function's own could hold the token."""
+        if isinstance(error, TokenRejected):
+            return TokenRejected(f"the {self._role} rejected the token")
+        if isinstance(error, AuthUnavailable):
+            return AuthUnavailable(f"the {self._role} is unavailable")
+        self._complaints.add(f"{self._role} failed", f"raised {type(error).__name__}", error)
+        return AuthUnavailable(f"the {self._role} failed")
+
+    def _enter(self) -> None:
+        self._under_way += 1
+        self._idle.clear()
+
+    def _leave(self) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle.set()
+
+
+def import_function(name: str, key: str) -> Callable[..., Any]:
+    """Return the function that "package.module:function" names.
+
+    Raises: ConfigError: says which part of the name is wrong, or how the import failed.
+    """
+    module_name, _, path = name.partition(":")
+    if not module_name or not path:
+        raise ConfigError(f'{key} must be "package.module:function", found {name!r}')
+    try:
+        found: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # the module's own code runs here
+        missing = isinstance(error, ModuleNotFoundError) and error.name and module_name.startswith(error.name)
+        hint = "; install it or name its folder in PYTHONPATH" if missing else ""
+        raise ConfigError(f"{key}: cannot import {module_name}: {type(error).__name__}: {error}{hint}") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"{key}: {module_name} has no {path}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ConfigError(f"{key}: {name} is {type(found).__name__}, not a function")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
+    """Return result or exception as a value: a future cannot carry StopIteration, and SystemExit ends the loop."""
+    try:
+        return function(*arguments), None
+    except BaseException as error:  # noqa: BLE001 (handed to the loop as a value)
+        return None, error
+
+
+async def _value(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable

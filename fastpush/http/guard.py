@@ -1,0 +1,74 @@
+"""Who may speak to this server at all: open mode, Host and Origin.
+
+Open mode is a server without authentication ([auth] mode = "token-is-user" or [push]
+auth = "none"). It serves programs of this machine only: what came through a proxy, was
+sent to another host's name (DNS rebinding) or by another site's page is refused.
+"""
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from fastpush.errors import RequestError, forbidden
+
+_FORWARDING = ("forwarded", "x-forwarded-", "via")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, without port, names this machine alone."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def host_name(host: str) -> str:
+    """Return a Host header's name without its port; "" when it is malformed."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+class Guard:
+    """Decides by a request's headers.
+
+    open_keys: settings that leave the server open, as config.open_keys names them; empty: not open.
+    origins:   origins of pages that may connect beside the same host; "*" allows all.
+    """
+
+    def __init__(self, open_keys: Sequence[str], origins: Sequence[str]) -> None:
+        self._open_keys = " and ".join(open_keys)
+        self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
+
+    def refusal(self, headers: Mapping[str, str]) -> RequestError | None:
+        """Return why a request must not be served, or None. For every request, before dispatch."""
+        if not self._open_keys:
+            return None
+        for name in headers:
+            if name.startswith(_FORWARDING):
+                return self._refuse(f"it came through a proxy ({name})")
+        host = headers.get("host", "")
+        if not is_loopback(host_name(host)):
+            return self._refuse("its Host is not a loopback address")
+        origin = headers.get("origin")
+        if origin is not None and not _is_same(origin, host):
+            return self._refuse("it was sent by another site's page (Origin)")
+        return None
+
+    def _refuse(self, why: str) -> RequestError:
+        return forbidden(f"refused because {why} and this server is open: set {self._open_keys}")
+
+    def allows_origin(self, headers: Mapping[str, str]) -> bool:
+        """Whether a WebSocket may be opened: no Origin (an app), the same host, or a configured one."""
+        origin = headers.get("origin")
+        if origin is None or _is_same(origin, headers.get("host", "")):
+            return True
+        return "*" in self._origins or origin.lower() in self._origins
+
+
+def _is_same(origin: str, host: str) -> bool:
+    scheme, _, rest = origin.lower().partition("://")
+    return scheme in {"http", "https"} and rest == host.lower() and bool(rest)

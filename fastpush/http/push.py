@@ -1,0 +1,166 @@
+"""The back-ends' requests: push, push to everybody, drop. Nothing here knows how HTTP is spoken.
+
+The lean protocol (worker/dispatch.py) and the aiohttp application (http/app.py) both
+call PushService with a body and render what it answers with `render`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import orjson
+
+from fastpush.config import Limits
+from fastpush.errors import RequestError, illegal_request, too_large, unavailable, unknown_outcome
+from fastpush.metrics import Counters
+from fastpush.protocol import push as protocol
+from fastpush.protocol.bus import Result, Status, encode_publication
+from fastpush.protocol.frames import text_frame
+from fastpush.state.send_queue import ENTRY_BYTES
+
+PUBLICATION_KEYS_MAX = 65535
+
+
+class Outcome(NamedTuple):
+    """A push or drop that the broker took.
+
+    sent: connections reached.  unconfirmed: workers whose count is missing from it.
+    """
+
+    sent: int
+    unconfirmed: int
+
+
+class Reply(NamedTuple):
+    """What goes back over HTTP."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+OnOutcome = Callable[[Outcome | RequestError], None]
+Ask = Callable[[bytes, Callable[[Result], None]], None]  # raises RequestError 503 when not handed over
+
+
+class PushService:
+    """Validates requests and hands them to the broker.
+
+    publish, drop: hand a body to the broker; the callback gets its result later, exactly once.
+    """
+
+    def __init__(self, limits: Limits, counters: Counters, *, publish: Ask, drop: Ask) -> None:
+        self._limits = limits
+        self._counters = counters
+        self._publish = publish
+        self._drop = drop
+
+    def push(self, body: bytes, on_outcome: OnOutcome) -> None:
+        """Push to one user or several.
+
+        Raises: RequestError, when nobody receives it; else `on_outcome` is called once, later.
+        """
+        limits = self._limits
+        try:
+            users, event, message = protocol.parse_push(
+                body, name_bytes=limits.name_bytes, push_users=limits.push_users
+            )
+            keys = [protocol.user_key(user, event) for user in users]
+            self._send(keys, event, message, on_outcome)
+        except RequestError as error:
+            self._count_refusal(error)
+            raise
+
+    def push_all(self, body: bytes, on_outcome: OnOutcome) -> None:
+        """Push to every registered connection; as `push`."""
+        try:
+            event, message = protocol.parse_push_all(body, name_bytes=self._limits.name_bytes)
+            self._send([protocol.EVERYBODY], event, message, on_outcome)
+        except RequestError as error:
+            self._count_refusal(error)
+            raise
+
+    def drop(self, body: bytes, on_outcome: OnOutcome) -> None:
+        """Close a user's connections; as `push`."""
+        user, event = protocol.parse_drop(body, name_bytes=self._limits.name_bytes)
+        self._drop(orjson.dumps([user, event]), lambda result: on_outcome(_outcome(result)))
+
+    def _send(self, keys: list[bytes], event: str, message: str, on_outcome: OnOutcome) -> None:
+        frame = text_frame(message.encode())
+        if len(frame) + ENTRY_BYTES > self._limits.send_queue_bytes:
+            most = self._limits.send_queue_bytes
+            raise too_large(f"message is larger than a send queue ([limits] send_queue_bytes = {most})")
+        if len(keys) > PUBLICATION_KEYS_MAX:
+            raise illegal_request(f"userId has {len(keys)} entries, at most {PUBLICATION_KEYS_MAX} are allowed")
+
+        def on_result(result: Result) -> None:
+            outcome = _outcome(result)
+            self._count(outcome)
+            on_outcome(outcome)
+
+        self._publish(encode_publication(keys, event.encode(), frame), on_result)
+
+    def _count(self, outcome: Outcome | RequestError) -> None:
+        counters = self._counters
+        if isinstance(outcome, RequestError):
+            self._count_refusal(outcome)
+        elif outcome.unconfirmed:
+            counters.pushes_unconfirmed += 1
+        else:
+            counters.pushes_delivered += 1
+
+    def _count_refusal(self, error: RequestError) -> None:
+        counters = self._counters
+        if error.status == 503:
+            counters.pushes_unavailable += 1
+        elif error.status == 504:
+            counters.pushes_unknown += 1
+        else:
+            counters.pushes_refused += 1
+
+
+def _outcome(result: Result) -> Outcome | RequestError:
+    match result.status:
+        case Status.DONE:
+            return Outcome(result.sent, result.unconfirmed)
+        case Status.NOT_READY:
+            return unavailable("the broker is being restarted; nobody received the push")
+        case Status.OVERLOADED:
+            return unavailable("a worker is overloaded; nobody received the push")
+        case _:
+            return unknown_outcome()
+
+
+def wants_json(headers: Mapping[str, str]) -> bool:
+    """Whether a request asks for the JSON form of replies."""
+    return "application/json" in headers.get("accept", "")
+
+
+_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
+_JSON = (("Content-Type", "application/json"),)
+
+
+def render(outcome: Outcome | RequestError, *, as_json: bool) -> Reply:
+    """Return the reply: the S0 form, or JSON for who asked for it."""
+    if isinstance(outcome, RequestError):
+        return _render_error(outcome, as_json=as_json)
+    if not as_json:
+        return Reply(200, _TEXT, b"message sent to %d clients" % outcome.sent)
+    body: dict[str, int] = {"sent": outcome.sent}
+    if outcome.unconfirmed:
+        body["unconfirmed"] = outcome.unconfirmed
+    return Reply(200, _JSON, orjson.dumps(body))
+
+
+def _render_error(error: RequestError, *, as_json: bool) -> Reply:
+    headers = (("X-Fastpush-Error", header_text(error.reason)), *error.headers)
+    if as_json:
+        body = {"error": {"code": error.code, "message": error.reason}}
+        return Reply(error.status, (*_JSON, *headers), orjson.dumps(body))
+    if not error.text:
+        return Reply(error.status, headers, b"")
+    return Reply(error.status, (*_TEXT, *headers), error.text.encode())
+
+
+def header_text(text: str) -> str:
+    """Return `text` as a header value: one line of printable ASCII, at most 200 characters."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text[:200])

@@ -1,0 +1,205 @@
+"""Messages on the control bus between workers and broker.
+
+    ┌────────────┬─────────┬────────────┬───────────────┐
+    │ u32 length │ u8 type │ u64 number │ body          │   little-endian; length counts
+    └────────────┴─────────┴────────────┴───────────────┘   type, number and body
+
+`number` ties an answer to its question and is chosen by whoever asks:
+
+    worker -> broker                                broker -> worker
+    HELLO        number of the worker process       WELCOME      body: epoch
+    SUBSCRIBE    announcement, 0 in a table; key    SUBSCRIBED   all announcements up to this one
+    UNSUBSCRIBE  0; body: key
+    COMPLETE     announcement: the key table is sent   (answered by SUBSCRIBED)
+    PUBLISH      request; body: publication         DELIVER      publication number; same body
+    DROP         request; body: JSON                CLOSE        publication number; same body
+    COUNT        publication number; u32            RESULT       request; status, sent, unconfirmed
+    SCRAPE       request                            MEASURE      scrape
+    SNAPSHOT     scrape or 0; body: JSON            REPORT       request; body: JSON
+
+A publication's body is made once, by the worker that took the push, and travels
+unchanged: keys, event, and the WebSocket frame that receivers write as it is.
+"""
+
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+from fastpush.errors import FastpushError
+
+HELLO, SUBSCRIBE, UNSUBSCRIBE, COMPLETE, PUBLISH, DROP, COUNT, SCRAPE, SNAPSHOT = range(1, 10)
+WELCOME, SUBSCRIBED, DELIVER, CLOSE, RESULT, MEASURE, REPORT = range(65, 72)
+
+_HEAD = struct.Struct("<IBQ")
+_pack_head = _HEAD.pack
+_HEAD_BYTES = _HEAD.size
+_LENGTH_BYTES = 4
+_pack_key_count = struct.Struct("<HI").pack
+_pack_u32 = struct.Struct("<I").pack
+_unpack_u32 = struct.Struct("<I").unpack_from
+_unpack_key_count = struct.Struct("<HI").unpack_from
+_RESULT = struct.Struct("<BIH")
+_EPOCH = struct.Struct("<Q")
+
+
+class BusError(FastpushError):
+    """The other side sent something that is no bus message; the link is of no use."""
+
+
+class Status(IntEnum):
+    """What became of a push or drop, as the broker tells the worker that asked."""
+
+    DONE = 0
+    NOT_READY = 1  # the broker still waits for key tables; nobody received it
+    OVERLOADED = 2  # a worker's link is over its bound; nobody received it
+    UNKNOWN = 3  # the broker was lost before it answered; set by the asking worker itself
+
+
+class Result(NamedTuple):
+    """The outcome of one push or drop.
+
+    sent: connections that took it.  unconfirmed: workers that did not count in time.
+    """
+
+    status: Status
+    sent: int
+    unconfirmed: int
+
+
+class Publication(NamedTuple):
+    """One push on its way: routing keys, event (UTF-8) and prebuilt frame."""
+
+    keys: list[bytes]
+    event: bytes
+    frame: bytes
+
+
+def encode(kind: int, number: int, body: bytes = b"") -> bytes:
+    """Return one whole message."""
+    return _pack_head(len(body) + 9, kind, number) + body
+
+
+def encode_head(kind: int, number: int, body_bytes: int) -> bytes:
+    """Return a message's head, for a body that is written right behind it."""
+    return _pack_head(body_bytes + 9, kind, number)
+
+
+def encode_publication(keys: list[bytes], event: bytes, frame: bytes) -> bytes:
+    """Return a publication's body. Bounds: 65,535 keys; the caller limits their length."""
+    if len(keys) == 1:
+        key = keys[0]
+        return b"".join((_pack_key_count(1, len(key)), key, _pack_u32(len(event)), event, frame))
+    parts = [_pack_key_count(len(keys), len(keys[0])), keys[0]]
+    for key in keys[1:]:
+        parts += (_pack_u32(len(key)), key)
+    parts += (_pack_u32(len(event)), event, frame)
+    return b"".join(parts)
+
+
+def decode_keys(body: bytes) -> list[bytes]:
+    """Return a publication's keys without touching the rest."""
+    count, size = _unpack_key_count(body)
+    if count == 1:
+        return [body[6 : 6 + size]]
+    return _walk_keys(body, count)[0]
+
+
+def decode_publication(body: bytes) -> Publication:
+    """Return what `encode_publication` was given; the frame is the one copy made."""
+    count, size = _unpack_key_count(body)
+    if count == 1:
+        at = 6 + size
+        keys = [body[6:at]]
+    else:
+        keys, at = _walk_keys(body, count)
+    (size,) = _unpack_u32(body, at)
+    start = at + 4 + size
+    return Publication(keys, body[at + 4 : start], body[start:])
+
+
+def _walk_keys(body: bytes, count: int) -> tuple[list[bytes], int]:
+    keys, at = [], 2
+    for _ in range(count):
+        (size,) = _unpack_u32(body, at)
+        at += 4
+        keys.append(body[at : at + size])
+        at += size
+    return keys, at
+
+
+def encode_count(publication: int, connections: int) -> bytes:
+    """Return a COUNT: so many connections of this worker took the publication."""
+    return _pack_head(13, COUNT, publication) + _pack_u32(connections)
+
+
+def decode_count(body: bytes) -> int:
+    """Return the connections of a COUNT."""
+    count: int = _unpack_u32(body)[0]
+    return count
+
+
+def encode_result(request: int, status: Status, sent: int, unconfirmed: int) -> bytes:
+    """Return a RESULT."""
+    return _pack_head(16, RESULT, request) + _RESULT.pack(status, sent, unconfirmed)
+
+
+def decode_result(body: bytes) -> Result:
+    """Return the outcome in a RESULT."""
+    status, sent, unconfirmed = _RESULT.unpack(body)
+    return Result(Status(status), sent, unconfirmed)
+
+
+def encode_epoch(epoch: int) -> bytes:
+    """Return the body of a WELCOME."""
+    return _EPOCH.pack(epoch)
+
+
+def decode_epoch(body: bytes) -> int:
+    """Return the epoch of a WELCOME."""
+    epoch: int = _EPOCH.unpack(body)[0]
+    return epoch
+
+
+class Decoder:
+    """Cuts a byte stream into messages; keeps at most one unfinished message.
+
+    A message longer than `message_bytes` raises BusError: both ends run the same
+    program, so it can only be garbage, and waiting for it would hold memory.
+    """
+
+    __slots__ = ("_message_bytes", "_partial")
+
+    def __init__(self, message_bytes: int) -> None:
+        self._message_bytes = message_bytes
+        self._partial = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
+        """Yield (type, number, body) for each message that `data` completes."""
+        if self._partial:
+            # bytearray grows in place: a large message in many reads is not copied at each.
+            self._partial += data
+            if len(self._partial) < _LENGTH_BYTES or len(self._partial) < self._need(self._partial):
+                return
+            data = bytes(self._partial)
+            self._partial.clear()
+        at, size = 0, len(data)
+        while at + _HEAD_BYTES <= size:
+            length, kind, number = _HEAD.unpack_from(data, at)
+            end = at + _LENGTH_BYTES + length
+            if end > size:
+                break
+            if length < _HEAD_BYTES - _LENGTH_BYTES:
+                raise BusError(f"message of {length} bytes on the bus, at least 9 expected")
+            yield kind, number, data[at + _HEAD_BYTES : end]
+            at = end
+        if at < size:
+            self._partial += data[at:]
+            if len(self._partial) >= _LENGTH_BYTES:
+                self._need(self._partial)
+
+    def _need(self, partial: bytearray) -> int:
+        length: int = _unpack_u32(partial)[0]
+        if length > self._message_bytes:
+            raise BusError(f"message of {length} bytes on the bus, at most {self._message_bytes} allowed")
+        return _LENGTH_BYTES + length

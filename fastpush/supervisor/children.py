@@ -1,0 +1,316 @@
+"""All child processes: who is alive, who has to go, which slot needs a process, who covers for it.
+
+    attend()  reads every channel, reaps, judges, covers, starts what is due: one turn of the supervisor's loop
+    drain()   from here on nothing is restarted: workers end first, then the broker, all before a deadline
+
+A connection that the kernel hashes to a slot whose process is gone would wait for the
+next one. So whenever a slot that has served is without a serving process, a living worker
+of another slot accepts from its sockets, from the moment the loss is noticed.
+"""
+
+import gc
+import logging
+import os
+import selectors
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fastpush.child import Context
+from fastpush.config import Config
+from fastpush.errors import StartError
+from fastpush.log import fields
+from fastpush.protocol import control
+from fastpush.supervisor.listeners import Listeners
+from fastpush.supervisor.process import Closable, Entry, Process, reap, spawn
+from fastpush.supervisor.slots import BROKER, CRASH_DEATHS, CRASH_SECONDS, CrashLoop, Slot
+
+log = logging.getLogger("fastpush.supervisor")
+
+LEAVE_SPARE_SECONDS = 1.0
+DRAIN_MARGIN_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What children run; each is called in a new process and returns its exit code."""
+
+    broker: Entry
+    worker: Entry
+
+
+class Children:
+    """Owns the processes of one server.
+
+    inherited: everything else a child has to close after its fork.
+    """
+
+    def __init__(
+        self,
+        entries: Entries,
+        listeners: Listeners,
+        bus_listener: socket.socket,
+        bus_path: str,
+        selector: selectors.BaseSelector,
+        inherited: Callable[[], list[Closable]],
+    ) -> None:
+        self._entries = entries
+        self._bus_listener = bus_listener
+        self._bus_path = bus_path
+        self._selector = selector
+        self._inherited = inherited
+        self._broker_slot = Slot(BROKER)
+        self._slots = [self._broker_slot, *(Slot(n, of_slot) for n, of_slot in enumerate(listeners.slots))]
+        self._processes: dict[int, Process] = {}
+        self._crash_loop = CrashLoop()
+        self._number = 0
+        self._drained_at: float | None = None
+
+    # What the supervisor asks
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    @property
+    def all_ready(self) -> bool:
+        """Whether every slot has a process that serves."""
+        return len({p.slot for p in self._processes.values() if p.is_serving}) == len(self._slots)
+
+    def deadline(self, config: Config) -> float:
+        """Return when `attend` has something to do, should nothing happen before."""
+        due = [slot.due for slot in self._slots if slot.due is not None] if self._drained_at is None else []
+        return min([*due, *(self._judged_at(p, config) for p in self._processes.values())], default=float("inf"))
+
+    def _judged_at(self, process: Process, config: Config) -> float:
+        return process.beat_at + config.server.hang_seconds if process.kill_at is None else process.kill_at
+
+    def status(self, now: float) -> list[dict[str, Any]]:
+        """Return what `fastpush status` shows, broker first."""
+        restarts = {slot.number: slot.restarts for slot in self._slots}
+        return [
+            process.named()
+            | {
+                "state": process.state,
+                "uptime_seconds": round(now - process.started, 3),
+                "restarts": restarts[process.slot],
+                "last_beat_ms": round((now - process.beat_at) * 1000),
+                "figures": process.figures,
+            }
+            for process in sorted(self._processes.values(), key=lambda p: (p.slot, p.number))
+        ]
+
+    # Orders
+
+    def tell(self, message: control.ToChild) -> None:
+        """Send `message` to every child."""
+        for process in self._processes.values():
+            process.send(message)
+
+    def grant_time(self, now: float) -> None:
+        """Forgive silence: it was the supervisor that did not listen."""
+        for process in self._processes.values():
+            process.beat_at = now
+
+    def drain(self, now: float, seconds: float) -> None:
+        """Have all children end within `seconds`: workers first, because the broker answers their last pushes."""
+        self._drained_at = now + seconds
+        margin = min(DRAIN_MARGIN_SECONDS, seconds / 4)
+        for worker in self._of_role("worker"):
+            if not worker.ready or seconds == 0:
+                worker.kill(now, "shutdown")  # it has no connections yet, or no time
+                continue
+            worker.send(control.Drain(seconds - 2 * margin))
+            worker.leaving = True
+            worker.kill_at = self._drained_at - margin
+
+    def kill(self, now: float) -> None:
+        """End all children at once."""
+        for process in self._processes.values():
+            process.kill(now, "killed")
+
+    # One turn
+
+    def attend(self, now: float, config: Config) -> None:
+        """Do all that is due.
+
+        Raises: StartError when processes die faster than they get ready.
+        """
+        ended = reap()
+        # A dead child's last messages count: whether it was ready decides about its restart, and a new
+        # broker must know every worker that was.
+        self.read_all(now)
+        for pid, cause in ended:
+            if process := self._processes.pop(pid, None):
+                self._bury(process, cause, now)
+        self._judge(now, config)
+        if self._drained_at is not None:
+            self._end_broker(now)
+            return
+        self._cover(now)
+        for slot in self._slots:
+            if slot.due is not None and slot.due <= now:
+                self._spawn(slot, now, config)
+
+    def read_all(self, now: float) -> None:
+        """Take every message that waits in a channel."""
+        for process in list(self._processes.values()):
+            self._read(process, now)
+
+    def _read(self, process: Process, now: float) -> None:
+        messages, is_open = process.read()
+        for message in messages:
+            match message:
+                case control.Beat():
+                    process.beat_at = now
+                    process.figures = message.figures
+                case control.Ready():
+                    process.beat_at = now
+                    process.ready = True
+                    self._slots[process.slot + 1].opened = True
+                    log.info("process ready", extra=fields(**process.named(), seconds=round(now - process.started, 3)))
+                case control.Leaving():
+                    self._let_go(process, now)
+                case control.Stalled():
+                    for worker in self._of_role("worker"):
+                        if worker.number == message.worker:
+                            worker.kill(now, "did not send its key table to the new broker")
+        if not is_open and process.channel.fileno() in self._selector.get_map():
+            self._selector.unregister(process.channel)
+
+    def _let_go(self, process: Process, now: float) -> None:
+        """A worker drains on its own account: replace it without counting a death."""
+        if process.leaving or process.kill_at is not None:
+            return
+        process.leaving = True
+        process.kill_at = now + message_seconds + LEAVE_SPARE_SECONDS
+        self._slots[process.slot + 1].due = now
+
+    def _bury(self, process: Process, cause: str, now: float) -> None:
+        """The one place where a child's end is noticed, explained and answered."""
+        if process.channel.fileno() in self._selector.get_map():
+            self._selector.unregister(process.channel)
+        process.channel.close()
+        expected = process.leaving or self._drained_at is not None
+        cause = f"{cause} ({process.reason})" if process.reason else cause
+        log.log(
+            logging.INFO if expected and not process.reason else logging.WARNING,
+            "process ended",
+            extra=fields(**process.named(), reason=cause, seconds=round(now - process.started, 3)),
+        )
+        for slot in self._slots:
+            if slot.coverer is process:
+                slot.coverer = None
+        if process.role == "worker":
+            for broker in self._of_role("broker"):
+                broker.send(control.Gone(process.number))
+        if expected:
+            return
+        self._slots[process.slot + 1].died(now)
+        if not process.ready and self._crash_loop.died_before_ready(process.role, now):
+            raise StartError(
+                f"the {process.role} process died {CRASH_DEATHS} times within {CRASH_SECONDS:g} seconds before it was "
+                f"ready, the last time with {cause}; its own log lines above say why, "
+                "and `fastpush check` tries the configuration"
+            )
+
+    def _judge(self, now: float, config: Config) -> None:
+        """End the children that hang, or did not end in the time they had."""
+        for process in self._processes.values():
+            if self._judged_at(process, config) > now:
+                continue
+            if process.kill_at is None:
+                silent = now - process.beat_at
+                log.error("process hangs", extra=fields(**process.named(), seconds=round(silent, 3)))
+                process.abort(now, f"silent for {silent:.1f} s")
+            else:
+                process.kill(now, "did not end in time")
+
+    def _cover(self, now: float) -> None:
+        """Let every opened slot be served: by its own process, else by another, else by one started at once."""
+        serving = {p.slot: p for p in self._of_role("worker") if p.is_serving}
+        loads = Counter(slot.coverer.number for slot in self._slots if slot.coverer)
+        for slot in self._slots[1:]:
+            if slot.number in serving:
+                if slot.coverer:
+                    slot.coverer.send(control.Uncover(slot.number))
+                slot.coverer = None
+            elif slot.opened and not (slot.coverer and slot.coverer.is_serving):
+                slot.coverer = self._choose(slot, serving.values(), loads)
+                if slot.coverer is None and slot.due is not None:
+                    slot.due = min(slot.due, now)
+
+    def _choose(self, slot: Slot, serving: Iterable[Process], loads: Counter[int]) -> Process | None:
+        descriptors = [listener.socket.fileno() for listener in slot.listeners]
+        for process in sorted(serving, key=lambda p: (loads[p.number], p.number)):
+            if process.send(control.Cover(slot.number), descriptors):
+                loads[process.number] += 1
+                log.info("slot covered", extra=fields(slot=slot.number, worker=process.number))
+                return process
+        return None
+
+    def _end_broker(self, now: float) -> None:
+        assert self._drained_at is not None
+        if any(True for _ in self._of_role("worker")):
+            return
+        for broker in self._of_role("broker"):
+            if not broker.leaving:
+                broker.leaving = True
+                broker.kill_at = max(now, self._drained_at)
+                broker.send(control.Drain(max(0.0, self._drained_at - now)))
+
+    # Starting
+
+    def start(self, now: float, config: Config) -> None:
+        """Fork the broker, then the workers.
+
+        What exists now is frozen, so that no collection in a child touches (and so copies) shared memory.
+        Raises: StartError when the host has no process or descriptor left.
+        """
+        gc.collect()
+        gc.freeze()
+        for slot in self._slots:
+            self._spawn(slot, now, config)
+            if slot.due is not None:
+                raise StartError(
+                    "the host lets no further process be started; lower [server] workers, or raise the limit of "
+                    "processes (`ulimit -u`, or TasksMax= in the systemd unit)"
+                )
+
+    def _spawn(self, slot: Slot, now: float, config: Config) -> None:
+        self._number += 1
+        number = self._number
+        is_broker = slot is self._broker_slot
+
+        def context(channel: socket.socket) -> Context:
+            return Context(
+                role="broker" if is_broker else "worker",
+                number=number,
+                slot=slot.number,
+                config=config,
+                channel=channel,
+                bus_path=self._bus_path,
+                listeners=slot.listeners,
+                bus_listener=self._bus_listener if is_broker else None,
+                workers=tuple(p.number for p in self._of_role("worker") if p.ready) if is_broker else (),
+            )
+
+        def others() -> list[Closable]:
+            foreign = [listener.socket for s in self._slots if s is not slot for listener in s.listeners]
+            bus = [] if is_broker else [self._bus_listener]
+            return [*self._inherited(), *foreign, *bus, *(p.channel for p in self._processes.values())]
+
+        try:
+            process = spawn(self._entries.broker if is_broker else self._entries.worker, context, others)
+        except OSError as error:
+            log.error("process not started", extra=fields(slot=slot.number, reason=os.strerror(error.errno or 0)))
+            slot.failed(now)
+            return
+        slot.started()
+        self._processes[process.pid] = process
+        self._selector.register(process.channel, selectors.EVENT_READ, lambda: None)  # `attend` reads all channels
+        log.debug("process started", extra=fields(**process.named(), restarts=slot.restarts))
+
+    def _of_role(self, role: str) -> Iterable[Process]:
+        return [process for process in self._processes.values() if process.role == role]

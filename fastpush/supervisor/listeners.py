@@ -1,0 +1,190 @@
+"""Listening TCP sockets: for each address one SO_REUSEPORT socket per worker slot, bound before any fork.
+
+SO_REUSEPORT would let a second server of the same user join the port and silently take
+a share of the connections. So each address is first bound without it, which fails
+if anybody listens there.
+"""
+
+import errno
+import os
+import resource
+import socket
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from fastpush.child import Listener, ListenerRole
+from fastpush.config import Config, check_exposure
+from fastpush.config import addresses as listen_addresses
+from fastpush.errors import StartError
+
+BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
+ADDRESSES_MAX = 16  # descriptors that fit into one Cover message
+DESCRIPTORS_SPARE = 64  # log, lock, control socket and its clients, modules being imported
+DESCRIPTORS_FEW = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    family: socket.AddressFamily
+    sockaddr: tuple[str, int] | tuple[str, int, int, int]
+    role: ListenerRole
+
+    def at_port(self, port: int) -> "_Address":
+        return _Address(self.family, (self.sockaddr[0], port, *self.sockaddr[2:]), self.role)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        host, port = self.sockaddr[:2]
+        return f"[{host}]:{port}" if self.family == socket.AF_INET6 else f"{host}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """All listening sockets.
+
+    slots:     one tuple of them per worker slot, in the same order in each.
+    addresses: what they are bound to.
+    port:      of the first address: the one the server is known by.
+    """
+
+    slots: tuple[tuple[Listener, ...], ...]
+    addresses: tuple[str, ...]
+    port: int
+
+    def close(self) -> None:
+        """Stop listening, as far as no child does."""
+        for listeners in self.slots:
+            for listener in listeners:
+                listener.socket.close()
+
+
+def worker_slots(config: Config) -> int:
+    """Return the number of worker slots: as configured, or one per core this process may run on."""
+    return config.server.workers or len(os.sched_getaffinity(0))
+
+
+def first_port(config: Config) -> int:
+    """Return the port that the server is known by; 0 when the kernel is to choose it."""
+    return listen_addresses(config.server.listen)[0][1]
+
+
+def bind(config: Config) -> Listeners:
+    """Bind and listen on every configured address, once per worker slot.
+
+    Port 0 becomes a free port, the same in every slot.
+    Raises: StartError naming the address and what to change; ConfigError for an open server that others can reach.
+    """
+    sockets: list[list[Listener]] = [[] for _ in range(worker_slots(config))]
+    addresses: list[_Address] = []
+    try:
+        for wanted in _addresses(config):
+            if any(other.family == wanted.family and other.sockaddr == wanted.sockaddr for other in addresses):
+                raise StartError(f"{wanted} is listed twice under listen")
+            address = wanted
+            _probe(address)
+            for listeners in sockets:
+                listeners.append(Listener(_listen(address, config.connections.socket_send_bytes), address.role))
+                address = wanted.at_port(listeners[-1].socket.getsockname()[1])
+            addresses.append(address)
+        # Again with what the kernel bound: a name such as localhost means what the host says it means.
+        public, inner = [str(a) for a in addresses if a.role != "api"], [str(a) for a in addresses if a.role == "api"]
+        check_exposure(replace(config, server=replace(config.server, listen=public), api=replace(config.api, listen=inner)))
+    except BaseException:
+        for listener in (listener for listeners in sockets for listener in listeners):
+            listener.socket.close()
+        raise
+    return Listeners(
+        slots=tuple(tuple(listeners) for listeners in sockets),
+        addresses=tuple(map(str, addresses)),
+        port=addresses[0].sockaddr[1],
+    )
+
+
+def _addresses(config: Config) -> list[_Address]:
+    api = listen_addresses(config.api.listen)
+    role: ListenerRole = "public" if api else "all"
+    found = [_resolve(host, port, role) for host, port in listen_addresses(config.server.listen)]
+    found += [_resolve(host, port, "api") for host, port in api]
+    if len(found) > ADDRESSES_MAX:
+        raise StartError(f"{len(found)} addresses under listen; {ADDRESSES_MAX} are allowed")
+    return found
+
+
+def _resolve(host: str, port: int, role: ListenerRole) -> _Address:
+    """Resolve a name to ONE address, IPv4 before IPv6; who wants both lists both."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise StartError(f"the host of listen address {host}:{port} is unknown: {error.strerror}") from error
+    family, _, _, _, sockaddr = min(found, key=lambda result: result[0] != socket.AF_INET)
+    return _Address(family, sockaddr, role)  # type: ignore[arg-type]
+
+
+def _probe(address: _Address) -> None:
+    """Fail if another program listens on `address`, even one that shares its port."""
+    if address.sockaddr[1] == 0:
+        return  # the kernel chooses a port that nobody has
+    with socket.socket(address.family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not stopped by connections still closing
+        _bind(probe, address)
+
+
+def _listen(address: _Address, send_bytes: int) -> socket.socket:
+    listener = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # Accepted sockets inherit both options below: no system call per connection.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if send_bytes:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
+        _bind(listener, address)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _bind(unbound: socket.socket, address: _Address) -> None:
+    if address.family == socket.AF_INET6:
+        # Otherwise [::] takes the port of every IPv4 address too, past the exposure check.
+        unbound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        unbound.bind(address.sockaddr)
+    except OSError as error:
+        raise StartError(_advice(error, address)) from error
+
+
+def _advice(error: OSError, address: _Address) -> str:
+    port = address.sockaddr[1]
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"{address} is already in use; `ss -ltnp 'sport = :{port}'` shows by which program"
+        case errno.EADDRNOTAVAIL:
+            return f"{address} is not an address of this host; `ip -brief address` lists those that are"
+        case errno.EACCES:
+            return (
+                f"{address} needs a privilege; choose a port from 1024 on, or give the service CAP_NET_BIND_SERVICE "
+                "(AmbientCapabilities= in its systemd unit)"
+            )
+        case _:
+            return f"cannot listen on {address}: {error.strerror}"
+
+
+def raise_descriptor_limit(slots: int, addresses: int) -> tuple[int, bool]:
+    """Raise this process's file-descriptor limit as far as it may; children inherit it.
+
+    Returns: the limit, and whether it is low for a server of connections.
+    Raises:  StartError when not even the listening sockets fit.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = hard if hard != resource.RLIM_INFINITY else 1 << 30
+    needed = slots * addresses + 2 * (slots + 1) + DESCRIPTORS_SPARE
+    if limit < needed:
+        raise StartError(
+            f"at most {limit} file descriptors are allowed, {slots} workers on {addresses} addresses need {needed}; "
+            "raise it (`ulimit -Hn`, or LimitNOFILE= in the systemd unit) or lower [server] workers"
+        )
+    return limit, limit < DESCRIPTORS_FEW

@@ -1,0 +1,93 @@
+"""What all connections of a worker share, and the one bound over all their send queues."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fastpush.config import Config
+from fastpush.fanout import Hub
+from fastpush.metrics import Counters
+from fastpush.worker.timers import TimerWheel, ticks
+
+if TYPE_CHECKING:
+    from fastpush.worker.connection import Connection
+
+
+class SendQueues:
+    """Bytes waiting for all clients of a worker.
+
+    Over `limit_bytes` the connections with the longest queues are closed, as many as
+    bring it a tenth below: one pass over the paused connections, at most once a turn.
+    """
+
+    def __init__(self, limit_bytes: int, hub: Hub) -> None:
+        self._limit_bytes = limit_bytes
+        self._hub = hub
+        self._relieving = False
+        self.queued_bytes = 0
+        self.paused: set[Connection] = set()
+
+    def grow(self, cost: int) -> None:
+        """Count `cost` bytes more; may mark slow connections, never changes a group."""
+        self.queued_bytes += cost
+        if self.queued_bytes > self._limit_bytes and not self._relieving:
+            self._relieve()
+
+    def shrink(self, cost: int) -> None:
+        """Count `cost` bytes less."""
+        self.queued_bytes -= cost
+
+    def _relieve(self) -> None:
+        self._relieving = True
+        asyncio.get_running_loop().call_soon(self._relieved)
+        excess = self.queued_bytes - self._limit_bytes * 9 // 10
+        for connection in sorted(self.paused, key=lambda paused: paused.queued_bytes, reverse=True):
+            if excess <= 0:
+                break
+            excess -= connection.queued_bytes
+            self._hub.mark_slow(connection)
+
+    def _relieved(self) -> None:
+        self._relieving = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionTicks:
+    """Times of `[connections]` and `[limits]` in ticks of the timer wheel."""
+
+    register_timeout: int
+    ping_interval: int
+    pong_timeout: int
+    close_timeout: int
+    head: int
+
+    @classmethod
+    def of(cls, config: Config) -> "ConnectionTicks":
+        """Round the configured seconds up to ticks."""
+        return cls(
+            register_timeout=ticks(config.limits.register_timeout_seconds),
+            ping_interval=ticks(config.connections.ping_interval_seconds),
+            pong_timeout=ticks(config.connections.pong_timeout_seconds),
+            close_timeout=ticks(config.connections.close_timeout_seconds),
+            head=ticks(config.server.head_seconds),
+        )
+
+
+@dataclass(slots=True)
+class Environment:
+    """The state of a worker that its connections use.
+
+    number: of this worker process.  clock: unix time in seconds.
+    """
+
+    number: int
+    config: Config
+    hub: Hub
+    wheel: TimerWheel
+    counters: Counters
+    send_queues: SendQueues
+    connection_ticks: ConnectionTicks
+    connections: "set[Connection]" = field(default_factory=set)
+    clock: Callable[[], float] = time.time

@@ -1,0 +1,283 @@
+"""A worker process: one uvloop loop that owns its clients' sockets.
+
+startup: the bus first, then the listeners, then Ready. shutdown: listeners closed,
+pushes in flight answered, clients closed with 1012, at most drain_seconds.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable
+
+import orjson
+import uvloop
+
+from fastpush import log as logs
+from fastpush.applications.echo import Echo
+from fastpush.applications.interface import Application
+from fastpush.applications.push import Push
+from fastpush.bus.client import BusClient, BusUnavailable
+from fastpush.child import LISTEN_BACKLOG, Channel, Context, Listener, beat_seconds, tune_collector
+from fastpush.config import Config, open_keys
+from fastpush.errors import CloseCode, unavailable
+from fastpush.fanout import Hub
+from fastpush.http.app import HttpApp
+from fastpush.http.auth import push_auth, token_auth
+from fastpush.http.guard import Guard
+from fastpush.http.push import PushService
+from fastpush.log import fields
+from fastpush.metrics import Counters
+from fastpush.protocol import control
+from fastpush.protocol.bus import Publication, Result
+from fastpush.worker.dispatch import HttpConnection
+from fastpush.worker.environment import ConnectionTicks, Environment, SendQueues
+from fastpush.worker.services import Services
+from fastpush.worker.timers import TICK_SECONDS, TimerWheel
+
+log = logging.getLogger("fastpush.worker")
+
+SNAPSHOT_TICKS = 10
+_ANSWER_MARGIN_SECONDS = 0.1  # the broker answers at confirm_ms; this is for when it cannot
+
+
+def run(context: Context) -> int:
+    """Serve until drained. Returns the exit code."""
+    logs.set_process(f"worker-{context.number}")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(Worker(context).serve())
+
+
+class Worker:
+    """Wires bus, hub, timers, HTTP and WebSocket together, and ends them in order."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._config = config = context.config
+        self._draining = asyncio.Event()
+        self._drain_seconds = config.server.drain_seconds
+        self._servers: dict[int, list[asyncio.Server]] = {}
+        self._bus = BusClient(
+            context.bus_path,
+            context.number,
+            queue_bytes=config.bus.queue_bytes,
+            answer_seconds=config.bus.confirm_ms / 1000 + _ANSWER_MARGIN_SECONDS,
+            deliver=self._deliver,
+            close_user=self._close_user,
+            key_table=lambda: self._hub.keys(),
+            measure=self._measure,
+        )
+        self._hub = Hub(self._bus.announce, self._bus.withdraw)
+        self._environment = Environment(
+            number=context.number,
+            config=config,
+            hub=self._hub,
+            wheel=TimerWheel(),
+            counters=Counters(),
+            send_queues=SendQueues(config.limits.worker_send_bytes, self._hub),
+            connection_ticks=ConnectionTicks.of(config),
+        )
+
+    async def serve(self) -> int:
+        """Startup, main loop, shutdown."""
+        await self._startup()
+        await self._main_loop()
+        await self._shutdown()
+        return 0
+
+    # -- startup -----------------------------------------------------------------
+
+    async def _startup(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._draining.set)
+        self._channel = Channel(self._context.channel, self._on_control, self._on_orphaned)
+        self._channel.open()
+        self._services = services = self._build_services(loop)
+        self._app = HttpApp(
+            self._config, services.push_service, lambda: services.push_auth, self._scrape, lambda: self._bus.epoch
+        )
+        services.http_server = await self._app.start()
+        self._bus.start()
+        tune_collector()
+        await self._listen(self._context.slot, self._context.listeners)
+        self._channel.send(control.Ready())
+        self._channel.beat(beat_seconds(self._config), self._figures)
+
+    def _build_services(self, loop: asyncio.AbstractEventLoop) -> Services:
+        config, environment = self._config, self._environment
+        push_service = PushService(config.limits, environment.counters, publish=self._publish, drop=self._drop)
+        services = Services(
+            environment=environment,
+            guard=Guard(open_keys(config), config.server.origins),
+            websocket_paths={},
+            push_path=config.server.push_path,
+            lean_body_bytes=config.limits.push_body_bytes,
+            push_auth=push_auth(config),
+            push_auth_is_sync=config.push.auth != "python",
+            push_service=push_service,
+            auth_headers=_auth_headers(config),
+            call_soon=loop.call_soon,
+        )
+        self._push = Push(self._hub, config.limits, environment.counters, token_auth(config), services.spawn)
+        paths: dict[str, Application] = {config.server.websocket_path: self._push}
+        if config.echo.enabled:
+            paths[config.echo.path] = Echo()
+        services.websocket_paths = paths
+        return services
+
+    async def _listen(self, slot: int, listeners: tuple[Listener, ...]) -> None:
+        loop = asyncio.get_running_loop()
+        self._servers[slot] = [
+            await loop.create_server(
+                lambda role=listener.role: HttpConnection(self._services, role),  # type: ignore[misc]
+                sock=listener.socket,
+                backlog=LISTEN_BACKLOG,
+            )
+            for listener in listeners
+        ]
+
+    # -- main loop ---------------------------------------------------------------
+
+    async def _main_loop(self) -> None:
+        """Let the clock tick until it is time to drain."""
+        self._tick()
+        await self._draining.wait()
+
+    def _tick(self) -> None:
+        """Advance all deadlines; the clock goes on through the drain."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(TICK_SECONDS, self._tick)
+        self._environment.wheel.advance()
+        self._bus.tick(loop.time())
+        if self._environment.wheel.now % SNAPSHOT_TICKS == 0:
+            self._bus.send_snapshot()
+
+    # -- shutdown ----------------------------------------------------------------
+
+    async def _shutdown(self) -> None:
+        """Stop accepting, answer what is under way, tell clients to come back, wait with a deadline."""
+        deadline = asyncio.get_running_loop().time() + self._drain_seconds
+        for slot in list(self._servers):
+            self._stop_accepting(slot)
+        http_connections, connections = self._services.http_connections, self._environment.connections
+        for http in list(http_connections):
+            http.drain()
+        await _until(lambda: not self._services.tasks and not self._bus.pending, deadline)
+        for connection in list(connections):
+            connection.close(CloseCode.SERVICE_RESTART, "server is restarting")
+        await _until(lambda: not connections and not http_connections, deadline)
+        log.info("drained", extra=fields(connections_left=len(connections) + len(http_connections)))
+        self._bus.send_snapshot()
+        self._bus.close()
+        await self._push.token_auth.close()
+        await self._services.push_auth.close()
+        await self._app.close()
+        self._channel.close()
+
+    def _stop_accepting(self, slot: int) -> None:
+        for server in self._servers.pop(slot, ()):
+            server.close()
+
+    # -- the supervisor's side -----------------------------------------------------
+
+    def _on_control(self, message: control.ToChild, descriptors: list[int]) -> None:
+        match message:
+            case control.Drain():
+                self._drain_seconds = message.seconds
+                self._draining.set()
+            case control.Reload():
+                self._reload(message.config)
+            case control.Cover():
+                roles = [listener.role for listener in self._context.listeners]
+                sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+                listeners = tuple(Listener(sock, role) for sock, role in zip(sockets, roles, strict=True))
+                self._services.spawn(self._listen(message.slot, listeners))
+            case control.Uncover():
+                self._stop_accepting(message.slot)
+            case _:
+                log.error("unexpected message from the supervisor", extra=fields(kind=type(message).__name__))
+
+    def _on_orphaned(self) -> None:
+        log.error("supervisor gone")
+        self._draining.set()
+
+    def _reload(self, config: Config) -> None:
+        """Take over keys, tokens and log level."""
+        logs.set_level(config.log.level)
+        logs.reopen()
+        services = self._services
+        old_token_auth, old_push_auth = self._push.token_auth, services.push_auth
+        self._push.token_auth = token_auth(config)
+        services.push_auth = push_auth(config)
+        services.push_auth_is_sync = config.push.auth != "python"
+        services.auth_headers = _auth_headers(config)
+        services.guard = Guard(open_keys(config), config.server.origins)
+        services.spawn(old_token_auth.close())
+        services.spawn(old_push_auth.close())
+        log.info("reloaded")
+
+    def _figures(self) -> dict[str, int]:
+        counters = self._environment.counters
+        return {
+            "connections": len(self._environment.connections),
+            "keys": len(self._hub),
+            "pushes": counters.pushes_delivered + counters.pushes_unconfirmed,
+            "deliveries": counters.deliveries,
+        }
+
+    # -- the bus's side ------------------------------------------------------------
+
+    def _publish(self, body: bytes, on_result: Callable[[Result], None]) -> None:
+        try:
+            self._bus.publish(body, on_result)
+        except BusUnavailable as error:
+            raise unavailable(f"{error}; nobody received the push") from None
+
+    def _drop(self, body: bytes, on_result: Callable[[Result], None]) -> None:
+        try:
+            self._bus.drop(body, on_result)
+        except BusUnavailable as error:
+            raise unavailable(f"{error}; nobody was dropped") from None
+
+    def _scrape(self, on_report: Callable[[bytes | None], None]) -> None:
+        try:
+            self._bus.scrape(on_report)
+        except BusUnavailable as error:
+            raise unavailable(str(error)) from None
+
+    def _deliver(self, publication: Publication) -> int:
+        count = self._hub.deliver(publication)
+        self._environment.counters.deliveries += count
+        return count
+
+    def _close_user(self, body: bytes) -> int:
+        user, event = orjson.loads(body)
+        found = self._hub.connections(user, event)
+        for connection in found:
+            connection.close(CloseCode.POLICY_VIOLATION, "dropped by the back-end")
+        return len(found)
+
+    def _measure(self) -> bytes:
+        """Return this worker's snapshot: every figure of metrics.WORKER_METRICS."""
+        environment = self._environment
+        gauges = {
+            "connections": len(environment.connections),
+            "registrations": len(self._hub),
+            "send_queue_bytes": environment.send_queues.queued_bytes,
+            "bus_queue_bytes": self._bus.queued_bytes,
+        }
+        return orjson.dumps({"counters": environment.counters.snapshot(), "gauges": gauges})
+
+
+async def _until(condition: Callable[[], bool], deadline: float) -> None:
+    """Return when `condition` holds, or at `deadline` of the loop's clock."""
+    loop = asyncio.get_running_loop()
+    while not condition() and loop.time() < deadline:
+        await asyncio.sleep(TICK_SECONDS / 4)
+
+
+def _auth_headers(config: Config) -> tuple[str, ...]:
+    """Return the request headers that a later registration by message is judged by."""
+    if config.auth.mode == "webhook":
+        return tuple(name.lower() for name in config.auth.webhook.headers)
+    return ()

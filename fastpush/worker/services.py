@@ -1,0 +1,66 @@
+"""What a worker's HTTP side shares: who serves which path, who may, and the date."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from fastpush.applications.interface import Application
+from fastpush.http.auth import PushAuth
+from fastpush.http.guard import Guard
+from fastpush.http.push import PushService
+from fastpush.worker.environment import Environment
+
+if TYPE_CHECKING:
+    from fastpush.worker.dispatch import HttpConnection
+
+log = logging.getLogger("fastpush.worker")
+
+
+@dataclass(slots=True)
+class Services:
+    """The state of a worker that its HTTP connections use.
+
+    auth_headers:      headers of an upgrade request that authentication looks at later.
+    lean_body_bytes:   a larger push goes to aiohttp.
+    push_auth_is_sync: whether a push may be authorized without waiting; else it goes to aiohttp.
+    """
+
+    environment: Environment
+    guard: Guard
+    websocket_paths: Mapping[str, Application]
+    push_path: str
+    lean_body_bytes: int
+    push_auth: PushAuth
+    push_auth_is_sync: bool
+    push_service: PushService
+    auth_headers: tuple[str, ...]
+    call_soon: Callable[..., object]
+    http_server: web.Server[Any] = field(init=False)
+    http_connections: "set[HttpConnection]" = field(default_factory=set)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _date: bytes = b""
+    _date_second: int = -1
+
+    def date_header(self) -> bytes:
+        """Return the Date header's line, made once a second."""
+        second = int(self.environment.clock())
+        if second != self._date_second:
+            self._date_second = second
+            self._date = f"Date: {formatdate(second, usegmt=True)}".encode()
+        return self._date
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` in the background; a failure is logged, never lost."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task failed", exc_info=error)

@@ -1,0 +1,89 @@
+"""Write config.toml from the schema: `python -m tools.config_toml > config.toml`.
+
+Every key stands there at its default, below a comment with its meaning, what is allowed, the default and whether
+SIGHUP takes a change over. A test compares the checked-in file with this output.
+"""
+
+import sys
+import textwrap
+from collections.abc import Iterator
+
+from fastpush.config.schema import Config, Key, Section, default_of, members, shown
+
+_WIDTH = 100
+_HEADER = """\
+Configuration of fastpush: every key, at its default. A key that is left out has its default too.
+
+This file is found by --config FILE, else as ./config.toml, else as /etc/fastpush/config.toml. `fastpush check` \
+says what is wrong with it, by line.
+
+Any key can be overridden by an environment variable FASTPUSH_<SECTION>_<KEY>: FASTPUSH_SERVER_LISTEN, \
+FASTPUSH_AUTH_JWT_JWKS_URL. Its text is read as a TOML value where that is allowed, else as a string. Other variables \
+that start with FASTPUSH_ are errors, except FASTPUSH_TEST_…, FASTPUSH_BENCH_… and what Kubernetes sets for a service of \
+this name. Options of the command line override both.
+
+The end of a name is its unit: _seconds (0.5 is allowed), _ms, _bytes. Live: `systemctl reload` (SIGHUP) takes a change \
+over. Restart: a restart does.
+
+Names of files are relative to the folder of this file, and ${NAME} in them is an environment variable, so that \
+"${CREDENTIALS_DIRECTORY}/NAME" is a systemd credential.
+
+As delivered the server asks nobody who they are, so it starts on loopback addresses only. For any other address set \
+[auth] mode and [push] auth."""
+
+
+def render() -> str:
+    """Return the text of config.toml."""
+    return "\n".join([*_comment(_HEADER), *_tables(Config, "")]) + "\n"
+
+
+def _tables(section: type[Section], table: str) -> Iterator[str]:
+    for name, member in members(section).items():
+        if not isinstance(member, Key):
+            yield from ("", "", *_comment(_summary(member)), f"[{table}{name}]", *_keys(member, f"{table}{name}."))
+            yield from _tables(member, f"{table}{name}.")
+
+
+def _keys(section: type[Section], table: str) -> Iterator[str]:
+    own = [member for member in members(section).values() if isinstance(member, Key)]
+    for key in own:
+        if not key.entries:
+            yield from ("", *_comment(f"{key.meaning}\n{_facts(key)}"), f"{key.name} = {shown(key.default)}")
+    for key in own:  # last: a table of the array ends the table it stands in
+        if key.entries:
+            yield from _example(key, key.entries, table)
+
+
+def _example(key: Key, entries: type[Section], table: str) -> Iterator[str]:
+    """Yield one entry of an array of tables, commented out: its default is that there is none."""
+    yield ""
+    yield from _comment(
+        f"{_summary(entries)} Default: none. {_change(key)}\n"
+        "Take the # in front of the lines without a space away, and repeat them for each further key."
+    )
+    yield f"#[[{table}{key.name}]]"
+    for member in members(entries).values():
+        if isinstance(member, Key):
+            yield from ("#", *_comment(f"{member.meaning}\n{_facts(member)}"), f"#{member.name} = {shown(member.default)}")
+
+
+def _summary(section: type[Section]) -> str:
+    return (section.__doc__ or "").strip().splitlines()[0]
+
+
+def _facts(key: Key) -> str:
+    return f"Allowed: {key.allowed}. Default: {default_of(key)}. {_change(key)}"
+
+
+def _change(key: Key) -> str:
+    return "Live." if key.live else "Restart."
+
+
+def _comment(text: str) -> Iterator[str]:
+    for paragraph in text.split("\n"):
+        lines = textwrap.wrap(paragraph, _WIDTH - 2, break_long_words=False, break_on_hyphens=False)
+        yield from (f"# {line}" for line in lines) if lines else ["#"]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())
