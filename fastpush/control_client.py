@@ -1,5 +1,6 @@
 """The commands' end of the control socket: one request, one reply."""
 
+import os
 import socket
 import time
 from typing import Any
@@ -38,7 +39,7 @@ def _exchange(path: str, line: bytes, deadline: float) -> bytes:
     reply = bytearray()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_left(deadline))
-        connection.connect(path)
+        connection.connect(os.fspath(path))
         connection.sendall(line)
         while not reply.endswith(b"\n") and len(reply) < REPLY_BYTES_MAX:
             connection.settimeout(_left(deadline))

@@ -14,16 +14,16 @@ _WIDTH = 100
 _HEADER = """\
 Configuration of fastpush: every key, at its default. A key that is left out has its default too.
 
-This file is found by --config FILE, else as ./config.toml, else as /etc/fastpush/config.toml. `fastpush check` \
-says what is wrong with it, by line.
+This file is found by --config FILE, else as ./config.toml, else as /etc/fastpush/config.toml. \
+`fastpush check` says what is wrong with it, by line.
 
 Any key can be overridden by an environment variable FASTPUSH_<SECTION>_<KEY>: FASTPUSH_SERVER_LISTEN, \
-FASTPUSH_AUTH_JWT_JWKS_URL. Its text is read as a TOML value where that is allowed, else as a string. Other variables \
-that start with FASTPUSH_ are errors, except FASTPUSH_TEST_…, FASTPUSH_BENCH_… and what Kubernetes sets for a service of \
-this name. Options of the command line override both.
+FASTPUSH_AUTH_JWT_JWKS_URL. Its text is read as a TOML value where that is allowed, else as a string. \
+Other variables that start with FASTPUSH_ are errors, except FASTPUSH_TEST_…, FASTPUSH_BENCH_… and what \
+Kubernetes sets for a service of this name. Options of the command line override both.
 
-The end of a name is its unit: _seconds (0.5 is allowed), _ms, _bytes. Live: `systemctl reload` (SIGHUP) takes a change \
-over. Restart: a restart does.
+The end of a name is its unit: _seconds (0.5 is allowed), _ms, _bytes. Live: `systemctl reload` (SIGHUP) \
+takes a change over. Restart: a restart does.
 
 Names of files are relative to the folder of this file, and ${NAME} in them is an environment variable, so that \
 "${CREDENTIALS_DIRECTORY}/NAME" is a systemd credential.
@@ -64,7 +64,8 @@ def _example(key: Key, entries: type[Section], table: str) -> Iterator[str]:
     yield f"#[[{table}{key.name}]]"
     for member in members(entries).values():
         if isinstance(member, Key):
-            yield from ("#", *_comment(f"{member.meaning}\n{_facts(member)}"), f"#{member.name} = {shown(member.default)}")
+            yield from ("#", *_comment(f"{member.meaning}\n{_facts(member)}"))
+            yield f"#{member.name} = {shown(member.default)}"
 
 
 def _summary(section: type[Section]) -> str:

@@ -7,6 +7,7 @@ who sends asks `is_full` first and tells its own caller when it is.
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import cast
 
 from fastpush.log import fields
 from fastpush.protocol import bus
@@ -41,8 +42,7 @@ class Link(asyncio.Protocol):
         self._call_soon = asyncio.get_running_loop().call_soon
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

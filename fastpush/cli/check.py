@@ -9,8 +9,8 @@ from fastpush.child import LISTEN_BACKLOG
 from fastpush.cli.common import EXIT_FAILED, config_option, fail, load_config
 from fastpush.config import Config, open_keys
 from fastpush.errors import FastpushError
-from fastpush.supervisor.listeners import probe
-from fastpush.supervisor.runtime import check_runtime_directory
+from fastpush.supervisor.listeners import bind, first_port
+from fastpush.supervisor.runtime import open_runtime
 
 _DESCRIPTORS_WANTED = 65536
 _SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
@@ -23,7 +23,7 @@ def check(config_path: str | None) -> None:
     config = load_config(config_path)
     click.echo("configuration  ok")
     failed = False
-    for name, test in (("address", probe), ("runtime dir", check_runtime_directory)):
+    for name, test in (("address", _address), ("runtime dir", _runtime_directory)):
         try:
             click.echo(f"{name:<14} {test(config)}")
         except FastpushError as error:
@@ -33,6 +33,18 @@ def check(config_path: str | None) -> None:
         click.echo(f"{name:<14} {verdict if fine else click.style(verdict, fg='yellow')}")
     if failed:
         fail("the server would not start", EXIT_FAILED)
+
+
+def _address(config: Config) -> str:
+    listeners = bind(config)
+    listeners.close()
+    return f"{', '.join(listeners.addresses)} can be bound"
+
+
+def _runtime_directory(config: Config) -> str:
+    runtime = open_runtime(config, first_port(config) or 0)
+    runtime.close()
+    return f"{runtime.directory} is free and can be written"
 
 
 def _authentication(config: Config) -> tuple[str, str, bool]:

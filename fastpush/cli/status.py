@@ -1,6 +1,7 @@
 """`fastpush status`: what the supervisor knows of its processes."""
 
 import json
+import os
 from typing import Any
 
 import click
@@ -8,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fastpush.cli.common import config_option, fail, load_config
-from fastpush.control_client import ask, find
-from fastpush.errors import FastpushError
+from fastpush.control_client import ControlError, ask
+from fastpush.supervisor.listeners import first_port
+from fastpush.supervisor.runtime import control_paths
 
 _TIMEOUT_SECONDS = 3.0
 
@@ -20,10 +22,12 @@ _TIMEOUT_SECONDS = 3.0
 def status(as_json: bool, config_path: str | None) -> None:
     """Show a running server's processes."""
     config = load_config(config_path)
+    paths = control_paths(config, first_port(config) or 0)
+    path = next(filter(os.path.exists, paths), paths[0])
     try:
-        reply = ask(find(config), {"command": "status"}, timeout=_TIMEOUT_SECONDS)
-    except (FastpushError, OSError) as error:
-        fail(f"no running server found: {error}")
+        reply = ask(path, {"command": "status"}, _TIMEOUT_SECONDS)
+    except ControlError as error:
+        fail(str(error))
     if as_json:
         click.echo(json.dumps(reply))
     else:

@@ -49,12 +49,13 @@ _FILE_BYTES = 64 * 1024 * 1024
 _REPORTED_PROBLEMS = 50
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 # Set by others under the same prefix: Kubernetes and Docker for a service or container of this name; the tests' own.
-_FOREIGN = re.compile(r"FASTPUSH_(TEST|BENCH)_.*|FASTPUSH_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)")
+_FOREIGN = re.compile(r"FASTPUSH_(TEST|BENCH)_.*|FASTPUSH_(KEY|TOKEN)|FASTPUSH_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)")
 _FOREIGN_PORT = re.compile(r"(tcp|udp)://")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _TOML_POSITION = re.compile(r" \(at (line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
 _TOML_HINTS = {
     "Invalid value": 'text needs quotes, as in name = "text"',
+    "Expected newline or end of document": "one key = value a line, and text needs quotes",
     "Invalid statement": "a line is key = value, [section] or # comment",
     "Cannot overwrite a value": "the same key stands above with another value",
     "Cannot declare": "the section has a heading already; put all its keys below one",
@@ -454,12 +455,12 @@ def key_lines(text: str) -> dict[Place, int]:
         while inner:
             (name, inner), *_ = inner.items()
             table = (*table, name)
+            lines.setdefault(table, number)
             if isinstance(inner, list):
                 counts[table] = counts.get(table, -1) + 1
                 inner = inner[0]
             if table in counts:
                 table = (*table, counts[table])
-            lines.setdefault(table, number)
         lines[table] = number
     return lines
 

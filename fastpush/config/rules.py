@@ -8,7 +8,7 @@ import binascii
 import re
 from collections import Counter
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -87,8 +87,9 @@ def parse_listen(text: str) -> tuple[str, int]:
         raise ConfigError(
             f"found {shown(text)}; the host must be an IP address of this machine or localhost ({hint})"
         ) from None
-    if bracketed != (address.version == 6):
-        right = f"[{address}]" if address.version == 6 else address
+    is_ipv6 = isinstance(address, IPv6Address)
+    if bracketed != is_ipv6:
+        right = f"[{address}]" if is_ipv6 else address
         raise ConfigError(f"found {shown(text)}; only IPv6 stands in brackets: write {shown(f'{right}:{port}')}")
     return str(address), int(port)
 
@@ -229,6 +230,9 @@ def _jwt_key_problems(place: Place, key: JwtKey) -> Iterator[Problem]:
         yield Problem((*place, given[1]), f"stands beside {given[0]}; give only one of them")
     elif not given:
         yield Problem((*place, "algorithm"), f"{shown(key.algorithm)} without a key; it {_takes(allowed)[6:]}")
+    elif key.secret_file:
+        # After a reload that chose another mode, whose files were not read: never verify with an empty secret.
+        yield Problem((*place, "secret_file"), "has not been read")
     elif key.secret and len(key.secret.encode()) < SECRET_BYTES:
         text = f"has {len(key.secret.encode())} bytes; HS256 needs at least {SECRET_BYTES}"
         yield Problem((*place, "secret"), f"{text}: `openssl rand -hex 32` makes one")

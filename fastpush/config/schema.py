@@ -41,7 +41,21 @@ _URL = 'a string "https://…" or "http://…"'
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One table of the configuration file; its docstring is the table's comment there."""
+    """One table of the configuration file; its docstring is the table's comment there.
+
+    Printed or logged it shows of a secret only that there is one.
+    """
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, self._printable(name, member)) for name, member in members(type(self)).items()]
+
+    def _printable(self, name: str, member: "Key | type[Section]") -> Any:
+        is_secret = isinstance(member, Key) and member.secret and not member.entries
+        value = getattr(self, name)
+        return "hidden" if is_secret and value else value
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
 class Server(Section, frozen=True):
@@ -61,9 +75,7 @@ class Server(Section, frozen=True):
         str,
         setting("Path to which back-ends push; the same path with /all added reaches everybody.", form=_PATH),
     ] = "/push"
-    drop_path: Annotated[
-        str, setting("Path on which back-ends close the connections of a user.", form=_PATH)
-    ] = "/drop"
+    drop_path: Annotated[str, setting("Path on which back-ends close the connections of a user.", form=_PATH)] = "/drop"
     origins: Annotated[
         list[str],
         setting(
@@ -82,13 +94,14 @@ class Server(Section, frozen=True):
     hang_seconds: Annotated[
         float, setting("A worker or broker that is silent for so long is killed and replaced.", ge=1, le=600)
     ] = 10
-    drain_seconds: Annotated[
-        float, setting("Time from SIGTERM until what is left is killed.", ge=0, le=3600)
-    ] = 10
+    drain_seconds: Annotated[float, setting("Time from SIGTERM until what is left is killed.", ge=0, le=3600)] = 10
     read_buffer_bytes: Annotated[
         int,
         setting("First size of a connection's read buffer; it grows up to message_bytes.", ge=2048, le=1048576),
     ] = 2048
+    write_buffer_bytes: Annotated[
+        int, setting("Most bytes of a slow connection's send queue in one write.", ge=1024, le=1048576)
+    ] = 65536
     head_bytes: Annotated[int, setting("Largest head of an HTTP request.", ge=1024, le=65536)] = 16384
     head_seconds: Annotated[
         float,
@@ -220,17 +233,13 @@ class Jwt(Section, frozen=True):
 class Webhook(Section, frozen=True):
     """mode = "webhook": your own back-end is asked about each token."""
 
-    url: Annotated[
-        str, setting('URL that gets {"token": …} and answers {"userId": …} or 4xx.', form=_URL)
-    ] = ""
+    url: Annotated[str, setting('URL that gets {"token": …} and answers {"userId": …} or 4xx.', form=_URL)] = ""
     headers: Annotated[list[str], setting("Request headers of the client that are passed on.")] = []
     timeout_seconds: Annotated[float, setting("Time the back-end has to answer.", ge=0.1, le=60)] = 3
-    concurrency: Annotated[
-        int, setting("Most questions of one worker that are under way at once.", ge=1, le=10000)
-    ] = 100
-    cache_seconds: Annotated[
-        float, setting("How long an answer is remembered. 0: not at all.", ge=0, le=3600)
-    ] = 10
+    concurrency: Annotated[int, setting("Most questions of one worker that are under way at once.", ge=1, le=10000)] = (
+        100
+    )
+    cache_seconds: Annotated[float, setting("How long an answer is remembered. 0: not at all.", ge=0, le=3600)] = 10
     cache_entries: Annotated[int, setting("Most answers that one worker remembers.", ge=0, le=1000000)] = 10000
 
 
@@ -304,12 +313,10 @@ class Log(Section, frozen=True):
     level: Annotated[
         Literal["debug", "info", "warning", "error"], setting("Least severe level that is written.", live=True)
     ] = "info"
-    format: Annotated[
-        Literal["auto", "human", "json"], setting("auto means human on a terminal, json elsewhere.")
-    ] = "auto"
-    file: Annotated[
-        str, setting("File to append to; SIGHUP opens it anew. Empty: standard error.", path=True)
-    ] = ""
+    format: Annotated[Literal["auto", "human", "json"], setting("auto means human on a terminal, json elsewhere.")] = (
+        "auto"
+    )
+    file: Annotated[str, setting("File to append to; SIGHUP opens it anew. Empty: standard error.", path=True)] = ""
 
 
 class Config(Section, frozen=True):

@@ -13,11 +13,11 @@ from prometheus_client.registry import Collector
 
 from fastpush import errors, metrics
 from fastpush.config import Config
-from fastpush.errors import RequestError
+from fastpush.errors import AuthUnavailable, RequestError
 from fastpush.http.auth import PushAuth
 from fastpush.http.guard import is_loopback
 from fastpush.http.push import OnOutcome, Outcome, PushService, render, wants_json
-from fastpush.http.window import keep_connection_headers
+from fastpush.http.window import Window, set_connection_headers
 
 Endpoint = Callable[[bytes, OnOutcome], None]
 Scrape = Callable[[Callable[[bytes | None], None]], None]
@@ -61,16 +61,21 @@ class HttpApp:
         if config.api.page != "off":
             self._routes |= dict.fromkeys(_PAGE_FILES, ("GET", self._page))
 
-    async def start(self) -> web.Server[Any]:
-        """Return the server whose handlers are made for each request (see Window)."""
+    async def start(self) -> None:
+        """Build the application; call in the worker's running loop."""
         app = web.Application(client_max_size=self._config.limits.push_body_bytes)
         app.router.add_route("*", "/{path:.*}", self._dispatch)
-        app.on_response_prepare.append(keep_connection_headers)
+        app.on_response_prepare.append(set_connection_headers)
         # Connections are the dispatcher's; aiohttp only ever sees one request of each.
         self._runner = web.AppRunner(app, access_log=None, tcp_keepalive=False, handle_signals=False)
         await self._runner.setup()
+
+    def open_window(
+        self, transport: asyncio.Transport, body_bytes: int | None, on_done: Callable[[bool], None]
+    ) -> Window:
+        """Return a Window on `transport` through which one request is served; see there."""
         assert self._runner.server is not None
-        return self._runner.server
+        return Window(self._runner.server, transport, body_bytes, on_done)
 
     async def close(self) -> None:
         """Let requests under way end."""
@@ -84,6 +89,8 @@ class HttpApp:
             return await handler(request)
         except RequestError as error:
             return _response(request, error)
+        except AuthUnavailable as error:
+            return _response(request, errors.unavailable(str(error)))
 
     def _route(self, request: web.Request) -> tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]:
         route = self._routes.get(request.path)

@@ -26,7 +26,7 @@ class Window(asyncio.Transport):
 
     def __init__(
         self,
-        server: web.Server[Any],
+        server: "web.Server[Any]",
         transport: asyncio.Transport,
         body_bytes: int | None,
         on_done: Callable[[bool], None],
@@ -37,7 +37,7 @@ class Window(asyncio.Transport):
         self._on_done = on_done
         self._open = True
         self.keep_alive = body_bytes is not None
-        self._handler: RequestHandler[Any] = server()
+        self._handler: "RequestHandler[Any]" = server()
         self._handler.connection_made(self)
 
     def feed(self, data: bytes) -> bytes:
@@ -125,8 +125,9 @@ class Window(asyncio.Transport):
             self._transport.resume_reading()
 
 
-async def keep_connection_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Tell client and Window alike whether the connection goes on (an on_response_prepare signal)."""
+async def set_connection_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Tell client and Window alike whether the connection goes on; an on_response_prepare signal."""
+    response.headers["Server"] = "fastpush"
     window = request.transport
     if isinstance(window, Window):
         if not window.keep_alive:

@@ -5,7 +5,7 @@ kept by the kernel and an end-of-file means that the other side is gone. Control
 only: no event data ever passes the supervisor.
 
     supervisor -> child     Drain, Reload, Cover (+ descriptors), Uncover, Gone
-    child -> supervisor     Ready, Beat, Stalled
+    child -> supervisor     Ready, Beat, Leaving, Stalled
 """
 
 import msgspec
@@ -28,7 +28,10 @@ class Reload(msgspec.Struct, tag="reload", frozen=True):
 
 
 class Cover(msgspec.Struct, tag="cover", frozen=True):
-    """Accept from another slot's listeners too; their descriptors come with this datagram."""
+    """Accept from another slot's listeners too; their descriptors come with this datagram.
+
+    They are in the order of the child's own listeners and have the same roles.
+    """
 
     slot: int
 
@@ -55,6 +58,12 @@ class Beat(msgspec.Struct, tag="beat", frozen=True):
     figures: dict[str, int] = {}
 
 
+class Leaving(msgspec.Struct, tag="leaving", frozen=True):
+    """The child stops accepting on its own account and ends within `seconds`: its slot needs another process."""
+
+    seconds: float
+
+
 class Stalled(msgspec.Struct, tag="stalled", frozen=True):
     """From the broker: this worker did not send its key table in time and has to go."""
 
@@ -62,7 +71,7 @@ class Stalled(msgspec.Struct, tag="stalled", frozen=True):
 
 
 ToChild = Drain | Reload | Cover | Uncover | Gone
-FromChild = Ready | Beat | Stalled
+FromChild = Ready | Beat | Leaving | Stalled
 
 encode = msgspec.json.Encoder().encode
 decode_to_child = msgspec.json.Decoder(ToChild).decode

@@ -1,6 +1,6 @@
 """All child processes: who is alive, who has to go, which slot needs a process, who covers for it.
 
-    attend()  reads every channel, reaps, judges, covers, starts what is due: one turn of the supervisor's loop
+    attend()  reaps, judges, covers, starts what is due: one turn of the supervisor's loop
     drain()   from here on nothing is restarted: workers end first, then the broker, all before a deadline
 
 A connection that the kernel hashes to a slot whose process is gone would wait for the
@@ -49,24 +49,29 @@ class Children:
 
     def __init__(
         self,
+        *,
         entries: Entries,
         listeners: Listeners,
         bus_listener: socket.socket,
         bus_path: str,
         selector: selectors.BaseSelector,
         inherited: Callable[[], list[Closable]],
+        clock: Callable[[], float],
     ) -> None:
         self._entries = entries
         self._bus_listener = bus_listener
         self._bus_path = bus_path
         self._selector = selector
         self._inherited = inherited
+        self._clock = clock
         self._broker_slot = Slot(BROKER)
+        # A slot stands at its number + 1, the broker's first.
         self._slots = [self._broker_slot, *(Slot(n, of_slot) for n, of_slot in enumerate(listeners.slots))]
         self._processes: dict[int, Process] = {}
         self._crash_loop = CrashLoop()
         self._number = 0
         self._drained_at: float | None = None
+        self._given_up = ""
 
     # What the supervisor asks
 
@@ -80,8 +85,12 @@ class Children:
 
     def deadline(self, config: Config) -> float:
         """Return when `attend` has something to do, should nothing happen before."""
-        due = [slot.due for slot in self._slots if slot.due is not None] if self._drained_at is None else []
+        due = [] if self._ending else [slot.due for slot in self._slots if slot.due is not None]
         return min([*due, *(self._judged_at(p, config) for p in self._processes.values())], default=float("inf"))
+
+    @property
+    def _ending(self) -> bool:
+        return self._drained_at is not None
 
     def _judged_at(self, process: Process, config: Config) -> float:
         return process.beat_at + config.server.hang_seconds if process.kill_at is None else process.kill_at
@@ -119,14 +128,15 @@ class Children:
         margin = min(DRAIN_MARGIN_SECONDS, seconds / 4)
         for worker in self._of_role("worker"):
             if not worker.ready or seconds == 0:
-                worker.kill(now, "shutdown")  # it has no connections yet, or no time
+                worker.kill(now, "")  # it has no connections yet, or no time
                 continue
             worker.send(control.Drain(seconds - 2 * margin))
             worker.leaving = True
-            worker.kill_at = self._drained_at - margin
+            worker.kill_at = min(worker.kill_at or self._drained_at, self._drained_at - margin)
 
     def kill(self, now: float) -> None:
         """End all children at once."""
+        self._drained_at = now
         for process in self._processes.values():
             process.kill(now, "killed")
 
@@ -137,28 +147,27 @@ class Children:
 
         Raises: StartError when processes die faster than they get ready.
         """
-        ended = reap()
-        # A dead child's last messages count: whether it was ready decides about its restart, and a new
-        # broker must know every worker that was.
-        self.read_all(now)
+        if ended := reap():
+            # A dead child's last messages count: whether it was ready decides about its restart, and a new
+            # broker must know every worker that was.
+            for process in self._processes.values():
+                self._read(process)
         for pid, cause in ended:
-            if process := self._processes.pop(pid, None):
-                self._bury(process, cause, now)
+            if pid in self._processes:
+                self._bury(self._processes.pop(pid), cause, now)
+        if self._given_up and not self._ending:
+            raise StartError(self._given_up)
         self._judge(now, config)
-        if self._drained_at is not None:
+        if self._ending:
             self._end_broker(now)
             return
         self._cover(now)
         for slot in self._slots:
             if slot.due is not None and slot.due <= now:
-                self._spawn(slot, now, config)
+                self._spawn(slot, config)
 
-    def read_all(self, now: float) -> None:
-        """Take every message that waits in a channel."""
-        for process in list(self._processes.values()):
-            self._read(process, now)
-
-    def _read(self, process: Process, now: float) -> None:
+    def _read(self, process: Process) -> None:
+        now = self._clock()
         messages, is_open = process.read()
         for message in messages:
             match message:
@@ -168,31 +177,34 @@ class Children:
                 case control.Ready():
                     process.beat_at = now
                     process.ready = True
-                    self._slots[process.slot + 1].opened = True
+                    self._slot_of(process).opened = True
                     log.info("process ready", extra=fields(**process.named(), seconds=round(now - process.started, 3)))
                 case control.Leaving():
-                    self._let_go(process, now)
+                    self._let_go(process, now, message.seconds)
                 case control.Stalled():
                     for worker in self._of_role("worker"):
                         if worker.number == message.worker:
                             worker.kill(now, "did not send its key table to the new broker")
-        if not is_open and process.channel.fileno() in self._selector.get_map():
+        if not is_open:
+            self._stop_reading(process)
+
+    def _stop_reading(self, process: Process) -> None:
+        if process.channel in self._selector.get_map():
             self._selector.unregister(process.channel)
 
-    def _let_go(self, process: Process, now: float) -> None:
-        """A worker drains on its own account: replace it without counting a death."""
+    def _let_go(self, process: Process, now: float, seconds: float) -> None:
+        """Replace a child that drains on its own account, at once and without counting a death."""
         if process.leaving or process.kill_at is not None:
             return
         process.leaving = True
-        process.kill_at = now + message_seconds + LEAVE_SPARE_SECONDS
-        self._slots[process.slot + 1].due = now
+        process.kill_at = now + seconds + LEAVE_SPARE_SECONDS
+        self._slot_of(process).due = now
 
     def _bury(self, process: Process, cause: str, now: float) -> None:
-        """The one place where a child's end is noticed, explained and answered."""
-        if process.channel.fileno() in self._selector.get_map():
-            self._selector.unregister(process.channel)
+        """Explain and answer a child's end; the one place that does."""
+        self._stop_reading(process)
         process.channel.close()
-        expected = process.leaving or self._drained_at is not None
+        expected = process.leaving or self._ending
         cause = f"{cause} ({process.reason})" if process.reason else cause
         log.log(
             logging.INFO if expected and not process.reason else logging.WARNING,
@@ -207,9 +219,9 @@ class Children:
                 broker.send(control.Gone(process.number))
         if expected:
             return
-        self._slots[process.slot + 1].died(now)
+        self._slot_of(process).died(now)
         if not process.ready and self._crash_loop.died_before_ready(process.role, now):
-            raise StartError(
+            self._given_up = (
                 f"the {process.role} process died {CRASH_DEATHS} times within {CRASH_SECONDS:g} seconds before it was "
                 f"ready, the last time with {cause}; its own log lines above say why, "
                 "and `fastpush check` tries the configuration"
@@ -252,7 +264,7 @@ class Children:
 
     def _end_broker(self, now: float) -> None:
         assert self._drained_at is not None
-        if any(True for _ in self._of_role("worker")):
+        if self._of_role("worker"):
             return
         for broker in self._of_role("broker"):
             if not broker.leaving:
@@ -262,7 +274,7 @@ class Children:
 
     # Starting
 
-    def start(self, now: float, config: Config) -> None:
+    def start(self, config: Config) -> None:
         """Fork the broker, then the workers.
 
         What exists now is frozen, so that no collection in a child touches (and so copies) shared memory.
@@ -271,14 +283,14 @@ class Children:
         gc.collect()
         gc.freeze()
         for slot in self._slots:
-            self._spawn(slot, now, config)
+            self._spawn(slot, config)
             if slot.due is not None:
                 raise StartError(
                     "the host lets no further process be started; lower [server] workers, or raise the limit of "
                     "processes (`ulimit -u`, or TasksMax= in the systemd unit)"
                 )
 
-    def _spawn(self, slot: Slot, now: float, config: Config) -> None:
+    def _spawn(self, slot: Slot, config: Config) -> None:
         self._number += 1
         number = self._number
         is_broker = slot is self._broker_slot
@@ -305,12 +317,15 @@ class Children:
             process = spawn(self._entries.broker if is_broker else self._entries.worker, context, others)
         except OSError as error:
             log.error("process not started", extra=fields(slot=slot.number, reason=os.strerror(error.errno or 0)))
-            slot.failed(now)
+            slot.failed(self._clock())
             return
         slot.started()
         self._processes[process.pid] = process
-        self._selector.register(process.channel, selectors.EVENT_READ, lambda: None)  # `attend` reads all channels
+        self._selector.register(process.channel, selectors.EVENT_READ, lambda: self._read(process))
         log.debug("process started", extra=fields(**process.named(), restarts=slot.restarts))
 
-    def _of_role(self, role: str) -> Iterable[Process]:
+    def _slot_of(self, process: Process) -> Slot:
+        return self._slots[process.slot + 1]
+
+    def _of_role(self, role: str) -> list[Process]:
         return [process for process in self._processes.values() if process.role == role]

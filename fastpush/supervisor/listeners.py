@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from fastpush.child import Listener, ListenerRole
+from fastpush.child import LISTEN_BACKLOG, Listener, ListenerRole
 from fastpush.config import Config, check_exposure
 from fastpush.config import addresses as listen_addresses
 from fastpush.errors import StartError
 
-BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
 ADDRESSES_MAX = 16  # descriptors that fit into one Cover message
 DESCRIPTORS_SPARE = 64  # log, lock, control socket and its clients, modules being imported
 DESCRIPTORS_FEW = 4096
@@ -31,7 +30,7 @@ class _Address:
     role: ListenerRole
 
     def at_port(self, port: int) -> "_Address":
-        return _Address(self.family, (self.sockaddr[0], port, *self.sockaddr[2:]), self.role)  # type: ignore[arg-type]
+        return _Address(self.family, (self.sockaddr[0], port, *self.sockaddr[2:]), self.role)
 
     def __str__(self) -> str:
         host, port = self.sockaddr[:2]
@@ -78,17 +77,13 @@ def bind(config: Config) -> Listeners:
     addresses: list[_Address] = []
     try:
         for wanted in _addresses(config):
-            if any(other.family == wanted.family and other.sockaddr == wanted.sockaddr for other in addresses):
-                raise StartError(f"{wanted} is listed twice under listen")
             address = wanted
             _probe(address)
             for listeners in sockets:
                 listeners.append(Listener(_listen(address, config.connections.socket_send_bytes), address.role))
                 address = wanted.at_port(listeners[-1].socket.getsockname()[1])
             addresses.append(address)
-        # Again with what the kernel bound: a name such as localhost means what the host says it means.
-        public, inner = [str(a) for a in addresses if a.role != "api"], [str(a) for a in addresses if a.role == "api"]
-        check_exposure(replace(config, server=replace(config.server, listen=public), api=replace(config.api, listen=inner)))
+        _check_exposure(config, addresses)
     except BaseException:
         for listener in (listener for listeners in sockets for listener in listeners):
             listener.socket.close()
@@ -100,11 +95,21 @@ def bind(config: Config) -> Listeners:
     )
 
 
+def _check_exposure(config: Config, bound: list[_Address]) -> None:
+    """Judge what the kernel bound: a name such as localhost means what the host says it means."""
+    outer = [str(address) for address in bound if address.role != "api"]
+    inner = [str(address) for address in bound if address.role == "api"]
+    check_exposure(replace(config, server=replace(config.server, listen=outer), api=replace(config.api, listen=inner)))
+
+
 def _addresses(config: Config) -> list[_Address]:
     api = listen_addresses(config.api.listen)
     role: ListenerRole = "public" if api else "all"
     found = [_resolve(host, port, role) for host, port in listen_addresses(config.server.listen)]
     found += [_resolve(host, port, "api") for host, port in api]
+    texts = [str(address) for address in found if address.sockaddr[1]]
+    if twice := {text for text in texts if texts.count(text) > 1}:
+        raise StartError(f"{', '.join(sorted(twice))} stands under listen more than once")
     if len(found) > ADDRESSES_MAX:
         raise StartError(f"{len(found)} addresses under listen; {ADDRESSES_MAX} are allowed")
     return found
@@ -139,7 +144,7 @@ def _listen(address: _Address, send_bytes: int) -> socket.socket:
         if send_bytes:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
         _bind(listener, address)
-        listener.listen(BACKLOG)
+        listener.listen(LISTEN_BACKLOG)
     except BaseException:
         listener.close()
         raise

@@ -22,11 +22,11 @@ class Notifier:
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
 
     def ready(self) -> None:
-        """All processes serve."""
+        """Say that all processes serve."""
         self._send("READY=1")
 
     def stopping(self) -> None:
-        """The shutdown has begun."""
+        """Say that the shutdown has begun."""
         self._send("STOPPING=1")
 
     def _send(self, state: str) -> None:

@@ -77,7 +77,8 @@ class Process:
         try:
             socket.send_fds(self.channel, [control.encode(message)], list(descriptors))
         except OSError as error:
-            log.warning("process not told", extra=fields(**self.named(), told=type(message).__name__, reason=str(error)))
+            kind = type(message).__name__
+            log.warning("process not told", extra=fields(**self.named(), kind=kind, reason=str(error)))
             return False
         return True
 
@@ -177,7 +178,7 @@ def reap() -> list[tuple[int, str]]:
 
     Unknown pids are possible: in a container the supervisor may be process 1.
     """
-    ended = []
+    ended: list[tuple[int, str]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)

@@ -2,36 +2,39 @@
 
     <directory>/lock      locked for the supervisor's life; holds its process id
     <directory>/control   commands such as `fastpush status`
-    <directory>/bus-PID   workers to broker. Named after the supervisor, so that workers which
-                          outlive a killed one for their drain cannot join its successor's broker.
+    <directory>/bus-PID   workers to broker
+
+The bus is named after the supervisor's process id, so that workers which outlive a
+killed supervisor for their drain cannot join its successor's broker.
 """
 
 import fcntl
-import glob
 import os
 import socket
 import stat
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from fastpush.config import Config
 from fastpush.errors import StartError
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path holds 108 with its final zero byte
-SYSTEMD_DIRECTORY = "/run/fastpush"  # RuntimeDirectory=fastpush in systemd/fastpush.service
+SYSTEMD_DIRECTORY = Path("/run/fastpush")  # RuntimeDirectory=fastpush in systemd/fastpush.service
 LOCK_TRIES = 10
 UNIX_BACKLOG = 512
 
 
-def runtime_directory(config: Config, port: int) -> str:
+def runtime_directory(config: Config, port: int) -> Path:
     """Return the path of the runtime directory of the server on `port`; makes nothing."""
     if config.server.runtime_directory:
-        return os.path.abspath(config.server.runtime_directory)
+        return Path(config.server.runtime_directory).absolute()
     return _systemd_directory() or _private_directory(port)
 
 
-def control_paths(config: Config, port: int) -> list[str]:
+def control_paths(config: Config, port: int) -> list[Path]:
     """Return where a command may find the control socket of the server on `port`, likeliest first.
 
     A command often runs in another environment than the server: $RUNTIME_DIRECTORY is
@@ -40,48 +43,47 @@ def control_paths(config: Config, port: int) -> list[str]:
     directories = [runtime_directory(config, port)]
     if not config.server.runtime_directory:
         directories += [SYSTEMD_DIRECTORY, _private_directory(port), _temporary_directory(port)]
-    return [os.path.join(directory, "control") for directory in dict.fromkeys(directories)]
+    return [directory / "control" for directory in dict.fromkeys(directories)]
 
 
-def _systemd_directory() -> str:
-    return os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+def _systemd_directory() -> Path | None:
+    first = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    return Path(first) if first else None
 
 
-def _private_directory(port: int) -> str:
+def _private_directory(port: int) -> Path:
     parent = os.environ.get("XDG_RUNTIME_DIR", "")
-    return os.path.join(parent, f"fastpush-{port}") if os.path.isdir(parent) else _temporary_directory(port)
+    return Path(parent, f"fastpush-{port}") if parent and Path(parent).is_dir() else _temporary_directory(port)
 
 
-def _temporary_directory(port: int) -> str:
-    return os.path.join(tempfile.gettempdir(), f"fastpush-{os.getuid()}-{port}")
+def _temporary_directory(port: int) -> Path:
+    return Path(tempfile.gettempdir(), f"fastpush-{os.getuid()}-{port}")
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """An open runtime directory. lock: open file whose flock is this server's claim to it."""
 
-    directory: str
+    directory: Path
     lock: BinaryIO
     remove_directory: bool
 
     @property
     def bus_path(self) -> str:
-        return os.path.join(self.directory, f"bus-{os.getpid()}")
+        return str(self.directory / f"bus-{os.getpid()}")
 
     @property
     def control_path(self) -> str:
-        return os.path.join(self.directory, "control")
+        return str(self.directory / "control")
 
     def close(self) -> None:
         """Remove what this server made, the lock last: whoever comes next finds nothing half removed."""
         _remove_sockets(self.directory)
-        _remove(os.path.join(self.directory, "lock"))
+        (self.directory / "lock").unlink(missing_ok=True)
         self.lock.close()
         if self.remove_directory:
-            try:
-                os.rmdir(self.directory)
-            except OSError:
-                pass  # the next server is already in it, or it holds what is not ours
+            with suppress(OSError):  # the next server is already in it, or it holds what is not ours
+                self.directory.rmdir()
 
 
 def open_runtime(config: Config, port: int) -> Runtime:
@@ -102,23 +104,23 @@ def open_runtime(config: Config, port: int) -> Runtime:
     return Runtime(path, lock, remove_directory=created or chosen_here)
 
 
-def _lock(path: str, *, may_be_shared: bool) -> tuple[bool, BinaryIO]:
+def _lock(path: Path, *, may_be_shared: bool) -> tuple[bool, BinaryIO]:
     """Make `path` if missing and take its lock; returns whether it was made, and the lock."""
     created = False
     for _ in range(LOCK_TRIES):
         try:
-            os.mkdir(path, 0o700)
+            path.mkdir(0o700)
             created = True
         except FileExistsError:
             pass
         _check_directory(path, may_be_shared=may_be_shared)
         try:
-            lock = open(os.path.join(path, "lock"), "r+b", buffering=0, opener=_open_lock)
+            lock = open(path / "lock", "r+b", buffering=0, opener=_open_lock)  # noqa: SIM115  (kept for life)
         except FileNotFoundError:
             continue  # a server that ends just now removed the directory
         _claim(lock, path)
         # A server that ends removes its lock file. A claim to a removed file is worth nothing: try the next.
-        if _is_still_at(lock, os.path.join(path, "lock")):
+        if _is_still_at(lock, path / "lock"):
             lock.truncate(0)
             lock.write(str(os.getpid()).encode())
             return created, lock
@@ -126,8 +128,8 @@ def _lock(path: str, *, may_be_shared: bool) -> tuple[bool, BinaryIO]:
     raise StartError(f"the lock in {path} keeps changing hands: is another program restarting fastpush in a loop?")
 
 
-def _check_directory(path: str, *, may_be_shared: bool) -> None:
-    status = os.lstat(path)
+def _check_directory(path: Path, *, may_be_shared: bool) -> None:
+    status = path.lstat()
     remedy = "remove it, or set [server] runtime_directory to another path"
     if not stat.S_ISDIR(status.st_mode):
         raise StartError(f"the runtime directory {path} exists and is not a directory; {remedy}")
@@ -144,7 +146,7 @@ def _open_lock(path: str, _: int) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
-def _claim(lock: BinaryIO, directory: str) -> None:
+def _claim(lock: BinaryIO, directory: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -156,23 +158,16 @@ def _claim(lock: BinaryIO, directory: str) -> None:
         ) from None
 
 
-def _is_still_at(lock: BinaryIO, path: str) -> bool:
+def _is_still_at(lock: BinaryIO, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(lock.fileno()), os.lstat(path))
+        return os.path.samestat(os.fstat(lock.fileno()), path.lstat())
     except FileNotFoundError:
         return False
 
 
-def _remove_sockets(directory: str) -> None:
-    for path in [os.path.join(directory, "control"), *glob.glob(os.path.join(glob.escape(directory), "bus-*"))]:
-        _remove(path)
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+def _remove_sockets(directory: Path) -> None:
+    for path in [directory / "control", *directory.glob("bus-*")]:
+        path.unlink(missing_ok=True)
 
 
 def listen_unix(path: str) -> socket.socket:

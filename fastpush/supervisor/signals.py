@@ -4,6 +4,7 @@ import signal
 import socket
 from collections.abc import Iterable
 from types import FrameType
+from typing import Any
 
 READ_BYTES = 4096
 FOR_THE_LOOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -18,6 +19,7 @@ class Signals:
     """Collects the supervisor's signals from `install` to `close`."""
 
     def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
         self.reader, self._writer = socket.socketpair()
         self.reader.setblocking(False)
         self._writer.setblocking(False)
@@ -40,12 +42,12 @@ class Signals:
         signal.set_wakeup_fd(-1)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self.close_sockets()
+        for end in self.sockets():
+            end.close()
 
-    def close_sockets(self) -> None:
-        """Close the sockets alone: for a child, whose signals are reset by `reset_in_child`."""
-        self.reader.close()
-        self._writer.close()
+    def sockets(self) -> list[socket.socket]:
+        """Return what a forked child closes, once `reset_in_child` has been called."""
+        return [self.reader, self._writer]
 
 
 def block() -> Iterable[int]:

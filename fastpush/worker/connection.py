@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
+from picows import WSAutoPingStrategy, WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
 from fastpush.applications.interface import Application
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("fastpush.connection")
 
 HEARTBEAT_FRAME = text_frame(b"heartbeat")
-_WRITE_BYTES = 65536  # of a send queue, joined into one write
 
 
 class State(IntEnum):
@@ -127,7 +126,8 @@ class Connection(WSListener):
         """
         settings = self.environment.config
         protocol = WSProtocol(
-            None, None, False, lambda request: self, _Reports(self), True, None, False, 0, 0, None, False,
+            None, None, False, lambda request: self, _Reports(self), True, None, False, 0, 0,
+            WSAutoPingStrategy.PING_WHEN_IDLE, False,
             settings.limits.message_bytes, None, settings.server.read_buffer_bytes,
         )  # fmt: skip
         transport.set_protocol(protocol)
@@ -279,7 +279,7 @@ class Connection(WSListener):
         assert self._transport is not None
         while len(queue):
             before = queue.queued_bytes
-            data = queue.take(_WRITE_BYTES)
+            data = queue.take(self.environment.config.server.write_buffer_bytes)
             send_queues.shrink(before - queue.queued_bytes)
             self._transport.underlying_transport.write(data)
             if self._queue is not None:  # paused again, by that write

@@ -18,7 +18,7 @@ is paused. So replies keep the order of pipelined requests.
 import asyncio
 import logging
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from fastpush import errors
 from fastpush.child import ListenerRole
@@ -91,9 +91,8 @@ class HttpConnection(asyncio.Protocol):
     # -- the transport's side ----------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         services = self._services
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
         peer = transport.get_extra_info("peername")
         self.peer = f"{peer[0]}:{peer[1]}" if peer else ""
         services.http_connections.add(self)
@@ -236,7 +235,7 @@ class HttpConnection(asyncio.Protocol):
         assert self.transport is not None
         size = None if head.is_chunked else head.content_length or 0
         self._stage = Stage.WINDOW
-        self._window = window = Window(self._services.http_server, self.transport, size, self._on_window_done)
+        self._window = window = self._services.app.open_window(self.transport, size, self._on_window_done)
         if self._draining:
             window.keep_alive = False
         window.open(data)
@@ -286,6 +285,12 @@ class HttpConnection(asyncio.Protocol):
     def refuse_upgrade(self, error: RequestError) -> None:
         """Answer a WebSocket request that is not granted, and close."""
         self._reply(render(error, as_json=False), keep_alive=False)
+
+    def abort(self) -> None:
+        """Give up on a request that nobody can answer."""
+        self._stage = Stage.GONE
+        if self.transport is not None:
+            self.transport.abort()
 
     def hand_over(self) -> tuple[asyncio.Transport, bytes] | None:
         """Give the transport and what came behind the upgrade request; None when the client is gone."""

@@ -89,14 +89,14 @@ class Worker:
 
     async def _startup(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._draining.set)
+        loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         self._channel = Channel(self._context.channel, self._on_control, self._on_orphaned)
         self._channel.open()
         self._services = services = self._build_services(loop)
-        self._app = HttpApp(
+        services.app = HttpApp(
             self._config, services.push_service, lambda: services.push_auth, self._scrape, lambda: self._bus.epoch
         )
-        services.http_server = await self._app.start()
+        await services.app.start()
         self._bus.start()
         tune_collector()
         await self._listen(self._context.slot, self._context.listeners)
@@ -171,7 +171,7 @@ class Worker:
         self._bus.close()
         await self._push.token_auth.close()
         await self._services.push_auth.close()
-        await self._app.close()
+        await self._services.app.close()
         self._channel.close()
 
     def _stop_accepting(self, slot: int) -> None:
@@ -196,6 +196,12 @@ class Worker:
                 self._stop_accepting(message.slot)
             case _:
                 log.error("unexpected message from the supervisor", extra=fields(kind=type(message).__name__))
+
+    def _on_sigterm(self) -> None:
+        """Drain on somebody's wish: the supervisor starts a successor meanwhile."""
+        if not self._draining.is_set():
+            self._channel.send(control.Leaving(self._drain_seconds))
+            self._draining.set()
 
     def _on_orphaned(self) -> None:
         log.error("supervisor gone")

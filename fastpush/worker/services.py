@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from fastpush.applications.interface import Application
+from fastpush.http.app import HttpApp
 from fastpush.http.auth import PushAuth
 from fastpush.http.guard import Guard
 from fastpush.http.push import PushService
@@ -40,7 +39,7 @@ class Services:
     push_service: PushService
     auth_headers: tuple[str, ...]
     call_soon: Callable[..., object]
-    http_server: web.Server[Any] = field(init=False)
+    app: HttpApp = field(init=False)
     http_connections: "set[HttpConnection]" = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _date: bytes = b""

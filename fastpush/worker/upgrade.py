@@ -54,6 +54,9 @@ async def upgrade(services: "Services", http: "HttpConnection", head: Head) -> N
                 counters.handshakes_bad_request += 1
         log.info("handshake refused", extra=fields(peer=http.peer, path=head.path, code=error.status, reason=error.reason))
         http.refuse_upgrade(error)
+    except Exception:
+        log.exception("handshake failed", extra=fields(peer=http.peer, path=head.path))
+        http.abort()
 
 
 def check_handshake(head: Head) -> None:
@@ -64,7 +67,7 @@ def check_handshake(head: Head) -> None:
     if not head.wants_websocket or "upgrade" not in tokens or head.version != "1.1":
         raise RequestError(
             426, "upgrade_required", "this path speaks WebSocket: send Connection: Upgrade and Upgrade: websocket",
-            text="upgrade required", headers=(("Upgrade", "websocket"), ("Connection", "Upgrade")),
+            text="upgrade required", headers=(("Upgrade", "websocket"),),
         )  # fmt: skip
     if head.headers.get("sec-websocket-version") != "13":
         raise RequestError(

@@ -112,7 +112,7 @@ async def ask(auth: WebhookAuth, token: str = TOKEN, headers: Mapping[str, str] 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop run until `condition` holds; the test's own time limit ends what never does."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110 (what it waits for is another task's)
         await asyncio.sleep(0)
 
 
@@ -315,7 +315,7 @@ def test_compressed_answers_are_not_inflated(run: Any) -> None:
 
     async def main() -> None:
         async def bomb(request: web.Request) -> web.Response:
-            response = web.json_response({"userId": "a", "pad": "x" * 1_000_000})
+            response = web.json_response({"userId": "a", "pad": "x" * 10_000})
             response.enable_compression(web.ContentCoding.gzip)
             assert request.headers["Accept-Encoding"] == "identity"
             return response

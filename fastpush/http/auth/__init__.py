@@ -17,7 +17,7 @@ are awaitables. No reason, log line or repr in here holds a token, a key or a he
 A reload makes new objects and closes the old: `close` lets calls under way finish.
 """
 
-from fastpush.config import Config
+from fastpush.config import Config, load_tokens
 from fastpush.errors import ConfigError
 from fastpush.http.auth.contract import Identity, PushAuth, TokenAuth
 from fastpush.http.auth.jwt import JwtAuth
@@ -39,8 +39,6 @@ def token_auth(config: Config) -> TokenAuth:
         case "token-is-user":
             return TokenIsUser(name_bytes)
         case "static":
-            from fastpush.config import load_tokens
-
             return StaticAuth(load_tokens(config), name_bytes)
         case "jwt":
             return JwtAuth(auth.jwt, name_bytes)

@@ -36,14 +36,14 @@ class Complaints:
             self._log.error(event, extra=named, exc_info=(type(shown), shown, shown.__traceback__))
 
 
-class TextWithheld(Exception):
+class WithheldError(Exception):
     """Stands in a log for an exception whose text may hold a secret."""
 
 
-def _without_text(error: BaseException, depth: int = 8) -> TextWithheld:
+def _without_text(error: BaseException, depth: int = 8) -> WithheldError:
     """Return the same stack, and that of its causes, under the exceptions' types only."""
     kind = type(error)
-    shown = TextWithheld(f"{kind.__module__}.{kind.__qualname__}").with_traceback(error.__traceback__)
+    shown = WithheldError(f"{kind.__module__}.{kind.__qualname__}").with_traceback(error.__traceback__)
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is not None and depth:
         shown.__cause__ = _without_text(cause, depth - 1)

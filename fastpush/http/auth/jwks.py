@@ -11,6 +11,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -114,17 +115,17 @@ class JwkSet:
 
     async def _get(self) -> bytes:
         if self._session is None:
-            self._session = outgoing.open_session(connections=1)
+            self._session = outgoing.open_session()
         async with self._session.get(self._url, allow_redirects=False) as response:
-            if response.status != 200:
-                raise outgoing.BadAnswer(f"status {response.status}")
+            if response.status != HTTPStatus.OK:
+                raise outgoing.BadAnswerError(f"status {response.status}")
             return await outgoing.read_body(response, DOCUMENT_BYTES)
 
 
 def read_key_set(document: bytes, log: logging.Logger) -> list[VerifyingKey]:
     """Return the usable keys of a JSON Web Key Set (RFC 7517 section 5: others are ignored).
 
-    Raises: BadAnswer: it is not one at all. An empty one is: its owner has withdrawn every key.
+    Raises: BadAnswerError: it is not one at all. An empty one is: its owner has withdrawn every key.
     """
     try:
         found: Any = orjson.loads(document)
@@ -132,7 +133,7 @@ def read_key_set(document: bytes, log: logging.Logger) -> list[VerifyingKey]:
         found = None
     members = found.get("keys") if isinstance(found, dict) else None
     if not isinstance(members, list):
-        raise outgoing.BadAnswer('not {"keys": […]}')
+        raise outgoing.BadAnswerError('not {"keys": […]}')
     keys = list(_usable(members))
     if len(keys) < len(members):
         log.info("jwks keys ignored", extra=fields(used=len(keys), ignored=len(members) - len(keys)))

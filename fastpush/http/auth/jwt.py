@@ -101,7 +101,11 @@ class JwtAuth:
         if not jwt.key and self._published is None:
             raise ConfigError('[auth] mode = "jwt" needs an [[auth.jwt.key]] or [auth.jwt] jwks_url')
 
-    def authenticate(self, token: str, headers: Mapping[str, str]) -> Identity | Awaitable[Identity]:
+    def authenticate(
+        self,
+        token: str,
+        headers: Mapping[str, str],  # noqa: ARG002 (of the contract)
+    ) -> Identity | Awaitable[Identity]:
         check_present(token)
         check_size(token)
         unverified = _take_apart(token)

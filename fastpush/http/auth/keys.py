@@ -10,7 +10,7 @@ from fastpush.errors import ConfigError
 class NoPushAuth:
     """Lets everybody push. That this is only so on loopback is checked elsewhere."""
 
-    def authorize(self, headers: Mapping[str, str]) -> bool:
+    def authorize(self, headers: Mapping[str, str]) -> bool:  # noqa: ARG002 (of the contract)
         return True
 
     async def close(self) -> None:
@@ -24,7 +24,7 @@ class KeysPushAuth:
     length nor how much of it was guessed nor which key it was shows in the time taken.
     With both headers the first counts: a proxy may use Authorization for itself.
 
-    Cost: called once a push; 2 µs with two keys.
+    Cost: called once a push; 1 µs with two keys.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:

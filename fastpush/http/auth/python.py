@@ -43,7 +43,11 @@ class PythonTokenAuth:
 
     async def _authenticate(self, token: str, headers: dict[str, str]) -> Identity:
         result = await self._function.call(token, headers)
-        user, expires_at = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+        match result:
+            case tuple((user, expires_at)):
+                pass
+            case _:
+                user, expires_at = result, None
         if isinstance(expires_at, bool):
             user, expires_at = (user if expires_at else None), None
         if not user:
@@ -89,8 +93,6 @@ class UserFunction:
         self._complaints = Complaints(logging.getLogger(__name__))
         self._most_under_way = python.threads + python.queue
         self._under_way = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._closed = False
         self._threads = (
             None if _is_async(self._function) else ThreadPoolExecutor(python.threads, role.replace(" ", "-"))
@@ -110,7 +112,7 @@ class UserFunction:
         if self._threads is None:
             result, error = await self._counted(self._function, arguments)
         else:
-            self._enter()
+            self._under_way += 1
             # A caller that goes away does not take its call out of the pool's queue: the call
             # counts until a thread is done with it, so that the queue's length stays bounded.
             thread = asyncio.wrap_future(self._threads.submit(_call, self._function, arguments))
@@ -128,16 +130,15 @@ class UserFunction:
         return AuthUnavailable(f"the {self._role} failed")
 
     async def close(self) -> None:
-        """Wait for the calls under way; one that never ends keeps only this waiting, and its thread."""
+        """Take no more calls. Those under way end by themselves, and the threads after them."""
         self._closed = True
-        await self._idle.wait()
         if self._threads is not None:
             self._threads.shutdown(wait=False)
 
     async def _counted(
         self, function: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...]
     ) -> tuple[Any, BaseException | None]:
-        self._enter()
+        self._under_way += 1
         try:
             return await function(*arguments), None
         except (Exception, SystemExit) as error:  # noqa: BLE001 (theirs; SystemExit would end the worker's loop)
@@ -154,14 +155,8 @@ class UserFunction:
         self._complaints.add(f"{self._role} failed", f"raised {type(error).__name__}", error)
         return AuthUnavailable(f"the {self._role} failed")
 
-    def _enter(self) -> None:
-        self._under_way += 1
-        self._idle.clear()
-
     def _leave(self) -> None:
         self._under_way -= 1
-        if not self._under_way:
-            self._idle.set()
 
 
 def import_function(name: str, key: str) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
+from http import HTTPStatus
 
 import aiohttp
 import msgspec
@@ -33,11 +34,11 @@ WAITING_PER_SLOT = 10
 TEMPORARY = frozenset({408, 425, 429})
 
 
-class Answer(msgspec.Struct):
+class Answer(msgspec.Struct, rename="camel"):
     """The body of a 200."""
 
-    userId: str
-    expiresAt: float | None = None
+    user_id: str
+    expires_at: float | None = None
 
 
 class _Unavailable(msgspec.Struct, frozen=True):
@@ -115,8 +116,6 @@ class WebhookAuth:
             async with asyncio.timeout(self._webhook.timeout_seconds), self._slots:
                 status, body = await self._post_again_if_stale(question)
             answer = self._judge(status, body)
-            self._answers.put(digest, answer)
-            return answer
         except AuthUnavailable as error:
             self._complaints.add("auth webhook unavailable", str(error))
             return _Unavailable(str(error))
@@ -126,6 +125,8 @@ class WebhookAuth:
         except Exception as error:  # noqa: BLE001 (whatever the client library meets, the asker gets an answer)
             self._complaints.add("auth webhook unavailable", outgoing.explain(error))
             return _Unavailable("the auth webhook cannot be reached")
+        self._answers.put(digest, answer)
+        return answer
 
     async def _post_again_if_stale(self, question: bytes) -> tuple[int, bytes]:
         """Post once more when a kept connection turns out to be closed: servers end idle ones at any moment."""
@@ -138,11 +139,11 @@ class WebhookAuth:
 
     async def _post(self, question: bytes) -> tuple[int, bytes]:
         if self._session is None:
-            self._session = outgoing.open_session(self._webhook.concurrency)
+            self._session = outgoing.open_session()
         async with self._session.post(
             self._webhook.url, data=question, headers={"Content-Type": "application/json"}, allow_redirects=False
         ) as response:
-            body = await outgoing.read_body(response, ANSWER_BYTES) if response.status == 200 else b""
+            body = await outgoing.read_body(response, ANSWER_BYTES) if response.status == HTTPStatus.OK else b""
             return response.status, body
 
     def _judge(self, status: int, body: bytes) -> Identity | str:
@@ -150,19 +151,19 @@ class WebhookAuth:
 
         Raises: AuthUnavailable: it is no answer to the question.
         """
-        if 400 <= status < 500 and status not in TEMPORARY:
+        if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in TEMPORARY:
             return f"the auth webhook rejected the token ({status})"
-        if status != 200:
+        if status != HTTPStatus.OK:
             raise AuthUnavailable(f"the auth webhook answered {status}")
         try:
             answer = msgspec.json.decode(body, type=Answer)
         except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
             answer = None
-        if answer is None or (answer.expiresAt is not None and not math.isfinite(answer.expiresAt)):
+        if answer is None or (answer.expires_at is not None and not math.isfinite(answer.expires_at)):
             raise AuthUnavailable('the auth webhook did not answer {"userId": text, "expiresAt": optional number}')
-        if answer.expiresAt is not None and answer.expiresAt <= self._wall_clock():
-            return f"token expired at {date(answer.expiresAt)}"
+        if answer.expires_at is not None and answer.expires_at <= self._wall_clock():
+            return f"token expired at {date(answer.expires_at)}"
         try:
-            return identity(answer.userId, answer.expiresAt, self._name_bytes)
+            return identity(answer.user_id, answer.expires_at, self._name_bytes)
         except TokenRejected as error:
             return str(error)

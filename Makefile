@@ -1,0 +1,39 @@
+# make serve   run the server on config.toml (own .venv)
+# make test    install what the tests need and run everything
+# make check   lint, types, import layering
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: serve test check fmt clean bench
+
+$(VENV)/.run: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.run
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	touch $@
+
+serve: $(VENV)/.run
+	exec $(BIN)/fastpush serve --config config.toml
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	tests/install_packages.sh
+	$(BIN)/pytest $(PYTEST)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench.unicast
+	$(BIN)/python -m bench.idle_memory
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
