@@ -3,10 +3,13 @@
 The frame codec hands over unmasked single frames; everything between frames is here:
 fragments, UTF-8, reserved bits and opcodes, the payload of close frames. What the
 server sends is built once as `bytes` and shared by all receivers.
+
+A fragmented message is kept as it came, in one bytearray: decoded, it could take four
+times its bytes. Its text is checked as it grows, and decoded once it is whole.
 """
 
-import codecs
 import struct
+from codecs import utf_8_decode
 from enum import IntEnum
 
 from fastpush.errors import CloseCode, ProtocolViolation
@@ -16,7 +19,9 @@ _REASON_BYTES_MAX = CONTROL_BYTES_MAX - 2
 _FIN = 0x80
 _pack_16 = struct.Struct("!BBH").pack
 _pack_64 = struct.Struct("!BBQ").pack
-_utf8_decoder = codecs.getincrementaldecoder("utf-8")
+# An IntEnum member costs a comparison several times an int's.
+_CONTINUATION, _TEXT, _BINARY = 0x0, 0x1, 0x2
+_CONTROL = 0x8  # this and above are control frames
 
 # RFC 6455, 7.4, and the registry's later 1012 to 1014: what may stand in a close frame.
 _CLOSE_CODES = frozenset((1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)))
@@ -34,10 +39,15 @@ class Opcode(IntEnum):
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
-    """Return a whole, unmasked frame with FIN, as a server sends it."""
+    """Return a whole, unmasked frame with FIN, as a server sends it.
+
+    Raises: ValueError: a control frame of more than 125 bytes.
+    """
     size = len(payload)
     if size < 126:  # noqa: PLR2004 - the lengths that RFC 6455, 5.2 defines
         return bytes((_FIN | opcode, size)) + payload
+    if opcode >= _CONTROL:
+        raise ValueError(f"a control frame holds at most {CONTROL_BYTES_MAX} bytes, not {size}")
     if size < 65536:  # noqa: PLR2004
         return _pack_16(_FIN | opcode, 126, size) + payload
     return _pack_64(_FIN | opcode, 127, size) + payload
@@ -45,12 +55,17 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 def text_frame(payload: bytes) -> bytes:
     """Return a text frame; the caller vouches for UTF-8."""
-    return frame(Opcode.TEXT, payload)
+    return frame(_TEXT, payload)
 
 
 def binary_frame(payload: bytes) -> bytes:
     """Return a binary frame."""
-    return frame(Opcode.BINARY, payload)
+    return frame(_BINARY, payload)
+
+
+def ping_frame(payload: bytes = b"") -> bytes:
+    """Return a ping. Raises: ValueError: more than 125 bytes."""
+    return frame(Opcode.PING, payload)
 
 
 def payload_of(built: bytes) -> memoryview:
@@ -61,9 +76,14 @@ def payload_of(built: bytes) -> memoryview:
 
 
 def close_frame(code: int | None, reason: str = "") -> bytes:
-    """Return a close frame; None: an empty one. The reason is cut to what fits, at a character's border."""
+    """Return a close frame; None: an empty one. The reason is cut to what fits, at a character's border.
+
+    Raises: ValueError: a code that may not be sent.
+    """
     if code is None:
         return frame(Opcode.CLOSE, b"")
+    if code not in _CLOSE_CODES:
+        raise ValueError(f"close code {code} may not be sent")
     return frame(Opcode.CLOSE, struct.pack("!H", code) + close_reason(reason))
 
 
@@ -91,22 +111,28 @@ def close_payload(payload: bytes) -> tuple[int | None, str]:
 
 
 class _Fragments:
-    """A message under way: decoded text or raw bytes, never more than the reader's limits."""
+    """A message under way. checked: bytes of `received` that are whole UTF-8 characters (text only)."""
 
-    __slots__ = ("count", "decoder", "parts", "size")
+    __slots__ = ("checked", "count", "is_text", "received")
 
     def __init__(self, *, is_text: bool) -> None:
-        self.decoder = _utf8_decoder() if is_text else None
-        self.parts: list[str] | list[bytes] = []
-        self.size = 0
+        self.is_text = is_text
+        self.received = bytearray()
+        self.checked = 0
         self.count = 0
+
+
+_DEAD = _Fragments(is_text=False)  # stands for: a violation was raised
 
 
 class MessageReader:
     """Joins the data frames of one connection to messages.
 
     Control frames may come between fragments; they are the caller's and never fed here.
-    After a ProtocolViolation the connection is to be closed; the reader is of no more use.
+    After a ProtocolViolation the connection is to be closed; the reader has let go of what it
+    held, and feeding it again is the caller's mistake (RuntimeError).
+
+    message_bytes: largest message, all its fragments together.  message_fragments: most frames of one message.
     """
 
     __slots__ = ("_fragments", "_message_bytes", "_message_fragments")
@@ -120,55 +146,71 @@ class MessageReader:
         """Take a data or continuation frame; return the message it completes: str for text, bytes for binary.
 
         Raises: ProtocolViolation 1002, 1007 (as soon as text cannot become UTF-8), 1009.
+        Cost: one decode for unfragmented text; fragmented text is decoded twice.
         """
-        if rsv:
-            raise ProtocolViolation(CloseCode.PROTOCOL_ERROR, "reserved bits are set")
-        if opcode not in {Opcode.CONTINUATION, Opcode.TEXT, Opcode.BINARY}:
-            raise ProtocolViolation(CloseCode.PROTOCOL_ERROR, f"opcode {opcode} is reserved")
         fragments = self._fragments
-        if opcode == Opcode.CONTINUATION:
+        if fragments is None and fin and not rsv and len(payload) <= self._message_bytes:  # nearly always
+            if opcode == _TEXT:
+                return self._text(payload)
+            if opcode == _BINARY:
+                return payload
+        return self._feed(fragments, opcode, payload, fin=fin, rsv=rsv)
+
+    def _feed(
+        self, fragments: _Fragments | None, opcode: int, payload: bytes, *, fin: bool, rsv: bool
+    ) -> str | bytes | None:
+        if fragments is _DEAD:
+            raise RuntimeError("a frame after a protocol violation")
+        if rsv:
+            raise self._violation(CloseCode.PROTOCOL_ERROR, "reserved bits are set")
+        if opcode not in {_CONTINUATION, _TEXT, _BINARY}:
+            raise self._violation(CloseCode.PROTOCOL_ERROR, f"opcode {opcode} is reserved")
+        if opcode == _CONTINUATION:
             if fragments is None:
-                raise ProtocolViolation(CloseCode.PROTOCOL_ERROR, "continuation of nothing")
+                raise self._violation(CloseCode.PROTOCOL_ERROR, "continuation of nothing")
         elif fragments is not None:
-            raise ProtocolViolation(CloseCode.PROTOCOL_ERROR, "new message inside a fragmented one")
-        elif fin:
-            return self._whole(opcode, payload)
+            raise self._violation(CloseCode.PROTOCOL_ERROR, "new message inside a fragmented one")
         else:
-            fragments = self._fragments = _Fragments(is_text=opcode == Opcode.TEXT)
+            fragments = self._fragments = _Fragments(is_text=opcode == _TEXT)
         return self._add(fragments, payload, fin=fin)
 
-    def _whole(self, opcode: int, payload: bytes) -> str | bytes:
-        if len(payload) > self._message_bytes:
-            raise self._too_big()
-        if opcode == Opcode.BINARY:
-            return payload
+    def _add(self, fragments: _Fragments, payload: bytes, *, fin: bool) -> str | bytes | None:
+        received = fragments.received
+        fragments.count += 1
+        if fragments.count > self._message_fragments:
+            raise self._violation(CloseCode.MESSAGE_TOO_BIG, f"more than {self._message_fragments} fragments")
+        if len(received) + len(payload) > self._message_bytes:
+            raise self._violation(CloseCode.MESSAGE_TOO_BIG, f"message is larger than {self._message_bytes} bytes")
+        received += payload
+        if not fin:
+            if fragments.is_text:
+                self._check(fragments)
+            return None
+        message = self._text(received) if fragments.is_text else bytes(received)
+        self._fragments = None
+        return message
+
+    def _check(self, fragments: _Fragments) -> None:
+        """Check the text from the last whole character on; one at the end may be unfinished."""
+        unchecked = bytes(memoryview(fragments.received)[fragments.checked :])
+        try:
+            _, whole = utf_8_decode(unchecked, "strict", False)
+        except UnicodeDecodeError:
+            raise self._not_utf8() from None
+        # Python's decoder waits for the third byte of a surrogate, which no byte can make valid.
+        if b"\xed\xa0" <= unchecked[whole:] <= b"\xed\xbf":
+            raise self._not_utf8()
+        fragments.checked += whole
+
+    def _text(self, payload: bytes | bytearray) -> str:
         try:
             return payload.decode()
         except UnicodeDecodeError:
-            raise _not_utf8() from None
+            raise self._not_utf8() from None
 
-    def _add(self, fragments: _Fragments, payload: bytes, *, fin: bool) -> str | bytes | None:
-        fragments.size += len(payload)
-        fragments.count += 1
-        if fragments.size > self._message_bytes:
-            raise self._too_big()
-        if fragments.count > self._message_fragments:
-            raise ProtocolViolation(CloseCode.MESSAGE_TOO_BIG, f"more than {self._message_fragments} fragments")
-        if fragments.decoder is None:
-            fragments.parts.append(payload)  # type: ignore[arg-type]
-        else:
-            try:
-                fragments.parts.append(fragments.decoder.decode(payload, fin))  # type: ignore[arg-type]
-            except UnicodeDecodeError:
-                raise _not_utf8() from None
-        if not fin:
-            return None
-        self._fragments = None
-        return b"".join(fragments.parts) if fragments.decoder is None else "".join(fragments.parts)  # type: ignore[arg-type]
+    def _not_utf8(self) -> ProtocolViolation:
+        return self._violation(CloseCode.INVALID_TEXT, "text is not UTF-8")
 
-    def _too_big(self) -> ProtocolViolation:
-        return ProtocolViolation(CloseCode.MESSAGE_TOO_BIG, f"message is larger than {self._message_bytes} bytes")
-
-
-def _not_utf8() -> ProtocolViolation:
-    return ProtocolViolation(CloseCode.INVALID_TEXT, "text is not UTF-8")
+    def _violation(self, code: CloseCode, reason: str) -> ProtocolViolation:
+        self._fragments = _DEAD
+        return ProtocolViolation(code, reason)

@@ -154,6 +154,7 @@ class Connection(WSListener):
         environment.counters.handshakes_upgraded += 1
         self.application.on_open(self)
         self.plan()
+        log.debug("connection opened", extra=fields(connection=self.id, peer=self.peer, worker=environment.number))
 
     @property
     def is_open(self) -> bool:
@@ -390,7 +391,17 @@ class Connection(WSListener):
     def on_violation(self, code: int) -> None:
         """picows has found a violation and is about to send a close frame with `code`."""
         self.environment.counters.protocol_errors += 1
-        if self.state == State.OPEN:
+        if self.state != State.OPEN:
+            return
+        transport = self._transport
+        received = transport.close_handshake.recv if transport is not None and transport.close_handshake else None
+        if transport is not None and received is not None:
+            # picows reads one frame ahead: this is about what came behind a close frame that is
+            # not delivered yet, and that one is what has to be answered.
+            code = int(received.code) or CloseCode.NORMAL
+            self._leave(code)
+            transport.send_close(code)  # type: ignore[arg-type]
+        else:
             self._give_up_queue("slow")
             self._leave(code)
 

@@ -97,6 +97,7 @@ class HttpConnection(asyncio.Protocol):
         self.peer = f"{peer[0]}:{peer[1]}" if peer else ""
         services.http_connections.add(self)
         services.environment.counters.accepted += 1
+        log.debug("accepted", extra=fields(peer=self.peer, worker=services.environment.number))
         wheel = services.environment.wheel
         self._active = wheel.now
         wheel.schedule(self, wheel.now + services.environment.connection_ticks.head)
