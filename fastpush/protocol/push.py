@@ -1,15 +1,29 @@
-"""The simple protocol: what clients say on /ws, what back-ends post, how a push looks. No I/O."""
+"""The simple protocol: what clients say on /ws, what back-ends post, how a push looks. No I/O.
 
-from typing import Any, NamedTuple, NoReturn
+    client     {"token": "…", "event": "…"}  or  /ws?token=…&event=…&envelope=1&confirm=1&heartbeat=25
+    back-end   {"userId": "…" or ["…", …], "event": "…", "message": "…"}
+
+Fields and parameters that nobody asked for are ignored. All text that comes out can be
+written as UTF-8: JSON with half a surrogate is refused as not JSON.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import orjson
 
-from fastpush.errors import RegistrationError, RequestError, illegal_request
+from fastpush.errors import RegistrationError, illegal_request
 
 EVERYBODY = b"*"  # routing key of a broadcast; user keys begin with "u"
 HEARTBEAT_SECONDS_MAX = 3600
-_QUERY_FIELDS_MAX = 1000
+_OTHER_PARAMETERS_MAX = 32  # beside events
+_SHOWN_CHARACTERS = 20  # of a wrong value
+_BAD_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
+_SECONDS = re.compile("[0-9]{1,4}")
+_OPTIONS = frozenset(("token", "envelope", "confirm", "heartbeat"))
+_new_tuple = tuple.__new__  # what a NamedTuple's constructor ends in, at half of the cost
 
 
 class Registration(NamedTuple):
@@ -20,7 +34,7 @@ class Registration(NamedTuple):
 
 
 class PushRequest(NamedTuple):
-    """A push to users who are not empty, without repetition."""
+    """A push to users: one at least, none empty, without repetition, in order."""
 
     users: tuple[str, ...]
     event: str
@@ -28,7 +42,10 @@ class PushRequest(NamedTuple):
 
 
 class UrlOptions(NamedTuple):
-    """What the URL of a WebSocket request asks for. heartbeat: seconds, 0 for none."""
+    """What the URL of a WebSocket request asks for.
+
+    token: None when the client will register by message.  heartbeat: seconds, 0 for none.
+    """
 
     token: str | None
     events: tuple[str, ...]
@@ -37,15 +54,22 @@ class UrlOptions(NamedTuple):
     heartbeat: int
 
 
+class _FieldError(Exception):
+    """A field is wrong; its text becomes a RegistrationError's or a RequestError's."""
+
+
 def user_key(user: str, event: str) -> bytes:
-    """Return the routing key of a user's event; different for any two pairs."""
-    return f"u{len(user)}:{user}{event}".encode()
+    """Return the routing key of a user's event; different for any two pairs, half surrogates included."""
+    return f"u{len(user)}:{user}{event}".encode("utf-8", "surrogatepass")
 
 
 def parse_user_key(key: bytes) -> tuple[str, str]:
-    """Return the user and event that `user_key` was given."""
-    size, _, rest = key[1:].decode().partition(":")
-    return rest[: int(size)], rest[int(size) :]
+    """Return the user and event that `user_key` was given. Raises: ValueError: another kind of key."""
+    size, colon, rest = key.decode("utf-8", "surrogatepass").partition(":")
+    if not colon or not size.startswith("u"):
+        raise ValueError(f"not a user's routing key: {key!r}")
+    length = int(size[1:])
+    return rest[:length], rest[length:]
 
 
 def parse_registration(data: str | bytes, name_bytes: int) -> Registration:
@@ -58,18 +82,11 @@ def parse_registration(data: str | bytes, name_bytes: int) -> Registration:
     except orjson.JSONDecodeError:
         raise RegistrationError("not JSON") from None
     if not isinstance(fields, dict):
-        raise RegistrationError(f"must be a JSON object, found {_kind(fields)}")
-    token, event = (_registration_field(fields, name) for name in ("token", "event"))
-    if _is_longer(event, name_bytes):
-        raise RegistrationError(f"event is longer than {name_bytes} bytes")
-    return Registration(token, event)
-
-
-def _registration_field(fields: dict[str, Any], name: str) -> str:
-    value = fields.get(name)
-    if isinstance(value, str) and value:
-        return value
-    raise RegistrationError(_field_fault(fields, name, "a string"))
+        raise RegistrationError("not an object")
+    try:
+        return Registration(_text(fields, "token"), _name(fields, "event", name_bytes))
+    except _FieldError as error:
+        raise RegistrationError(str(error)) from None
 
 
 def registered_text(event: str) -> bytes:
@@ -88,52 +105,80 @@ def envelope(event: str, message: str) -> bytes:
 
 
 def parse_query(query: str, *, name_bytes: int, registrations: int) -> UrlOptions:
-    """Return the options in the query of a WebSocket URL. Unknown parameters are ignored.
+    """Return the options in the query of a WebSocket URL. Unknown parameters are ignored (cache busters).
 
+    query: as it came, decoded as Latin-1: percent-encoded, or bare UTF-8.
     Raises: RequestError 400.
     """
-    try:
-        pairs = parse_qsl(
-            query, keep_blank_values=True, errors="strict", max_num_fields=_QUERY_FIELDS_MAX, encoding="utf-8"
-        )
-    except (ValueError, UnicodeDecodeError):
-        raise illegal_request("the query is not valid: too many fields, or not UTF-8") from None
-    values: dict[str, list[str]] = {}
-    for name, value in pairs:
-        values.setdefault(name, []).append(value)
-    tokens, events = values.get("token", []), tuple(dict.fromkeys(values.get("event", [])))
-    if len(tokens) > 1:
-        raise illegal_request("token is given more than once")
-    if bool(tokens) != bool(events):
-        raise illegal_request(f"{'event' if tokens else 'token'} is missing: a registration by URL needs both")
-    if tokens and not tokens[0]:
+    options: dict[str, str] = {}
+    events: dict[str, None] = {}  # a set that keeps the order
+    for name, value in _parameters(query, registrations + _OTHER_PARAMETERS_MAX):
+        if name == "event":
+            events[value] = None
+        elif name in options:
+            raise illegal_request(f"{name} is repeated")
+        elif name in _OPTIONS:
+            options[name] = value
+    token = options.get("token")
+    if token is None and events:
+        raise illegal_request("event without token")
+    if token is not None and not events:
+        raise illegal_request("event is missing")
+    if token == "":
         raise illegal_request("token is empty")
-    if len(events) > registrations:
-        raise illegal_request(f"more than {registrations} events")
-    for event in events:
-        if not event or _is_longer(event, name_bytes):
-            raise illegal_request("event is empty" if not event else f"event is longer than {name_bytes} bytes")
+    _check_events(events, name_bytes, registrations)
     return UrlOptions(
-        tokens[0] if tokens else None,
-        events,
-        _switch(values, "envelope"),
-        _switch(values, "confirm"),
-        _heartbeat(values),
+        token,
+        tuple(events),
+        envelope=_switch(options, "envelope"),
+        confirm=_switch(options, "confirm"),
+        heartbeat=_heartbeat(options.get("heartbeat")),
     )
 
 
-def _switch(values: dict[str, list[str]], name: str) -> bool:
-    value = values.get(name, ["0"])[-1]
+def _parameters(query: str, most: int) -> list[tuple[str, str]]:
+    if not query:
+        return []
+    bad = _BAD_PERCENT.search(query)
+    if bad:
+        raise illegal_request(f"the query is not percent-encoded at character {bad.start() + 1}")
+    try:
+        text = query if query.isascii() else query.encode("latin-1").decode()
+        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=most)
+    except UnicodeError:
+        raise illegal_request("the query is not UTF-8") from None
+    except ValueError:  # what parse_qsl calls too many; UnicodeError is one as well
+        raise illegal_request(f"the query has more than {most} parameters") from None
+
+
+def _check_events(events: Iterable[str], name_bytes: int, registrations: int) -> None:
+    for count, event in enumerate(events, 1):
+        if count > registrations:
+            raise illegal_request(f"more than {registrations} events")
+        fault = _name_fault("event", event, name_bytes)
+        if fault:
+            raise illegal_request(fault)
+
+
+def _switch(options: dict[str, str], name: str) -> bool:
+    value = options.get(name, "0")
     if value not in {"0", "1"}:
-        raise illegal_request(f"{name} must be 0 or 1, found {value[:20]!r}")
+        raise illegal_request(f"{name} must be 0 or 1, found {_shown(value)}")
     return value == "1"
 
 
-def _heartbeat(values: dict[str, list[str]]) -> int:
-    value = values.get("heartbeat", ["0"])[-1]
-    if not (value.isascii() and value.isdigit() and len(value) <= 4 and int(value) <= HEARTBEAT_SECONDS_MAX):  # noqa: PLR2004
-        raise illegal_request(f"heartbeat must be 1 to {HEARTBEAT_SECONDS_MAX} seconds, or 0, found {value[:20]!r}")
-    return int(value)
+def _heartbeat(value: str | None) -> int:
+    if value is None:
+        return 0
+    seconds = int(value) if _SECONDS.fullmatch(value) else 0
+    if not 1 <= seconds <= HEARTBEAT_SECONDS_MAX:
+        wanted = f"a whole number of seconds from 1 to {HEARTBEAT_SECONDS_MAX}"
+        raise illegal_request(f"heartbeat must be {wanted}, found {_shown(value)}")
+    return seconds
+
+
+def _shown(value: str) -> str:
+    return ascii(value if len(value) <= _SHOWN_CHARACTERS else value[:_SHOWN_CHARACTERS] + "...")
 
 
 def parse_push(body: bytes, *, name_bytes: int, push_users: int) -> PushRequest:
@@ -141,86 +186,93 @@ def parse_push(body: bytes, *, name_bytes: int, push_users: int) -> PushRequest:
 
     Raises: RequestError 400.
     """
-    try:
-        fields = orjson.loads(body)
-        user, event, message = fields["userId"], fields["event"], fields["message"]
-        if (
-            type(user) is str and type(event) is str and type(message) is str and user and event and message
-            and len(user) + len(event) <= name_bytes >> 2
-        ):  # fmt: skip
-            return PushRequest((user,), event, message)
-    except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
-        pass
-    return _parse_unusual_push(body, name_bytes, push_users)
-
-
-def _parse_unusual_push(body: bytes, name_bytes: int, push_users: int) -> PushRequest:
     fields = _object(body)
-    users = fields.get("userId")
-    if isinstance(users, list):
-        if not users:
-            raise illegal_request("userId is an empty list")
-        if len(users) > push_users:
-            raise illegal_request(f"userId has {len(users)} entries, at most {push_users} are allowed")
-        for position, user in enumerate(users):
-            if not isinstance(user, str) or not user or _is_longer(user, name_bytes):
-                fault = (
-                    "an empty string" if user == "" else _kind(user) if not isinstance(user, str) else "a longer one"
-                )
-                raise illegal_request(f"userId[{position}] must be a string of 1 to {name_bytes} bytes, found {fault}")
-        names = tuple(dict.fromkeys(users))
-    else:
-        names = (_name(fields, "userId", name_bytes, "a string or a list of strings"),)
-    return PushRequest(names, _name(fields, "event", name_bytes), _text(fields, "message"))
+    user, event, message = fields.get("userId"), fields.get("event"), fields.get("message")
+    if (
+        type(user) is str and type(event) is str and type(message) is str and user and event and message
+        and len(user) + len(event) <= name_bytes >> 2
+    ):  # fmt: skip
+        return _new_tuple(PushRequest, ((user,), event, message))
+    # A list, a long name, or something is wrong.
+    try:
+        users = _users(user, name_bytes, push_users) if type(user) is list else (_name(fields, "userId", name_bytes),)
+        return PushRequest(users, _name(fields, "event", name_bytes), _text(fields, "message"))
+    except _FieldError as error:
+        raise illegal_request(str(error)) from None
+
+
+def _users(users: list[Any], name_bytes: int, push_users: int) -> tuple[str, ...]:
+    if not users:
+        raise _FieldError("userId is an empty list")
+    if len(users) > push_users:
+        raise _FieldError(f"userId has {len(users)} entries, at most {push_users} are allowed")
+    for position, user in enumerate(users):
+        if type(user) is not str:
+            raise _FieldError(f"userId[{position}] must be a string, found {_kind(user)}")
+        if not user or _is_longer(user, name_bytes):
+            raise _FieldError(_name_fault(f"userId[{position}]", user, name_bytes))
+    return tuple(dict.fromkeys(users))
 
 
 def parse_push_all(body: bytes, *, name_bytes: int) -> tuple[str, str]:
     """Return the event and message of a push to everybody. Raises: RequestError 400."""
     fields = _object(body)
-    return _name(fields, "event", name_bytes), _text(fields, "message")
+    try:
+        return _name(fields, "event", name_bytes), _text(fields, "message")
+    except _FieldError as error:
+        raise illegal_request(str(error)) from None
 
 
 def parse_drop(body: bytes, *, name_bytes: int) -> tuple[str, str | None]:
-    """Return the user and event of a drop; None, null or "" mean all events. Raises: RequestError 400."""
+    """Return the user and event of a drop; no event, null or "" mean all (S0-37). Raises: RequestError 400."""
     fields = _object(body)
-    user = _name(fields, "userId", name_bytes)
-    return user, (_name(fields, "event", name_bytes) if fields.get("event") else None)
+    try:
+        user = _name(fields, "userId", name_bytes)
+        # Nothing else that is false may mean all.
+        is_all = fields.get("event") is None or fields["event"] == ""
+        return user, None if is_all else _name(fields, "event", name_bytes)
+    except _FieldError as error:
+        raise illegal_request(str(error)) from None
 
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise illegal_request(f"body is not JSON: {error}") from None
-    if not isinstance(fields, dict):
+        raise illegal_request(f"body is not JSON: {_json_fault(body, error)}") from None
+    if type(fields) is not dict:
         raise illegal_request(f"body must be a JSON object, found {_kind(fields)}")
     return fields
 
 
-def _name(fields: dict[str, Any], name: str, name_bytes: int, wanted: str = "a string") -> str:
-    value = _text(fields, name, wanted)
-    if _is_longer(value, name_bytes):
-        raise illegal_request(f"{name} is longer than {name_bytes} bytes ([limits] name_bytes)")
+def _json_fault(body: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        body.decode()  # orjson does not say where
+    except UnicodeDecodeError as bad:
+        return f"not UTF-8 at byte {bad.start + 1}"
+    return f"{error.msg} at line {error.lineno} column {error.colno}"
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if type(value) is not str:
+        raise _FieldError(f"{name} must be a string, found {_kind(value)}" if name in fields else f"{name} is missing")
+    if not value:
+        raise _FieldError(f"{name} is empty")
     return value
 
 
-def _text(fields: dict[str, Any], name: str, wanted: str = "a string") -> str:
-    value = fields.get(name)
-    if isinstance(value, str) and value:
-        return value
-    _refuse(fields, name, wanted)
+def _name(fields: dict[str, Any], name: str, name_bytes: int) -> str:
+    value = _text(fields, name)
+    if _is_longer(value, name_bytes):
+        raise _FieldError(_name_fault(name, value, name_bytes))
+    return value
 
 
-def _refuse(fields: dict[str, Any], name: str, wanted: str) -> NoReturn:
-    raise illegal_request(_field_fault(fields, name, wanted))
-
-
-def _field_fault(fields: dict[str, Any], name: str, wanted: str) -> str:
-    if name not in fields:
-        return f"{name} is missing"
-    if fields[name] == "":
+def _name_fault(name: str, value: str, name_bytes: int) -> str:
+    if not value:
         return f"{name} is empty"
-    return f"{name} must be {wanted}, found {_kind(fields[name])}"
+    return f"{name} longer than {name_bytes} bytes" if _is_longer(value, name_bytes) else ""
 
 
 def _is_longer(text: str, most_bytes: int) -> bool:

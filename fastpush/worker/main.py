@@ -6,8 +6,10 @@ pushes in flight answered, clients closed with 1012, at most drain_seconds.
 
 import asyncio
 import logging
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 
 import orjson
@@ -20,7 +22,7 @@ from fastpush.applications.push import Push
 from fastpush.bus.client import BusClient, BusUnavailable
 from fastpush.child import LISTEN_BACKLOG, Channel, Context, Listener, beat_seconds, tune_collector
 from fastpush.config import Config, open_keys
-from fastpush.errors import CloseCode, unavailable
+from fastpush.errors import CloseCode, ConfigError, unavailable
 from fastpush.fanout import Hub
 from fastpush.http.app import HttpApp
 from fastpush.http.auth import push_auth, token_auth
@@ -90,6 +92,7 @@ class Worker:
     async def _startup(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        sys.path.insert(0, os.getcwd())  # where functions of [auth] and [push] may live
         self._channel = Channel(self._context.channel, self._on_control, self._on_orphaned)
         self._channel.open()
         self._services = services = self._build_services(loop)
@@ -212,9 +215,13 @@ class Worker:
         logs.set_level(config.log.level)
         logs.reopen()
         services = self._services
-        old_token_auth, old_push_auth = self._push.token_auth, services.push_auth
-        self._push.token_auth = token_auth(config)
-        services.push_auth = push_auth(config)
+        try:
+            new_token_auth, new_push_auth = token_auth(config), push_auth(config)
+        except ConfigError as error:
+            log.error("not reloaded", extra=fields(reason=str(error)))  # noqa: TRY400 - the text says it all
+            return
+        old_token_auth, self._push.token_auth = self._push.token_auth, new_token_auth
+        old_push_auth, services.push_auth = services.push_auth, new_push_auth
         services.push_auth_is_sync = config.push.auth != "python"
         services.auth_headers = _auth_headers(config)
         services.guard = Guard(open_keys(config), config.server.origins)
@@ -282,8 +289,12 @@ async def _until(condition: Callable[[], bool], deadline: float) -> None:
         await asyncio.sleep(TICK_SECONDS / 4)
 
 
-def _auth_headers(config: Config) -> tuple[str, ...]:
-    """Return the request headers that a later registration by message is judged by."""
-    if config.auth.mode == "webhook":
-        return tuple(name.lower() for name in config.auth.webhook.headers)
-    return ()
+def _auth_headers(config: Config) -> tuple[str, ...] | None:
+    """Return the request headers that a later registration by message is judged by; None: all of them."""
+    match config.auth.mode:
+        case "webhook":
+            return tuple(name.lower() for name in config.auth.webhook.headers)
+        case "python":
+            return None
+        case _:
+            return ()

@@ -8,6 +8,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 from fastpush.applications.interface import Application
+from fastpush.applications.push import NO_HEADERS
 from fastpush.http.app import HttpApp
 from fastpush.http.auth import PushAuth
 from fastpush.http.guard import Guard
@@ -24,7 +25,7 @@ log = logging.getLogger("fastpush.worker")
 class Services:
     """The state of a worker that its HTTP connections use.
 
-    auth_headers:      headers of an upgrade request that authentication looks at later.
+    auth_headers:      headers of an upgrade request that authentication looks at later; None: all.
     lean_body_bytes:   a larger push goes to aiohttp.
     push_auth_is_sync: whether a push may be authorized without waiting; else it goes to aiohttp.
     """
@@ -37,7 +38,7 @@ class Services:
     push_auth: PushAuth
     push_auth_is_sync: bool
     push_service: PushService
-    auth_headers: tuple[str, ...]
+    auth_headers: tuple[str, ...] | None
     call_soon: Callable[..., object]
     app: HttpApp = field(init=False)
     http_connections: "set[HttpConnection]" = field(default_factory=set)
@@ -52,6 +53,12 @@ class Services:
             self._date_second = second
             self._date = f"Date: {formatdate(second, usegmt=True)}".encode()
         return self._date
+
+    def kept_headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """Return what of an upgrade request's headers its connection has to keep."""
+        if self.auth_headers is None:
+            return headers
+        return {name: headers[name] for name in self.auth_headers if name in headers} or NO_HEADERS
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` in the background; a failure is logged, never lost."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fastpush import errors
 from fastpush.applications.interface import Application
-from fastpush.applications.push import NO_HEADERS, Push
+from fastpush.applications.push import Push
 from fastpush.errors import AuthUnavailable, CloseCode, RequestError, TokenRejected
 from fastpush.http.auth import Identity
 from fastpush.http.head import Head
@@ -93,8 +93,7 @@ def _open(
     if taken is None:
         return None
     transport, unread = taken
-    headers = {name: head.headers[name] for name in services.auth_headers if name in head.headers} or NO_HEADERS
-    connection = Connection(services.environment, application, http.peer, headers)
+    connection = Connection(services.environment, application, http.peer, services.kept_headers(head.headers))
     if options is not None:
         connection.wants_envelope = options.envelope
         connection.wants_confirm = options.confirm

@@ -105,7 +105,7 @@ class FakeChild:
             if descriptor == self.context.channel.fileno():
                 if (code := self.on_channel()) is not None:
                     return code
-            else:
+            elif descriptor in self.accepting:  # an Uncover may have come first
                 self.on_connection(*self.accepting[descriptor])
         return None
 

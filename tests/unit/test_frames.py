@@ -432,7 +432,7 @@ def test_reserved_bits(opcode: int) -> None:
 
 @pytest.mark.parametrize("opcode", [3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
 @pytest.mark.parametrize("fin", [False, True])
-def test_reserved_opcodes(opcode: int, fin: bool) -> None:
+def test_reserved_opcodes(opcode: int, *, fin: bool) -> None:
     """Reserved opcodes are 1002, in and out of a fragmented message."""
     assert violation(reader(), opcode, b"a", fin=fin) == 1002
     one = reader()
@@ -441,7 +441,7 @@ def test_reserved_opcodes(opcode: int, fin: bool) -> None:
 
 
 @pytest.mark.parametrize("fin", [False, True])
-def test_continuation_of_nothing(fin: bool) -> None:
+def test_continuation_of_nothing(*, fin: bool) -> None:
     """A continuation without a start is 1002: first of all, after a whole message, after a fragmented one."""
     assert violation(reader(), CONTINUATION, b"a", fin=fin) == 1002
     one = reader()
@@ -454,7 +454,7 @@ def test_continuation_of_nothing(fin: bool) -> None:
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize("fin", [False, True])
-def test_new_message_inside_a_fragmented_one(opcode: int, fin: bool) -> None:
+def test_new_message_inside_a_fragmented_one(opcode: int, *, fin: bool) -> None:
     """A data frame while a fragmented message is open is 1002, whatever both are."""
     for first in (TEXT, BINARY):
         one = reader()

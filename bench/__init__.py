@@ -1,0 +1,1 @@
+"""Benchmarks: each prints figures that a reader can reproduce; none is a test."""
