@@ -15,7 +15,7 @@ from fastpush.bus.link import Link
 from fastpush.errors import FastpushError
 from fastpush.log import fields
 from fastpush.protocol import bus
-from fastpush.protocol.bus import Publication, Result, Status
+from fastpush.protocol.bus import Publication, Status
 
 log = logging.getLogger("fastpush.bus")
 
@@ -26,7 +26,7 @@ class BusUnavailable(FastpushError):
     """The push was not sent to the broker; nobody received it."""
 
 
-OnResult = Callable[[Result], None]
+OnResult = Callable[[int, int, int], None]  # Status, connections that took it, workers that did not count
 
 
 class BusClient:
@@ -193,7 +193,7 @@ class BusClient:
                 break
             late.append(request)
         for request in late:
-            self._answer(request, Result(Status.UNKNOWN, 0, 0))
+            self._answer(request, Status.UNKNOWN, 0, 0)
 
     def _on_message(self, link: Link, kind: int, number: int, body: bytes) -> None:
         self._handlers[kind](number, body)
@@ -203,7 +203,7 @@ class BusClient:
             return
         self._link = None
         for request in list(self._answers):
-            self._answer(request, Result(Status.UNKNOWN, 0, 0))
+            self._answer(request, Status.UNKNOWN, 0, 0)
         for request in list(self._reports):
             self._reports.pop(request)(None)
         if not self._closing:
@@ -230,12 +230,12 @@ class BusClient:
             self._link.send(bus.encode_count(number, count))
 
     def _on_result(self, number: int, body: bytes) -> None:
-        self._answer(number, bus.decode_result(body))
+        self._answer(number, *bus.decode_result(body))
 
-    def _answer(self, request: int, result: Result) -> None:
+    def _answer(self, request: int, status: int, sent: int, unconfirmed: int) -> None:
         answer = self._answers.pop(request, None)
         if answer is not None:
-            answer[1](result)
+            answer[1](status, sent, unconfirmed)
 
     def _on_measure(self, number: int, body: bytes) -> None:
         if self._link is not None:

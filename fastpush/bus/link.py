@@ -37,17 +37,23 @@ class Link(asyncio.Protocol):
         self._queue_bytes = queue_bytes
         self._decoder = bus.Decoder(MESSAGE_BYTES_MAX)
         self._gathered: list[bytes] = []
-        self._gathered_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._call_soon = asyncio.get_running_loop().call_soon
+        self.is_full = False  # the bound is reached: refuse new work, its answers still pass
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+        self._transport.set_write_buffer_limits(high=self._queue_bytes)
+
+    def pause_writing(self) -> None:
+        self.is_full = True
+
+    def resume_writing(self) -> None:
+        self.is_full = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._gathered.clear()
-        self._gathered_bytes = 0
         self._on_closed(self)
 
     def data_received(self, data: bytes) -> None:
@@ -65,14 +71,9 @@ class Link(asyncio.Protocol):
 
     @property
     def queued_bytes(self) -> int:
-        """Bytes sent and not yet taken by the kernel."""
+        """Bytes written and not yet taken by the kernel; what this turn gathers comes on top."""
         transport = self._transport
-        return self._gathered_bytes + (transport.get_write_buffer_size() if transport is not None else 0)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the bound is reached: refuse new work, its answers still pass."""
-        return self.queued_bytes >= self._queue_bytes
+        return transport.get_write_buffer_size() if transport is not None else 0
 
     def send(self, *parts: bytes) -> None:
         """Send a message given in one or several parts; nothing happens on a closed link."""
@@ -81,12 +82,10 @@ class Link(asyncio.Protocol):
         gathered = self._gathered
         if not gathered:
             self._call_soon(self._flush)
-        for part in parts:
-            gathered.append(part)
-            self._gathered_bytes += len(part)
+        gathered += parts
 
     def _flush(self) -> None:
-        gathered, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        gathered, self._gathered = self._gathered, []
         if gathered and self._transport is not None:
             self._transport.write(b"".join(gathered))
 

@@ -7,6 +7,7 @@ sent to another host's name (DNS rebinding) or by another site's page is refused
 
 import ipaddress
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from fastpush.errors import RequestError, forbidden
@@ -32,6 +33,18 @@ def host_name(host: str) -> str:
         return ""
 
 
+# The same few answers for every push of a back-end. Bounded, and a head bounds each key.
+@lru_cache(maxsize=256)
+def _names_loopback(host: str) -> bool:
+    return is_loopback(host_name(host))
+
+
+@lru_cache(maxsize=256)
+def _forwarding_header(names: tuple[str, ...]) -> str:
+    """Return the first header that a proxy adds, or ""."""
+    return next((name for name in names if name.startswith(_FORWARDING)), "")
+
+
 class Guard:
     """Decides by a request's headers.
 
@@ -47,11 +60,11 @@ class Guard:
         """Return why a request must not be served, or None. For every request, before dispatch."""
         if not self._open_keys:
             return None
-        for name in headers:
-            if name.startswith(_FORWARDING):
-                return self._refuse(f"it came through a proxy ({name})")
+        forwarding = _forwarding_header(tuple(headers))
+        if forwarding:
+            return self._refuse(f"it came through a proxy ({forwarding})")
         host = headers.get("host", "")
-        if not is_loopback(host_name(host)):
+        if not _names_loopback(host):
             return self._refuse("its Host is not a loopback address")
         origin = headers.get("origin")
         if origin is not None and not _is_same(origin, host):

@@ -1,12 +1,9 @@
-"""One request head: bytes in, an immutable description or a refusal out. No I/O.
+"""One request head: bytes in, a description or a refusal out. No I/O.
 
 Parsed by httptools (llhttp, strict): Content-Length with Transfer-Encoding, a second
 Content-Length, bare line feeds, folded headers and bytes that no header may hold are
 errors there. What is left to this module is the meaning.
 """
-
-from collections.abc import Mapping
-from typing import NamedTuple
 
 import httptools
 
@@ -14,49 +11,74 @@ from fastpush.errors import RequestError
 
 HEAD_END = b"\r\n\r\n"
 
+# Names as they are sent most, so that a usual request makes no string for them.
+_USUAL = (
+    "Host", "User-Agent", "Accept", "Accept-Encoding", "Accept-Language", "Content-Type", "Content-Length",
+    "Connection", "X-API-Key", "Authorization", "Origin", "Upgrade", "Cookie", "Cache-Control", "Pragma",
+    "Sec-WebSocket-Version", "Sec-WebSocket-Key", "Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol",
+)  # fmt: skip
+_NAMES = {spelled.encode(): name.lower() for name in _USUAL for spelled in (name, name.lower())}
 
-class Head(NamedTuple):
-    """A request's head.
+
+class Head:
+    """A request's head, filled by httptools' callbacks. Treated as immutable once parsed.
 
     path, query: as sent, not decoded.  headers: lower-case names; repeated ones joined by ", ".
     content_length: None when there is no body or a chunked one.
     """
 
-    method: str
-    path: str
-    query: str
-    version: str
-    headers: Mapping[str, str]
-    keep_alive: bool
-    content_length: int | None
-    is_chunked: bool
+    __slots__ = (
+        "_target",
+        "content_length",
+        "headers",
+        "is_chunked",
+        "keep_alive",
+        "method",
+        "path",
+        "query",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self._target = b""
+        self.headers: dict[str, str] = {}
+        self.method = self.path = self.query = self.version = ""
+        self.keep_alive = self.is_chunked = False
+        self.content_length: int | None = None
 
     @property
     def wants_websocket(self) -> bool:
         """Whether the client asks for an upgrade to the WebSocket protocol."""
         return "websocket" in self.headers.get("upgrade", "").lower()
 
-
-class _Collector:
-    """httptools' callbacks."""
-
-    __slots__ = ("headers", "target")
-
-    def __init__(self) -> None:
-        self.target = b""
-        self.headers: dict[str, str] = {}
-
     def on_url(self, url: bytes) -> None:
-        self.target += url
+        """httptools: the request target, or a part of it."""
+        self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        key = name.lower().decode("latin-1")
+        """httptools: one header."""
+        key = _NAMES.get(name) or name.lower().decode("latin-1")
         text = value.decode("latin-1")
-        if key in self.headers:
+        headers = self.headers
+        if key in headers:
             if key == "host":
                 raise ValueError("more than one Host header")
-            text = f"{self.headers[key]}, {text}"
-        self.headers[key] = text
+            text = f"{headers[key]}, {text}"
+        headers[key] = text
+
+    def finish(self, parser: httptools.HttpRequestParser) -> None:
+        """Take what only the parser knows, once the head is complete."""
+        headers = self.headers
+        self.version = parser.get_http_version()
+        if self.version == "1.1" and not headers.get("host"):
+            raise bad_request("the Host header is missing")
+        self.path, _, self.query = self._target.decode("latin-1").partition("?")
+        self.method = parser.get_method().decode("ascii")
+        self.keep_alive = parser.should_keep_alive()
+        self.is_chunked = "transfer-encoding" in headers
+        length = headers.get("content-length")
+        if length is not None:
+            self.content_length = int(length)
 
 
 def bad_request(reason: str) -> RequestError:
@@ -70,8 +92,8 @@ def parse_head(data: bytes) -> Head:
     Raises: RequestError 400, after which the connection cannot be used: where the next
     request begins is not known.
     """
-    collector = _Collector()
-    parser = httptools.HttpRequestParser(collector)
+    head = Head()
+    parser = httptools.HttpRequestParser(head)
     try:
         parser.feed_data(data)
     except httptools.HttpParserUpgrade:
@@ -79,19 +101,5 @@ def parse_head(data: bytes) -> Head:
     except (httptools.HttpParserError, ValueError) as error:
         # A callback's error arrives as HttpParserCallbackError with the reason as its context.
         raise bad_request(str(error.__context__ or error)) from None
-    headers = collector.headers
-    version = parser.get_http_version()
-    if version == "1.1" and not headers.get("host"):
-        raise bad_request("the Host header is missing")
-    path, _, query = collector.target.decode("latin-1").partition("?")
-    length = headers.get("content-length")
-    return Head(
-        method=parser.get_method().decode("ascii"),
-        path=path,
-        query=query,
-        version=version,
-        headers=headers,
-        keep_alive=parser.should_keep_alive(),
-        content_length=int(length) if length is not None else None,
-        is_chunked="transfer-encoding" in headers,
-    )
+    head.finish(parser)
+    return head

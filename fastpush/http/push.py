@@ -13,7 +13,7 @@ from fastpush.config import Limits
 from fastpush.errors import RequestError, illegal_request, too_large, unavailable, unknown_outcome
 from fastpush.metrics import Counters
 from fastpush.protocol import push as protocol
-from fastpush.protocol.bus import Result, Status, encode_publication
+from fastpush.protocol.bus import Status, encode_publication
 from fastpush.protocol.frames import text_frame
 from fastpush.state.send_queue import ENTRY_BYTES
 
@@ -39,7 +39,9 @@ class Reply(NamedTuple):
 
 
 OnOutcome = Callable[[Outcome | RequestError], None]
-Ask = Callable[[bytes, Callable[[Result], None]], None]  # raises RequestError 503 when not handed over
+# Status, connections reached, workers whose count is missing.
+OnResult = Callable[[int, int, int], None]
+Ask = Callable[[bytes, OnResult], None]  # raises RequestError 503 when not handed over
 
 
 class PushService:
@@ -82,7 +84,7 @@ class PushService:
     def drop(self, body: bytes, on_outcome: OnOutcome) -> None:
         """Close a user's connections; as `push`."""
         user, event = protocol.parse_drop(body, name_bytes=self._limits.name_bytes)
-        self._drop(orjson.dumps([user, event]), lambda result: on_outcome(_outcome(result)))
+        self._drop(orjson.dumps([user, event]), lambda *result: on_outcome(_outcome(*result)))
 
     def _send(self, keys: list[bytes], event: str, message: str, on_outcome: OnOutcome) -> None:
         frame = text_frame(message.encode())
@@ -92,21 +94,17 @@ class PushService:
         if len(keys) > PUBLICATION_KEYS_MAX:
             raise illegal_request(f"userId has {len(keys)} entries, at most {PUBLICATION_KEYS_MAX} are allowed")
 
-        def on_result(result: Result) -> None:
-            outcome = _outcome(result)
-            self._count(outcome)
+        def on_result(status: int, sent: int, unconfirmed: int) -> None:
+            outcome = _outcome(status, sent, unconfirmed)
+            if isinstance(outcome, RequestError):
+                self._count_refusal(outcome)
+            elif unconfirmed:
+                self._counters.pushes_unconfirmed += 1
+            else:
+                self._counters.pushes_delivered += 1
             on_outcome(outcome)
 
         self._publish(encode_publication(keys, event.encode(), frame), on_result)
-
-    def _count(self, outcome: Outcome | RequestError) -> None:
-        counters = self._counters
-        if isinstance(outcome, RequestError):
-            self._count_refusal(outcome)
-        elif outcome.unconfirmed:
-            counters.pushes_unconfirmed += 1
-        else:
-            counters.pushes_delivered += 1
 
     def _count_refusal(self, error: RequestError) -> None:
         counters = self._counters
@@ -118,16 +116,14 @@ class PushService:
             counters.pushes_refused += 1
 
 
-def _outcome(result: Result) -> Outcome | RequestError:
-    match result.status:
-        case Status.DONE:
-            return Outcome(result.sent, result.unconfirmed)
-        case Status.NOT_READY:
-            return unavailable("the broker is being restarted; nobody received the push")
-        case Status.OVERLOADED:
-            return unavailable("a worker is overloaded; nobody received the push")
-        case _:
-            return unknown_outcome()
+def _outcome(status: int, sent: int, unconfirmed: int) -> Outcome | RequestError:
+    if status == Status.DONE:
+        return Outcome(sent, unconfirmed)
+    if status == Status.NOT_READY:
+        return unavailable("the broker is being restarted; nobody received the push")
+    if status == Status.OVERLOADED:
+        return unavailable("a worker is overloaded; nobody received the push")
+    return unknown_outcome()
 
 
 def wants_json(headers: Mapping[str, str]) -> bool:

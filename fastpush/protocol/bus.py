@@ -56,17 +56,6 @@ class Status(IntEnum):
     UNKNOWN = 3  # the broker was lost before it answered; set by the asking worker itself
 
 
-class Result(NamedTuple):
-    """The outcome of one push or drop.
-
-    sent: connections that took it.  unconfirmed: workers that did not count in time.
-    """
-
-    status: Status
-    sent: int
-    unconfirmed: int
-
-
 class Publication(NamedTuple):
     """One push on its way: routing keys, event (UTF-8) and prebuilt frame."""
 
@@ -144,10 +133,9 @@ def encode_result(request: int, status: Status, sent: int, unconfirmed: int) -> 
     return _pack_head(16, RESULT, request) + _RESULT.pack(status, sent, unconfirmed)
 
 
-def decode_result(body: bytes) -> Result:
-    """Return the outcome in a RESULT."""
-    status, sent, unconfirmed = _RESULT.unpack(body)
-    return Result(Status(status), sent, unconfirmed)
+def decode_result(body: bytes) -> tuple[int, int, int]:
+    """Return the outcome in a RESULT: (Status, connections that took it, workers that did not count in time)."""
+    return _RESULT.unpack(body)
 
 
 def encode_epoch(epoch: int) -> bytes:

@@ -53,6 +53,9 @@ class Stage(IntEnum):
     GONE = 4  # closed, or handed over
 
 
+HEAD, BODY, BUSY, WINDOW, GONE = Stage  # by short names: they are compared several times a push
+
+
 class HttpConnection(asyncio.Protocol):
     """A client's connection while it speaks HTTP.
 
@@ -81,7 +84,7 @@ class HttpConnection(asyncio.Protocol):
         self.due = -1
         self.peer = ""
         self.transport: asyncio.Transport | None = None
-        self._stage = Stage.HEAD
+        self._stage = HEAD
         self._held = b""
         self._head: Head | None = None
         self._window: Window | None = None
@@ -103,12 +106,12 @@ class HttpConnection(asyncio.Protocol):
         wheel.schedule(self, wheel.now + services.environment.connection_ticks.head)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._stage == Stage.WINDOW and self._window is not None:
+        if self._stage == WINDOW and self._window is not None:
             self._window.lost(exc)
         self._forget()
 
     def _forget(self) -> None:
-        self._stage = Stage.GONE
+        self._stage = GONE
         self._held = b""
         self._head = self._window = None
         self._services.environment.wheel.cancel(self)
@@ -123,10 +126,10 @@ class HttpConnection(asyncio.Protocol):
             self._window.resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        if self._stage == Stage.WINDOW and self._window is not None and not self._held:
+        if self._stage == WINDOW and self._window is not None and not self._held:
             data = self._window.feed(data)
         self._held = self._held + data if self._held else data
-        if self._stage <= Stage.BODY:
+        if self._stage <= BODY:
             self._advance()
         elif len(self._held) > HELD_BYTES and not self._paused and self.transport is not None:
             self._paused = True
@@ -135,11 +138,11 @@ class HttpConnection(asyncio.Protocol):
     def on_timer(self, now: int) -> int | None:
         """Close a connection that has not completed a head or body in time."""
         timeout = self._services.environment.connection_ticks.head
-        if self._stage > Stage.BODY:
+        if self._stage > BODY:
             return now + timeout
         if now < self._active + timeout:
             return self._active + timeout
-        if self._held or self._stage == Stage.BODY:
+        if self._held or self._stage == BODY:
             self._refuse(RequestError(408, "timeout", "the request did not arrive in time", text="request timeout"))
         elif self.transport is not None:
             self.transport.close()
@@ -150,15 +153,15 @@ class HttpConnection(asyncio.Protocol):
     def _advance(self) -> None:
         """Serve from what is held until something has to be waited for."""
         try:
-            while self._stage <= Stage.BODY:
-                if not (self._take_head() if self._stage == Stage.HEAD else self._take_body()):
+            while self._stage <= BODY:
+                if not (self._take_head() if self._stage == HEAD else self._take_body()):
                     break
         except RequestError as error:
             self._services.environment.counters.http_errors += 1
             log.debug("bad request", extra=fields(peer=self.peer, reason=error.reason))
             self._refuse(error)
             return
-        if self._paused and len(self._held) <= HELD_BYTES and self.transport is not None and self._stage < Stage.GONE:
+        if self._paused and len(self._held) <= HELD_BYTES and self.transport is not None and self._stage < GONE:
             self._paused = False
             self.transport.resume_reading()
 
@@ -196,7 +199,7 @@ class HttpConnection(asyncio.Protocol):
             and "expect" not in head.headers
             and services.push_auth_is_sync
         ):
-            self._stage = Stage.BODY
+            self._stage = BODY
         else:
             self._open_window(head, data)
 
@@ -210,7 +213,7 @@ class HttpConnection(asyncio.Protocol):
             return False
         body = held if len(held) == size else held[:size]
         self._held = held[size:]
-        self._stage = Stage.BUSY
+        self._stage = BUSY
         services = self._services
         try:
             if not services.push_auth.authorize(head.headers):
@@ -222,20 +225,28 @@ class HttpConnection(asyncio.Protocol):
 
     def _on_outcome(self, outcome: Outcome | RequestError) -> None:
         head = self._head
-        if head is None or self._stage != Stage.BUSY:
+        if head is None or self._stage != BUSY:
             return  # the client is gone
+        if outcome.__class__ is Outcome and head.keep_alive and not self._draining and not wants_json(head.headers):
+            # The usual reply of a back-end's kept-alive connection: one write of bytes made once a second.
+            self.transport.write(self._services.sent_reply(outcome))  # type: ignore[union-attr,arg-type]
+            self._head = None
+            self._stage = HEAD
+            if self._held:
+                self._services.call_soon(self._advance)
+            return
         self._reply(render(outcome, as_json=wants_json(head.headers)), keep_alive=head.keep_alive)
-        if self._held and self._stage == Stage.HEAD:
+        if self._held and self._stage == HEAD:
             self._services.call_soon(self._advance)
 
     def _upgrade(self, head: Head) -> None:
-        self._stage = Stage.BUSY
+        self._stage = BUSY
         self._services.spawn(upgrade(self._services, self, head))
 
     def _open_window(self, head: Head, data: bytes) -> None:
         assert self.transport is not None
         size = None if head.is_chunked else head.content_length or 0
-        self._stage = Stage.WINDOW
+        self._stage = WINDOW
         self._window = window = self._services.app.open_window(self.transport, size, self._on_window_done)
         if self._draining:
             window.keep_alive = False
@@ -246,10 +257,10 @@ class HttpConnection(asyncio.Protocol):
 
     def _on_window_done(self, reusable: bool) -> None:
         self._window = None
-        if self._stage != Stage.WINDOW:
+        if self._stage != WINDOW:
             return
         self._finish(keep_alive=reusable)
-        if self._held and self._stage == Stage.HEAD:
+        if self._held and self._stage == HEAD:
             self._services.call_soon(self._advance)
 
     # -- answering -----------------------------------------------------------------
@@ -259,7 +270,7 @@ class HttpConnection(asyncio.Protocol):
         self._reply(render(error, as_json=False), keep_alive=False)
 
     def _reply(self, reply: Reply, *, keep_alive: bool) -> None:
-        if self.transport is None or self._stage == Stage.GONE:
+        if self.transport is None or self._stage == GONE:
             return
         keep_alive = keep_alive and not self._draining
         lines = [b"HTTP/1.1 %d %b" % (reply.status, _REASONS[reply.status]), self._services.date_header()]
@@ -275,10 +286,10 @@ class HttpConnection(asyncio.Protocol):
         """Wait for the next request, or close."""
         self._head = None
         if keep_alive and not self._draining:
-            self._stage = Stage.HEAD
+            self._stage = HEAD
             self._active = self._services.environment.wheel.now
         else:
-            self._stage = Stage.GONE
+            self._stage = GONE
             self._held = b""
             if self.transport is not None:
                 self.transport.close()
@@ -289,14 +300,14 @@ class HttpConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Give up on a request that nobody can answer."""
-        self._stage = Stage.GONE
+        self._stage = GONE
         if self.transport is not None:
             self.transport.abort()
 
     def hand_over(self) -> tuple[asyncio.Transport, bytes] | None:
         """Give the transport and what came behind the upgrade request; None when the client is gone."""
         transport, unread = self.transport, self._held
-        if transport is None or transport.is_closing() or self._stage != Stage.BUSY:
+        if transport is None or transport.is_closing() or self._stage != BUSY:
             return None
         self._forget()
         if self._paused:
@@ -309,5 +320,5 @@ class HttpConnection(asyncio.Protocol):
         self._draining = True
         if self._window is not None:
             self._window.keep_alive = False
-        elif self._stage == Stage.HEAD and self.transport is not None:
+        elif self._stage == HEAD and self.transport is not None:
             self.transport.close()

@@ -19,7 +19,7 @@ from fastpush import log as logs
 from fastpush.applications.echo import Echo
 from fastpush.applications.interface import Application
 from fastpush.applications.push import Push
-from fastpush.bus.client import BusClient, BusUnavailable
+from fastpush.bus.client import BusClient, BusUnavailable, OnResult
 from fastpush.child import LISTEN_BACKLOG, Channel, Context, Listener, beat_seconds, tune_collector
 from fastpush.config import Config, open_keys
 from fastpush.errors import CloseCode, ConfigError, unavailable
@@ -31,7 +31,7 @@ from fastpush.http.push import PushService
 from fastpush.log import fields
 from fastpush.metrics import Counters
 from fastpush.protocol import control
-from fastpush.protocol.bus import Publication, Result
+from fastpush.protocol.bus import Publication
 from fastpush.worker.dispatch import HttpConnection
 from fastpush.worker.environment import ConnectionTicks, Environment, SendQueues
 from fastpush.worker.services import Services
@@ -240,13 +240,13 @@ class Worker:
 
     # -- the bus's side ------------------------------------------------------------
 
-    def _publish(self, body: bytes, on_result: Callable[[Result], None]) -> None:
+    def _publish(self, body: bytes, on_result: OnResult) -> None:
         try:
             self._bus.publish(body, on_result)
         except BusUnavailable as error:
             raise unavailable(f"{error}; nobody received the push") from None
 
-    def _drop(self, body: bytes, on_result: Callable[[Result], None]) -> None:
+    def _drop(self, body: bytes, on_result: OnResult) -> None:
         try:
             self._bus.drop(body, on_result)
         except BusUnavailable as error:

@@ -12,13 +12,17 @@ from fastpush.applications.push import NO_HEADERS
 from fastpush.http.app import HttpApp
 from fastpush.http.auth import PushAuth
 from fastpush.http.guard import Guard
-from fastpush.http.push import PushService
+from fastpush.http.push import Outcome, PushService, render
 from fastpush.worker.environment import Environment
+from fastpush.worker.timers import TICK_SECONDS
 
 if TYPE_CHECKING:
     from fastpush.worker.dispatch import HttpConnection
 
 log = logging.getLogger("fastpush.worker")
+
+TICKS_A_SECOND = round(1 / TICK_SECONDS)
+_REPLIES_MAX = 1000
 
 
 @dataclass(slots=True)
@@ -43,16 +47,32 @@ class Services:
     app: HttpApp = field(init=False)
     http_connections: "set[HttpConnection]" = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _replies: dict[Outcome, bytes] = field(default_factory=dict)
     _date: bytes = b""
     _date_second: int = -1
 
     def date_header(self) -> bytes:
         """Return the Date header's line, made once a second."""
-        second = int(self.environment.clock())
+        second = self.environment.wheel.now // TICKS_A_SECOND
         if second != self._date_second:
             self._date_second = second
-            self._date = f"Date: {formatdate(second, usegmt=True)}".encode()
+            self._date = f"Date: {formatdate(self.environment.clock(), usegmt=True)}".encode()
+            self._replies.clear()
         return self._date
+
+    def sent_reply(self, outcome: Outcome) -> bytes:
+        """Return the whole plain reply of a push that was taken, made once a second and outcome."""
+        date = self.date_header()
+        reply = self._replies.get(outcome)
+        if reply is None:
+            if len(self._replies) >= _REPLIES_MAX:
+                self._replies.clear()
+            body = render(outcome, as_json=False).body
+            reply = self._replies[outcome] = (
+                b"HTTP/1.1 200 OK\r\n%b\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
+                % (date, len(body), body)
+            )
+        return reply
 
     def kept_headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         """Return what of an upgrade request's headers its connection has to keep."""

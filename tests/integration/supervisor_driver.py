@@ -233,13 +233,11 @@ class Scene:
         return self.program.wait(DEADLINE_SECONDS)
 
     def close(self) -> None:
-        """End whatever is left, for a test that failed midway."""
-        if self.program is not None and self.program.poll() is None:
-            self.program.kill()
+        """End whatever is left, for a test that failed midway: the program leads a process group of its own."""
+        if self.program is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.program.pid, signal.SIGKILL)
             self.program.wait()
-        for pid in {entry["born"] for entry in self.journal() if "born" in entry}:
-            if self.is_ours(pid):
-                os.kill(pid, signal.SIGKILL)
 
     # Looking
 
