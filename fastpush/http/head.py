@@ -5,11 +5,15 @@ Content-Length, bare line feeds, folded headers and bytes that no header may hol
 errors there. What is left to this module is the meaning.
 """
 
+from functools import lru_cache
+
 import httptools
 
 from fastpush.errors import RequestError
 
 HEAD_END = b"\r\n\r\n"
+_SHORT_BYTES = 512
+_REMEMBERED = 256
 
 # Names as they are sent most, so that a usual request makes no string for them.
 _USUAL = (
@@ -91,7 +95,13 @@ def parse_head(data: bytes) -> Head:
 
     Raises: RequestError 400, after which the connection cannot be used: where the next
     request begins is not known.
+    Cost:   a back-end sends the same few heads again and again over its kept-alive connections;
+            short ones are remembered, at most _REMEMBERED of them, and cost one look-up.
     """
+    return _remembered(data) if len(data) <= _SHORT_BYTES else _parse(data)
+
+
+def _parse(data: bytes) -> Head:
     head = Head()
     parser = httptools.HttpRequestParser(head)
     try:
@@ -103,3 +113,6 @@ def parse_head(data: bytes) -> Head:
         raise bad_request(str(error.__context__ or error)) from None
     head.finish(parser)
     return head
+
+
+_remembered = lru_cache(maxsize=_REMEMBERED)(_parse)
