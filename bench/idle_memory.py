@@ -61,7 +61,8 @@ async def run(connections: int) -> None:
         took, cpu = time.perf_counter() - began, target.cpu_seconds() - cpu
         await asyncio.sleep(2)
         after = target.pss_bytes()
-        click.echo(f"{connections} connections, {cpu / connections * 1e6:.0f} µs CPU a handshake, {connections / took:,.0f}/s")
+        cost = cpu / connections * 1e6
+        click.echo(f"{connections} connections, {cost:.0f} µs CPU a handshake, {connections / took:,.0f}/s")
         total = 0
         for name, value in after.items():
             grown = value - before[name]

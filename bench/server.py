@@ -65,7 +65,7 @@ def pinned_server(core: int) -> Iterator[Target]:
         (Path(folder) / "config.toml").write_text(_CONFIG.format(folder=folder))
         log = Path(folder) / "log"
         process = subprocess.Popen(
-            ["taskset", "-c", str(core), sys.executable, "-m", "fastpush", "serve", "--config", f"{folder}/config.toml"],
+            ["taskset", "-c", str(core), sys.executable, "-m", "fastpush", "serve", "-c", f"{folder}/config.toml"],
             stdout=subprocess.DEVNULL,
         )
         try:

@@ -104,9 +104,9 @@ class Hub:
     async def confirmed(self, group: Group) -> None:
         """Return once the broker has confirmed the group's key."""
         if not group.confirmed:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.when_confirmed(group, lambda: future.done() or future.set_result(None))
-            await future
+            event = asyncio.Event()
+            self.when_confirmed(group, event.set)
+            await event.wait()
 
     def join(self, receiver: Receiver, key: bytes) -> Group:
         """Let `receiver` have every later publication of `key`, and of EVERYBODY; again changes nothing."""

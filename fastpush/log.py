@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO, Any
 
 from fastpush.config import Log
@@ -80,7 +81,7 @@ class _Output(logging.StreamHandler[IO[str]]):
 
     def _open(self) -> IO[str]:
         # One write a line to an O_APPEND file: lines of several processes never mix.
-        return open(self._path, "a", encoding="utf-8", buffering=1) if self._path else sys.stderr
+        return Path(self._path).open("a", encoding="utf-8", buffering=1) if self._path else sys.stderr
 
     def reopen(self) -> None:
         if self._path:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 import signal
+import time
 
 import uvloop
 
@@ -38,6 +39,7 @@ class Broker:
         self._router = Router(
             secrets.randbits(64),
             context.workers,
+            clock=time.monotonic,
             confirm_seconds=context.config.bus.confirm_ms / 1000,
             resync_seconds=RESYNC_SECONDS,
             on_stalled=self._on_stalled,
@@ -46,9 +48,7 @@ class Broker:
     async def serve(self) -> int:
         """Startup, main loop, shutdown."""
         assert self._context.bus_listener is not None
-        loop = asyncio.get_running_loop()
         self._channel = Channel(self._context.channel, self._on_control, self._on_orphaned)
-        self._router.tick(loop.time())
         bus = BusServer(self._router.on_message, self._router.on_closed, self._config.bus.queue_bytes)
         await bus.start(self._context.bus_listener)
         tune_collector()
@@ -57,7 +57,7 @@ class Broker:
         self._channel.beat(beat_seconds(self._config), self._figures)
         log.debug("broker started", extra=fields(epoch=f"{self._router.epoch:016x}"))
         while not self._stop.is_set():
-            self._router.tick(loop.time())
+            self._router.tick()
             await asyncio.sleep(TICK_SECONDS)
         return 0
 

@@ -1,9 +1,17 @@
 """The broker's mind: who wants what, and what is owed to whom. No I/O; time is told.
 
 A push is numbered, sent to every worker that wants one of its keys, and answered
-when each of them has counted, has gone, or the time to confirm is over. A new broker
-(new epoch) takes no push until the table of every live worker is complete: a key it
-does not know yet may have subscribers.
+when each of them has counted, has gone, or the time to confirm is over.
+
+What the broker does not know may have subscribers, so nobody is told less than the truth:
+
+    a new broker (new epoch)   takes no push until the table of every live worker is complete
+    a link that breaks         leaves its worker's keys standing; a push that one of them
+                               wants is refused until the worker has sent its table again,
+                               or the supervisor says that the process has ended
+    a worker that drained      says GOODBYE, and is forgotten
+
+A table that does not come within resync_seconds is reported, so that its worker is killed.
 """
 
 import logging
@@ -32,14 +40,34 @@ class WorkerLink(Protocol):
     def close(self) -> None: ...
 
 
-class Peer:
-    """A worker process as the broker sees it."""
+class _NoLink:
+    """Stands for the link of a worker that is expected back."""
 
-    __slots__ = ("link", "number", "snapshot", "uncounted")
+    is_full = True
+
+    def send(self, *parts: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+NO_LINK = _NoLink()
+
+
+class Peer:
+    """A worker process as the broker sees it, over one link.
+
+    link:        NO_LINK once it is lost.
+    is_complete: its key table has come; until then nothing of it has been confirmed.
+    is_leaving:  it has drained; its link closes on purpose.
+    """
+
+    __slots__ = ("is_complete", "is_leaving", "link", "number", "snapshot", "uncounted")
 
     def __init__(self, link: WorkerLink, number: int) -> None:
         self.link = link
         self.number = number
+        self.is_complete = False
+        self.is_leaving = False
         # Publications this worker has not counted yet, oldest first.
         self.uncounted: dict[int, Delivery] = {}
         self.snapshot: dict[str, Any] = {}
@@ -75,8 +103,10 @@ class Router:
     """Orders, routes and counts.
 
     workers:       numbers of the processes whose key tables must come before any push.
-    confirm_seconds, resync_seconds: deadlines; `tick` applies them.
-    on_stalled:    told the number of a worker that did not send its table in time.
+    clock:         returns seconds; deadlines are exact, `tick` notices them.
+    confirm_seconds, resync_seconds: the deadlines of a count and of a key table.
+    on_stalled:    told the number of a worker whose table is overdue, again and again
+                   until that has come or `on_gone` is called.
     """
 
     def __init__(
@@ -84,17 +114,23 @@ class Router:
         epoch: int,
         workers: tuple[int, ...],
         *,
+        clock: Callable[[], float],
         confirm_seconds: float,
         resync_seconds: float,
         on_stalled: Callable[[int], None],
     ) -> None:
         self.epoch = epoch
-        self.now = 0.0
         self.routes: Routes[Peer] = Routes()
+        self._clock = clock
         self._peers: dict[WorkerLink, Peer] = {}
+        self._lost: dict[int, Peer] = {}
         self._missing = set(workers)
+        # Of missing and lost workers: when their tables are due.
+        self._due = dict.fromkeys(workers, clock() + resync_seconds)
+        # Of ended ones: when a link is closed that they leave open. One entry a dead process, for ever:
+        # a connection of theirs may be accepted long after their end.
+        self._gone: dict[int, float] = {}
         self._resync_seconds = resync_seconds
-        self._resync_deadline: float | None = None
         self._confirm_seconds = confirm_seconds
         self._on_stalled = on_stalled
         self._last_number = 0
@@ -110,6 +146,7 @@ class Router:
             bus.COUNT: self._count,
             bus.SCRAPE: self._scrape,
             bus.SNAPSHOT: self._snapshot,
+            bus.GOODBYE: self._goodbye,
         }
 
     @property
@@ -123,7 +160,10 @@ class Router:
         return not self._peers
 
     def on_message(self, link: WorkerLink, kind: int, number: int, body: bytes) -> None:
-        """Take one message from a worker; unknown kinds are logged and left out."""
+        """Take one message from a worker.
+
+        Raises: BusError, when the link is of no use: nobody says HELLO first, or the kind is unknown.
+        """
         peer = self._peers.get(link)
         if peer is None:
             if kind != bus.HELLO:
@@ -136,29 +176,56 @@ class Router:
         handler(peer, number, body)
 
     def on_closed(self, link: WorkerLink) -> None:
-        """Forget a worker: its keys, its share in pushes under way, its part in reports."""
+        """Settle a worker's share in pushes and reports; forget it, or keep its keys for its return."""
         peer = self._peers.pop(link, None)
         if peer is None:
             return
-        self.routes.remove(peer)
         for delivery in peer.uncounted.values():
             self._counted(delivery, 0, confirmed=False)
         peer.uncounted.clear()
-        add_snapshots(self._departed, peer.snapshot.get("counters", {}))
         for number in list(self._scrapes):
             self._measured(number, peer.number)
+        worker = peer.number
+        if worker in self._gone or peer.is_leaving:
+            self._forget(peer)
+        elif peer.is_complete:
+            peer.link = NO_LINK
+            self._lost[worker] = peer
+            self._due[worker] = self._clock() + self._resync_seconds
+            log.warning("worker lost", extra=fields(worker=worker))
+        else:  # its earlier table stands, or is still missing; or it never had one
+            self.routes.remove(peer)
+
+    def _forget(self, peer: Peer) -> None:
+        self.routes.remove(peer)
+        add_snapshots(self._departed, peer.snapshot.get("counters", {}))
 
     def on_gone(self, worker: int) -> None:
         """The supervisor says that this worker process has ended."""
-        self._missing.discard(worker)
-        for link, peer in list(self._peers.items()):
-            if peer.number == worker:
-                link.close()
+        # What it has sent before its end is still read: its link closes by itself behind that.
+        # Only a process that it has forked can hold the link open.
+        self._gone[worker] = self._clock() + self._resync_seconds
+        self._settle(worker)
+        lost = self._lost.pop(worker, None)
+        if lost is not None:
+            self._forget(lost)
 
-    def tick(self, now: float) -> None:
-        """Apply deadlines; called every few tens of milliseconds with the loop's time in seconds."""
-        self.now = now
-        for peer in self._peers.values():
+    def _settle(self, worker: int) -> None:
+        """Expect no table of this worker any more."""
+        self._due.pop(worker, None)
+        if worker in self._missing:
+            self._missing.remove(worker)
+            if not self._missing:
+                log.info("routes complete", extra=fields(keys=len(self.routes), workers=len(self._peers)))
+
+    def tick(self) -> None:
+        """Apply deadlines; called every few tens of milliseconds."""
+        now = self._clock()
+        for link, peer in list(self._peers.items()):
+            if self._gone.get(peer.number, now) < now:
+                self.on_closed(link)
+                link.close()
+                continue
             late = []
             for number, delivery in peer.uncounted.items():
                 if delivery.deadline > now:
@@ -169,20 +236,14 @@ class Router:
         for number, scrape in list(self._scrapes.items()):
             if scrape.deadline <= now:
                 self._report(number)
-        self._check_resync(now)
-
-    def _check_resync(self, now: float) -> None:
-        if not self._missing:
-            return
-        if self._resync_deadline is None:
-            self._resync_deadline = now + self._resync_seconds
-        elif now >= self._resync_deadline:
-            for worker in sorted(self._missing):
+        for worker, due in self._due.items():
+            if due <= now:
+                self._due[worker] = now + self._resync_seconds
                 self._on_stalled(worker)
-            # Asked again if the supervisor's word that they are gone does not come.
-            self._resync_deadline = now + self._resync_seconds
 
     def _hello(self, link: WorkerLink, number: int) -> None:
+        if number in self._gone:
+            raise bus.BusError(f"HELLO of worker {number}, which has ended")
         for other, peer in list(self._peers.items()):
             if peer.number == number:  # its old connection, not seen to close yet
                 self.on_closed(other)
@@ -199,11 +260,21 @@ class Router:
         self.routes.discard(peer, key)
 
     def _complete(self, peer: Peer, number: int, body: bytes) -> None:
+        peer.is_complete = True
+        self._return(peer)
         peer.link.send(bus.encode(bus.SUBSCRIBED, number))
-        if peer.number in self._missing:
-            self._missing.remove(peer.number)
-            if not self._missing:
-                log.info("routes complete", extra=fields(keys=len(self.routes), workers=len(self._peers)))
+
+    def _goodbye(self, peer: Peer, number: int, body: bytes) -> None:
+        peer.is_leaving = True
+        self._return(peer)
+
+    def _return(self, peer: Peer) -> None:
+        """Let what a worker says over this link stand for all that it said over an earlier one."""
+        lost = self._lost.pop(peer.number, None)
+        if lost is not None:
+            self.routes.remove(lost)
+            peer.snapshot = peer.snapshot or lost.snapshot
+        self._settle(peer.number)
 
     def _publish(self, peer: Peer, request: int, body: bytes) -> None:
         keys = bus.decode_keys(body)
@@ -215,7 +286,7 @@ class Router:
         self._send_out(peer, request, bus.DELIVER, targets, body)
 
     def _drop(self, peer: Peer, request: int, body: bytes) -> None:
-        self._send_out(peer, request, bus.CLOSE, tuple(self._peers.values()), body)
+        self._send_out(peer, request, bus.CLOSE, (*self._peers.values(), *self._lost.values()), body)
 
     def _send_out(self, origin: Peer, request: int, kind: int, targets: tuple[Peer, ...], body: bytes) -> None:
         """Send `body` to every target and owe `origin` their counts; to all of them or to none."""
@@ -224,14 +295,14 @@ class Router:
             return
         for target in targets:
             if target.link.is_full:
-                self._refuse(origin, request, Status.OVERLOADED)
+                self._refuse(origin, request, Status.NOT_READY if target.link is NO_LINK else Status.OVERLOADED)
                 return
         self.counts["publications"] += 1
         if not targets:
             origin.link.send(bus.encode_result(request, Status.DONE, 0, 0))
             return
         self._last_number = number = self._last_number + 1
-        delivery = Delivery(origin.link, request, len(targets), self.now + self._confirm_seconds)
+        delivery = Delivery(origin.link, request, len(targets), self._clock() + self._confirm_seconds)
         head = bus.encode_head(kind, number, len(body))
         for target in targets:
             target.uncounted[number] = delivery
@@ -260,9 +331,10 @@ class Router:
     def _scrape(self, peer: Peer, request: int, body: bytes) -> None:
         self._last_number = number = self._last_number + 1
         missing = {other.number for other in self._peers.values()}
-        self._scrapes[number] = Scrape(peer.link, request, missing, self.now + SCRAPE_SECONDS)
+        self._scrapes[number] = Scrape(peer.link, request, missing, self._clock() + SCRAPE_SECONDS)
         for other in self._peers.values():
-            other.link.send(bus.encode(bus.MEASURE, number))
+            if not other.link.is_full:
+                other.link.send(bus.encode(bus.MEASURE, number))
 
     def _snapshot(self, peer: Peer, number: int, body: bytes) -> None:
         peer.snapshot = orjson.loads(body)
@@ -281,7 +353,7 @@ class Router:
         report = {
             "broker": {**self.counts, "routes": len(self.routes), "workers": len(self._peers)},
             "departed": self._departed,
-            "workers": {str(peer.number): peer.snapshot for peer in self._peers.values()},
+            "workers": {str(peer.number): peer.snapshot for peer in (*self._peers.values(), *self._lost.values())},
             "stale": sorted(scrape.missing),
         }
         scrape.origin.send(bus.encode(bus.REPORT, scrape.request, orjson.dumps(report)))

@@ -2,7 +2,9 @@
 
 After each connect the worker sends its whole key table, then COMPLETE; a broker takes
 no push before that. A push that was under way when the link was lost is answered
-UNKNOWN: the broker may or may not have sent it out.
+UNKNOWN: the broker may or may not have sent it out. A push is handed only to a broker
+that has shown itself by WELCOME: a connection alone may wait in the listener's queue
+for a broker that is still starting.
 """
 
 import asyncio
@@ -20,6 +22,9 @@ from fastpush.protocol.bus import Publication, Status
 log = logging.getLogger("fastpush.bus")
 
 RECONNECT_SECONDS = 0.02  # the listener outlives brokers, so a refusal means that the service is ending
+# Announcements have no caller that could be told to wait. A broker that lets so many times
+# queue_bytes of them pile up is told everything anew, by a table that is as small as can be.
+_OVERRUN = 2
 
 
 class BusUnavailable(FastpushError):
@@ -60,15 +65,17 @@ class BusClient:
         self._key_table = key_table
         self._measure = measure
         self._link: Link | None = None
+        self._is_welcome = False
         self._connecting: asyncio.Task[None] | None = None
         self._closing = False
-        self._now = 0.0
+        self._overdue: asyncio.TimerHandle | None = None
         self._requests = itertools.count(1)
         self._answers: dict[int, tuple[float, OnResult]] = {}
         self._reports: dict[int, Callable[[bytes | None], None]] = {}
         self._announcements = itertools.count(1)
         self._unconfirmed: deque[tuple[int, Callable[[], None]]] = deque()
         self.epoch = 0
+        self.welcomed = asyncio.Event()  # a broker has answered, for the first time
         self._handlers: dict[int, Callable[[int, bytes], None]] = {
             bus.WELCOME: self._on_welcome,
             bus.SUBSCRIBED: self._on_subscribed,
@@ -81,8 +88,8 @@ class BusClient:
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a link to a broker."""
-        return self._link is not None
+        """Whether a broker has welcomed this worker and may be asked."""
+        return self._is_welcome
 
     @property
     def queued_bytes(self) -> int:
@@ -97,17 +104,19 @@ class BusClient:
     def start(self) -> None:
         """Begin to connect, and keep doing so until `close`."""
         if self._connecting is None and not self._closing:
-            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+            self._loop = asyncio.get_running_loop()
+            self._connecting = self._loop.create_task(self._connect())
 
     async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
         while not self._closing:
             try:
-                _, link = await loop.create_unix_connection(
+                _, link = await self._loop.create_unix_connection(
                     lambda: Link(self._on_message, self._on_closed, self._queue_bytes), self._path
                 )
             except OSError:
                 await asyncio.sleep(RECONNECT_SECONDS)
+                continue
+            if not link.is_open:  # lost again before this task came to run
                 continue
             self._connecting = None
             self._resynchronise(link)
@@ -116,6 +125,7 @@ class BusClient:
     def _resynchronise(self, link: Link) -> None:
         """Tell a broker, new or not, every key of this worker; whoever waited waits for this table."""
         self._link = link
+        self._is_welcome = False
         link.send(bus.encode(bus.HELLO, self._number))
         for key in self._key_table():
             link.send(bus.encode(bus.SUBSCRIBE, 0, key))
@@ -125,11 +135,14 @@ class BusClient:
         self._unconfirmed = deque((announcement, confirmed) for confirmed in waiting)
 
     def close(self) -> None:
-        """End the link for good."""
+        """End the link for good: nobody here wants anything any more."""
         self._closing = True
         if self._connecting is not None:
             self._connecting.cancel()
+        if self._overdue is not None:
+            self._overdue.cancel()
         if self._link is not None:
+            self._link.send(bus.encode(bus.GOODBYE, 0))
             self._link.close()
 
     def announce(self, key: bytes, confirmed: Callable[[], None]) -> None:
@@ -139,13 +152,20 @@ class BusClient:
         """
         announcement = next(self._announcements)
         self._unconfirmed.append((announcement, confirmed))
-        if self._link is not None:
-            self._link.send(bus.encode(bus.SUBSCRIBE, announcement, key))
+        self._tell(bus.SUBSCRIBE, announcement, key)
 
     def withdraw(self, key: bytes) -> None:
         """Tell the broker that `key` has no subscriber here any more."""
-        if self._link is not None:
-            self._link.send(bus.encode(bus.UNSUBSCRIBE, 0, key))
+        self._tell(bus.UNSUBSCRIBE, 0, key)
+
+    def _tell(self, kind: int, announcement: int, key: bytes) -> None:
+        link = self._link
+        if link is None:
+            return
+        link.send(bus.encode(kind, announcement, key))
+        if link.queued_bytes > _OVERRUN * self._queue_bytes:
+            log.warning("broker does not read", extra=fields(bytes=link.queued_bytes))
+            link.abort()
 
     def publish(self, body: bytes, on_result: OnResult) -> None:
         """Hand a publication's body to the broker; `on_result` is called exactly once, later.
@@ -160,20 +180,23 @@ class BusClient:
 
     def _ask(self, kind: int, body: bytes, on_result: OnResult) -> None:
         link = self._link
-        if link is None:
+        if link is None or not self._is_welcome:
             raise BusUnavailable("the broker is being restarted")
         if link.is_full:
             raise BusUnavailable("the bus to the broker is full")
         request = next(self._requests)
-        self._answers[request] = (self._now + self._answer_seconds, on_result)
+        deadline = self._loop.time() + self._answer_seconds
+        self._answers[request] = (deadline, on_result)
+        if self._overdue is None:
+            self._overdue = self._loop.call_at(deadline, self._expire)
         link.send(bus.encode_head(kind, request, len(body)), body)
 
     def scrape(self, on_report: Callable[[bytes | None], None]) -> None:
         """Ask for the whole host's figures, as JSON; None when the broker is lost meanwhile.
 
-        Raises: BusUnavailable without a link.
+        Raises: BusUnavailable without a broker.
         """
-        if self._link is None:
+        if self._link is None or not self._is_welcome:
             raise BusUnavailable("the broker is being restarted")
         request = next(self._requests)
         self._reports[request] = on_report
@@ -184,40 +207,54 @@ class BusClient:
         if self._link is not None:
             self._link.send(bus.encode(bus.SNAPSHOT, 0, self._measure()))
 
-    def tick(self, now: float) -> None:
-        """Apply the deadline of answers; called every few tens of milliseconds with the loop's time."""
-        self._now = now
+    def _expire(self) -> None:
+        """Answer what has waited too long, and look again when the next one will have.
+
+        One timer for all: questions expire in the order in which they were asked.
+        """
+        self._overdue = None
+        now = self._loop.time()
         late = []
         for request, (deadline, _) in self._answers.items():
             if deadline > now:
+                self._overdue = self._loop.call_at(deadline, self._expire)
                 break
             late.append(request)
         for request in late:
             self._answer(request, Status.UNKNOWN, 0, 0)
 
     def _on_message(self, link: Link, kind: int, number: int, body: bytes) -> None:
-        self._handlers[kind](number, body)
+        handler = self._handlers.get(kind)
+        if handler is None:
+            raise bus.BusError(f"unknown message type {kind}")
+        handler(number, body)
 
     def _on_closed(self, link: Link) -> None:
         if link is not self._link:
             return
+        was_welcome, self._is_welcome = self._is_welcome, False
         self._link = None
+        if not self._closing:
+            if was_welcome:
+                log.warning("broker lost", extra=fields(epoch=f"{self.epoch:016x}"))
+                self.start()
+            else:  # whoever closes it unread would be asked again without a pause
+                self._loop.call_later(RECONNECT_SECONDS, self.start)
         for request in list(self._answers):
             self._answer(request, Status.UNKNOWN, 0, 0)
         for request in list(self._reports):
-            self._reports.pop(request)(None)
-        if not self._closing:
-            log.warning("broker lost", extra=fields(epoch=f"{self.epoch:016x}"))
-            self.start()
+            _call(self._reports.pop(request), None)
 
     def _on_welcome(self, number: int, body: bytes) -> None:
         self.epoch = bus.decode_epoch(body)
+        self.welcomed.set()
+        self._is_welcome = True
         log.debug("broker connected", extra=fields(epoch=f"{self.epoch:016x}"))
 
     def _on_subscribed(self, number: int, body: bytes) -> None:
         unconfirmed = self._unconfirmed
         while unconfirmed and unconfirmed[0][0] <= number:
-            unconfirmed.popleft()[1]()
+            _call(unconfirmed.popleft()[1])
 
     def _on_deliver(self, number: int, body: bytes) -> None:
         count = self._deliver(bus.decode_publication(body))
@@ -235,7 +272,10 @@ class BusClient:
     def _answer(self, request: int, status: int, sent: int, unconfirmed: int) -> None:
         answer = self._answers.pop(request, None)
         if answer is not None:
-            answer[1](status, sent, unconfirmed)
+            try:
+                answer[1](status, sent, unconfirmed)
+            except Exception:  # as in _call, without the call
+                log.exception("bus answer failed")
 
     def _on_measure(self, number: int, body: bytes) -> None:
         if self._link is not None:
@@ -245,3 +285,11 @@ class BusClient:
         on_report = self._reports.pop(number, None)
         if on_report is not None:
             on_report(body)
+
+
+def _call(callback: Callable[..., object], *arguments: object) -> None:
+    """Answer one asker; its failure must not cost the others their answers."""
+    try:
+        callback(*arguments)
+    except Exception:
+        log.exception("bus answer failed")

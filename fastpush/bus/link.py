@@ -21,7 +21,8 @@ MESSAGE_BYTES_MAX = 256 * 1024 * 1024
 class Link(asyncio.Protocol):
     """A connected bus socket.
 
-    on_message(link, kind, number, body): called for each message, in order.
+    on_message(link, kind, number, body): called for each message, in order. A BusError from it
+        closes the link, any other exception is logged and costs that message alone.
     on_closed(link): called once; what was sent and not yet taken is lost.
     queue_bytes: the bound behind `is_full`.
     """
@@ -62,12 +63,19 @@ class Link(asyncio.Protocol):
             for kind, number, body in self._decoder.feed(data):
                 try:
                     on_message(self, kind, number, body)
+                except bus.BusError:
+                    raise
                 except Exception:
                     # One message must not end the link, and with it everybody's pushes.
                     log.exception("bus message failed", extra=fields(kind=kind))
         except bus.BusError as error:
-            log.error("bus link closed", extra=fields(reason=str(error)))  # noqa: TRY400 - the text says it all
+            log.error("bus link closed", extra=fields(reason=str(error)))
             self.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is anybody at the other end, as far as this one knows."""
+        return self._transport is not None and not self._transport.is_closing()
 
     @property
     def queued_bytes(self) -> int:
@@ -94,3 +102,8 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._flush()
             self._transport.close()
+
+    def abort(self) -> None:
+        """Close now; what was sent and not yet taken is lost."""
+        if self._transport is not None:
+            self._transport.abort()

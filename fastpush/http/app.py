@@ -126,7 +126,7 @@ class HttpApp:
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
         report: asyncio.Future[bytes | None] = loop.create_future()
-        self._scrape(lambda data: report.done() or report.set_result(data))
+        self._scrape(lambda data: None if report.done() else report.set_result(data))
         data = await report
         if data is None:
             raise errors.unavailable("the broker is being restarted")

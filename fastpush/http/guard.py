@@ -6,13 +6,17 @@ sent to another host's name (DNS rebinding) or by another site's page is refused
 """
 
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from urllib.parse import urlsplit
 
 from fastpush.errors import RequestError, forbidden
 
-_FORWARDING = ("forwarded", "x-forwarded-", "via")
+_FORWARDING = ("forwarded", "via")
+_FORWARDING_PREFIX = "x-forwarded-"
+# Nothing but a name or an address and a port: no "user@", no path, no list.
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{0,5})?", re.IGNORECASE)
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def is_loopback(host: str) -> bool:
@@ -27,10 +31,8 @@ def is_loopback(host: str) -> bool:
 
 def host_name(host: str) -> str:
     """Return a Host header's name without its port; "" when it is malformed."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    match = _HOST.fullmatch(host)
+    return (match[1] or match[2]).lower() if match else ""
 
 
 # The same few answers for every push of a back-end. Bounded, and a head bounds each key.
@@ -42,7 +44,7 @@ def _names_loopback(host: str) -> bool:
 @lru_cache(maxsize=256)
 def _forwarding_header(names: tuple[str, ...]) -> str:
     """Return the first header that a proxy adds, or ""."""
-    return next((name for name in names if name.startswith(_FORWARDING)), "")
+    return next((name for name in names if name in _FORWARDING or name.startswith(_FORWARDING_PREFIX)), "")
 
 
 class Guard:
@@ -83,5 +85,7 @@ class Guard:
 
 
 def _is_same(origin: str, host: str) -> bool:
-    scheme, _, rest = origin.lower().partition("://")
-    return scheme in {"http", "https"} and rest == host.lower() and bool(rest)
+    """Whether a page of `origin` comes from the host that it now asks; a port may be left out where it is the usual."""
+    scheme, _, page_host = origin.lower().partition("://")
+    port = _DEFAULT_PORTS.get(scheme)
+    return port is not None and page_host != "" and page_host.removesuffix(port) == host.lower().removesuffix(port)

@@ -38,6 +38,12 @@ class Reply(NamedTuple):
     body: bytes
 
 
+def internal_error(error: Exception) -> RequestError:
+    """500: a fault of ours, with its text (S0-24)."""
+    reason = str(error) or type(error).__name__
+    return RequestError(500, "internal", reason, text=reason)
+
+
 OnOutcome = Callable[[Outcome | RequestError], None]
 # Status, connections reached, workers whose count is missing.
 OnResult = Callable[[int, int, int], None]

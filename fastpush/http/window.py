@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+DISCARDED_BYTES = 65536
 Buffer = bytes | bytearray | memoryview
 
 
@@ -22,22 +23,28 @@ class Window(asyncio.Transport):
     transport:  the real one.
     body_bytes: bytes of the request behind its head; None when the connection ends with it.
     on_done(reusable): called once, when the response is written and the handler is gone.
+    on_flow():  called when `is_full` may have changed: reading is the owner's to pause.
+    keep_alive: may be set to False until the response begins.
     """
 
     def __init__(
         self,
-        server: "web.Server[Any]",
+        server: web.Server,
         transport: asyncio.Transport,
         body_bytes: int | None,
         on_done: Callable[[bool], None],
+        on_flow: Callable[[], None],
     ) -> None:
         super().__init__()
         self._transport = transport
         self._missing = body_bytes
         self._on_done = on_done
+        self._on_flow = on_flow
         self._open = True
+        self._wants_pause = False
         self.keep_alive = body_bytes is not None
-        self._handler: "RequestHandler[Any]" = server()
+        self.has_answered = False
+        self._handler: RequestHandler[Any] = server()
         self._handler.connection_made(self)
 
     def feed(self, data: bytes) -> bytes:
@@ -60,9 +67,27 @@ class Window(asyncio.Transport):
     def _finish_when_complete(self) -> None:
         if self._missing == 0 and self._open:
             self._handler.close()  # after this request's response, no other will be waited for
+            self._on_flow()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the whole request was fed."""
+        return self._missing == 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the handler wants no more of the request for now."""
+        return self._wants_pause and self._missing != 0
+
+    def ends_with(self, request: web.BaseRequest) -> bool:
+        """Whether the connection cannot be used after an answer to `request` given now."""
+        if not self.keep_alive or self._missing is None or self._missing > DISCARDED_BYTES:
+            return True
+        # Told neither to send its body nor not to, the client may do either.
+        return self._missing > 0 and "Expect" in request.headers and not self.has_answered
 
     def lost(self, error: Exception | None) -> None:
-        """The connection is gone."""
+        """Tell the handler that the connection is gone."""
         self._open = False
         self._handler.connection_lost(error)
 
@@ -92,10 +117,12 @@ class Window(asyncio.Transport):
 
     def write(self, data: Buffer) -> None:
         if self._open:
+            self.has_answered = True
             self._transport.write(data)
 
     def writelines(self, list_of_data: Iterable[Buffer]) -> None:
         if self._open:
+            self.has_answered = True
             self._transport.writelines(list_of_data)
 
     def can_write_eof(self) -> bool:
@@ -114,15 +141,17 @@ class Window(asyncio.Transport):
         raise NotImplementedError("the connection is only lent")
 
     def is_reading(self) -> bool:
-        return self._transport.is_reading()
+        return not self._wants_pause
 
     def pause_reading(self) -> None:
+        self._wants_pause = True
         if self._open:
-            self._transport.pause_reading()
+            self._on_flow()
 
     def resume_reading(self) -> None:
+        self._wants_pause = False
         if self._open:
-            self._transport.resume_reading()
+            self._on_flow()
 
 
 async def set_connection_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
@@ -130,7 +159,7 @@ async def set_connection_headers(request: web.BaseRequest, response: web.StreamR
     response.headers["Server"] = "fastpush"
     window = request.transport
     if isinstance(window, Window):
-        if not window.keep_alive:
+        if window.ends_with(request):
             response.force_close()
-        elif not response.keep_alive:
+        if not response.keep_alive:
             window.keep_alive = False

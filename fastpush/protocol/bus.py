@@ -16,6 +16,7 @@
     COUNT        publication number; u32            RESULT       request; status, sent, unconfirmed
     SCRAPE       request                            MEASURE      scrape
     SNAPSHOT     scrape or 0; body: JSON            REPORT       request; body: JSON
+    GOODBYE      0: the link closes on purpose
 
 A publication's body is made once, by the worker that took the push, and travels
 unchanged: keys, event, and the WebSocket frame that receivers write as it is.
@@ -28,7 +29,7 @@ from typing import NamedTuple
 
 from fastpush.errors import FastpushError
 
-HELLO, SUBSCRIBE, UNSUBSCRIBE, COMPLETE, PUBLISH, DROP, COUNT, SCRAPE, SNAPSHOT = range(1, 10)
+HELLO, SUBSCRIBE, UNSUBSCRIBE, COMPLETE, PUBLISH, DROP, COUNT, SCRAPE, SNAPSHOT, GOODBYE = range(1, 11)
 WELCOME, SUBSCRIBED, DELIVER, CLOSE, RESULT, MEASURE, REPORT = range(65, 72)
 
 _HEAD = struct.Struct("<IBQ")
@@ -51,7 +52,7 @@ class Status(IntEnum):
     """What became of a push or drop, as the broker tells the worker that asked."""
 
     DONE = 0
-    NOT_READY = 1  # the broker still waits for key tables; nobody received it
+    NOT_READY = 1  # the broker waits for a key table that this needs; nobody received it
     OVERLOADED = 2  # a worker's link is over its bound; nobody received it
     UNKNOWN = 3  # the broker was lost before it answered; set by the asking worker itself
 

@@ -182,11 +182,16 @@ class Children:
                 case control.Leaving():
                     self._let_go(process, now, message.seconds)
                 case control.Stalled():
-                    for worker in self._of_role("worker"):
-                        if worker.number == message.worker:
-                            worker.kill(now, "did not send its key table to the new broker")
+                    self._end_stalled(process, message.worker, now)
         if not is_open:
             self._stop_reading(process)
+
+    def _end_stalled(self, broker: Process, number: int, now: float) -> None:
+        for worker in self._of_role("worker"):
+            if worker.number == number:
+                worker.kill(now, "did not send its key table to the broker")
+                return
+        broker.send(control.Gone(number))  # it ended before this broker could be told
 
     def _stop_reading(self, process: Process) -> None:
         if process.channel in self._selector.get_map():

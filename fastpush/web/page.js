@@ -197,7 +197,7 @@ class Receiver {
       const left = until - Date.now();
       if (left <= 0) this.open();
       else {
-        this.show("waiting", `Reconnecting in ${Math.ceil(left / 1000)} s. ${what}`);
+        this.show("waiting", `Reconnecting in ${Math.ceil(left / 1000)} s. ${what}`, `Reconnecting. ${what}`);
         this.timer = setTimeout(tick, Math.min(left, 250));
       }
     };
@@ -223,12 +223,14 @@ class Receiver {
     this.timer = setTimeout(() => this.onClose(1006, `nothing heard for ${seconds} s`), seconds * 1000);
   }
 
-  show(state, text) {
+  // spoken: for screen readers, which would read every second of a countdown.
+  show(state, text, spoken = text) {
     const status = $("status");
     status.dataset.state = state;
     if (status.textContent !== text) status.textContent = text;
+    if ($("spoken").textContent !== spoken) $("spoken").textContent = spoken;
     $("disconnect").disabled = !this.wish;
-    $("connect").textContent = state === "waiting" ? "Connect now" : this.wish ? "Connect anew" : "Connect";
+    $("connect").textContent = state === "waiting" ? "Connect now" : this.wish ? "Reconnect" : "Connect";
     document.title = `${state === "registered" ? "●" : "○"} fastpush`;
   }
 }

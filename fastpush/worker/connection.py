@@ -29,7 +29,7 @@ from picows.picows import WSProtocol  # type: ignore[attr-defined]
 from fastpush.applications.interface import Application
 from fastpush.errors import CloseCode, ProtocolViolation
 from fastpush.log import fields
-from fastpush.protocol.frames import MessageReader, close_payload, text_frame
+from fastpush.protocol.frames import MessageReader, close_payload, close_reason, text_frame
 from fastpush.state.send_queue import ENTRY_BYTES, SendQueue
 from fastpush.worker.timers import TICK_SECONDS, ticks
 
@@ -355,7 +355,7 @@ class Connection(WSListener):
             # Taken messages come before the close frame; close_timeout_seconds bounds the wait.
             self.environment.send_queues.shrink(self._queue.queued_bytes)
             transport.underlying_transport.write(self._queue.take(self._queue.queued_bytes))
-        transport.send_close(code, reason)  # type: ignore[arg-type]
+        transport.send_close(code, close_reason(reason))  # type: ignore[arg-type]
         if self.inbox is not None:
             self.inbox = None
             transport.underlying_transport.resume_reading()  # type: ignore[attr-defined]

@@ -6,11 +6,11 @@ pushes in flight answered, clients closed with 1012, at most drain_seconds.
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import orjson
 import uvloop
@@ -92,7 +92,7 @@ class Worker:
     async def _startup(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
-        sys.path.insert(0, os.getcwd())  # where functions of [auth] and [push] may live
+        sys.path.insert(0, str(Path.cwd()))  # where functions of [auth] and [push] may live
         self._channel = Channel(self._context.channel, self._on_control, self._on_orphaned)
         self._channel.open()
         self._services = services = self._build_services(loop)
@@ -100,11 +100,12 @@ class Worker:
             self._config, services.push_service, lambda: services.push_auth, self._scrape, lambda: self._bus.epoch
         )
         await services.app.start()
+        self._channel.beat(beat_seconds(self._config), self._figures)
         self._bus.start()
+        await self._bus.welcomed.wait()
         tune_collector()
         await self._listen(self._context.slot, self._context.listeners)
         self._channel.send(control.Ready())
-        self._channel.beat(beat_seconds(self._config), self._figures)
 
     def _build_services(self, loop: asyncio.AbstractEventLoop) -> Services:
         config, environment = self._config, self._environment
@@ -129,15 +130,29 @@ class Worker:
         return services
 
     async def _listen(self, slot: int, listeners: tuple[Listener, ...]) -> None:
+        """Accept from a slot's listeners, unless that was called off meanwhile."""
         loop = asyncio.get_running_loop()
-        self._servers[slot] = [
-            await loop.create_server(
+        self._servers[slot] = servers = []
+        for listener in listeners:
+            server = await loop.create_server(
                 lambda role=listener.role: HttpConnection(self._services, role),  # type: ignore[misc]
                 sock=listener.socket,
                 backlog=LISTEN_BACKLOG,
             )
-            for listener in listeners
-        ]
+            servers.append(server)
+        if self._servers.get(slot) is not servers:
+            for server in servers:
+                server.close()
+
+    def _cover(self, slot: int, descriptors: list[int]) -> None:
+        """Accept for another slot; its descriptors come in the order of this worker's own listeners."""
+        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        if self._draining.is_set():
+            for sock in sockets:
+                sock.close()
+            return
+        roles = (listener.role for listener in self._context.listeners)
+        self._services.spawn(self._listen(slot, tuple(map(Listener, sockets, roles))))
 
     # -- main loop ---------------------------------------------------------------
 
@@ -151,7 +166,6 @@ class Worker:
         loop = asyncio.get_running_loop()
         loop.call_later(TICK_SECONDS, self._tick)
         self._environment.wheel.advance()
-        self._bus.tick(loop.time())
         if self._environment.wheel.now % SNAPSHOT_TICKS == 0:
             self._bus.send_snapshot()
 
@@ -191,10 +205,7 @@ class Worker:
             case control.Reload():
                 self._reload(message.config)
             case control.Cover():
-                roles = [listener.role for listener in self._context.listeners]
-                sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-                listeners = tuple(Listener(sock, role) for sock, role in zip(sockets, roles, strict=True))
-                self._services.spawn(self._listen(message.slot, listeners))
+                self._cover(message.slot, descriptors)
             case control.Uncover():
                 self._stop_accepting(message.slot)
             case _:
@@ -218,7 +229,7 @@ class Worker:
         try:
             new_token_auth, new_push_auth = token_auth(config), push_auth(config)
         except ConfigError as error:
-            log.error("not reloaded", extra=fields(reason=str(error)))  # noqa: TRY400 - the text says it all
+            log.error("not reloaded", extra=fields(reason=str(error)))
             return
         old_token_auth, self._push.token_auth = self._push.token_auth, new_token_auth
         old_push_auth, services.push_auth = services.push_auth, new_push_auth

@@ -9,7 +9,7 @@ import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 
 const DEADLINE_MS = 15_000;
-const LIFE_MS = 150_000; // a browser that a failed test forgot ends by itself
+const LIFE_MS = 600_000; // a browser that a failed test forgot ends by itself
 const [executablePath, url] = process.argv.slice(2);
 const folder = await mkdtemp(join(tmpdir(), "fastpush-chromium-"));
 const answer = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
