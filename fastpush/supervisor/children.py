@@ -189,7 +189,7 @@ class Children:
     def _end_stalled(self, broker: Process, number: int, now: float) -> None:
         for worker in self._of_role("worker"):
             if worker.number == number:
-                worker.kill(now, "did not send its key table to the broker")
+                worker.kill(now, "did not send its key table to the new broker")
                 return
         broker.send(control.Gone(number))  # it ended before this broker could be told
 
