@@ -67,9 +67,11 @@ class HumanFormatter(logging.Formatter):
 
 
 def _readable(value: Any) -> str:
-    """Quote what would break the line or hide where a value ends."""
+    """Quote what would break the line, hide where a value ends, or move a terminal's cursor."""
     text = str(value)
-    return json.dumps(text, ensure_ascii=False) if not text or any(c in text for c in ' \t\r\n"=') else text
+    if not text.isprintable():
+        return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False) if not text or any(c in text for c in ' "=') else text
 
 
 class _Output(logging.StreamHandler[IO[str]]):

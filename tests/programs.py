@@ -122,17 +122,11 @@ class Program:
         self.close()
 
 
-class Wscat(Program):
-    """npm's wscat on a WebSocket URL; `first` is sent once it is connected, later lines as they are written."""
-
-    def __init__(self, url: str, first: str) -> None:
-        script = need_module("wscat") / "bin" / "wscat"
-        options = ("--no-color", "--execute", first, "--wait", "600", "--connect", url)
-        super().__init__(need("node", "nodejs"), str(script), *options)
-
-    def line(self, seconds: float = ANSWER_SECONDS) -> str:
-        """The next line without the marks that wscat puts before it."""
-        return super().line(seconds).lstrip("<> ")
+def wscat(url: str, *sent: str) -> Program:
+    """Start npm's wscat on a WebSocket URL; it sends each of `sent` and then prints what it is sent."""
+    script = need_module("wscat") / "bin" / "wscat"
+    commands = [argument for line in sent for argument in ("--execute", line)]
+    return Program(need("node", "nodejs"), str(script), *commands, "--wait=-1", "--connect", url)
 
 
 class Browser(Program):

@@ -1,86 +1,92 @@
 """`fastpush push` and `fastpush drop`: a back-end's requests from a terminal."""
 
 import asyncio
-import re
 
 import click
 
-from fastpush.cli.common import config_option, fail, load_config, server_options, server_url
+from fastpush.cli.common import (
+    INTERVAL,
+    TEXT,
+    config_option,
+    count_of,
+    key_option,
+    load_config,
+    run,
+    server_url,
+    url_option,
+    warn,
+)
 from fastpush.config import Config
-from fastpush.errors import FastpushError
-from fastpush.http.client import ApiClient
-
-_INTERVAL = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
-
-
-class Interval(click.ParamType):
-    """A time like 500ms, 1s or 2m; a bare number is seconds."""
-
-    name = "interval"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        match = _INTERVAL.fullmatch(str(value))
-        if match is None:
-            self.fail(f"{value!r} is not a time; write it like 500ms, 1s or 2m", param, ctx)
-        return float(match[1]) * _SECONDS[match[2]]
+from fastpush.http.client import ApiClient, ClientError, Outcome
 
 
 def _client(config: Config, url: str | None, key: str | None) -> ApiClient:
-    return ApiClient(server_url(config, url, api=True), key or next(iter(config.push.keys), None))
+    """Return a client of the server; the configuration's own key never goes to another server than its own."""
+    if key is None and url is None and config.push.auth == "keys":
+        key = next(iter(config.push.keys), None)
+    return ApiClient(server_url(config, url, api=True), key)
 
 
-@click.command()
-@click.argument("user")
-@click.argument("event")
-@click.argument("message")
-@click.option("--every", type=Interval(), metavar="TIME", help="Push again and again, like --every 1s.")
-@server_options
+@click.command(short_help="Push a message to a user.")
+@click.argument("user", type=TEXT)
+@click.argument("event", type=TEXT)
+@click.argument("message", type=TEXT)
+@click.option("--every", type=INTERVAL, metavar="TIME", help="Push again and again until Ctrl-C, like --every 1s.")
+@url_option
+@key_option
 @config_option
 def push(
     user: str, event: str, message: str, every: float | None, url: str | None, key: str | None, config_path: str | None
 ) -> None:
-    """Push MESSAGE to every connection of USER that is registered for EVENT."""
+    """Push MESSAGE to every connection of USER that is registered for EVENT.
+
+    With --every a server that is away for a while is waited for, once a first push has succeeded.
+    """
     config = load_config(config_path)
     body = {"userId": user, "event": event, "message": message}
 
-    async def run() -> None:
+    async def work() -> None:
         async with _client(config, url, key) as client:
-            while True:
-                reply = await client.post(config.server.push_path, body)
-                unconfirmed = f" ({reply['unconfirmed']} workers did not confirm)" if reply.get("unconfirmed") else ""
-                click.echo(f"sent to {reply['sent']} connections{unconfirmed}")
-                if every is None:
-                    return
-                await asyncio.sleep(every)
+            click.echo(_sent(await client.post(config.server.push_path, body)))
+            if every is not None:
+                await repeat(client, every)
 
-    _run(run())
+    async def repeat(client: ApiClient, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            # At a steady pace, however long a push takes; one that was overslept is left out.
+            due = max(due + seconds, loop.time())
+            await asyncio.sleep(due - loop.time())
+            try:
+                click.echo(_sent(await client.post(config.server.push_path, body)))
+            except ClientError as error:
+                if not error.temporary:
+                    raise
+                warn(str(error))
+
+    run(work())
 
 
-@click.command()
-@click.argument("user")
-@click.argument("event", required=False)
-@server_options
+def _sent(outcome: Outcome) -> str:
+    line = f"sent to {count_of(outcome.sent, 'connection')}"
+    return f"{line}, {count_of(outcome.unconfirmed, 'worker')} did not confirm" if outcome.unconfirmed else line
+
+
+@click.command(short_help="Close a user's connections.")
+@click.argument("user", type=TEXT)
+@click.argument("event", type=TEXT, required=False)
+@url_option
+@key_option
 @config_option
 def drop(user: str, event: str | None, url: str | None, key: str | None, config_path: str | None) -> None:
     """Close every connection of USER, or those registered for EVENT."""
     config = load_config(config_path)
     body = {"userId": user} if event is None else {"userId": user, "event": event}
 
-    async def run() -> None:
+    async def work() -> None:
         async with _client(config, url, key) as client:
-            reply = await client.post(config.server.drop_path, body)
-            click.echo(f"closed {reply['sent']} connections")
+            outcome = await client.post(config.server.drop_path, body)
+        click.echo(f"closed {count_of(outcome.sent, 'connection')}")
 
-    _run(run())
-
-
-def _run(work: "asyncio.Coroutine[None, None, None]") -> None:  # type: ignore[name-defined]
-    try:
-        asyncio.run(work)
-    except FastpushError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run(work())

@@ -1,12 +1,14 @@
 """Everything that is not the lean push path, on aiohttp: health, metrics, page, and pushes that are unusual."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from http import HTTPStatus
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -16,10 +18,14 @@ from fastpush.config import Config
 from fastpush.errors import AuthUnavailable, RequestError
 from fastpush.http.auth import PushAuth
 from fastpush.http.guard import is_loopback
-from fastpush.http.push import OnOutcome, Outcome, PushService, render, wants_json
+from fastpush.http.push import OnOutcome, Outcome, PushService, internal_error, push_key_missing, render, wants_json
 from fastpush.http.window import Window, set_connection_headers
+from fastpush.log import fields
+
+log = logging.getLogger("fastpush.http")
 
 Endpoint = Callable[[bytes, OnOutcome], None]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Scrape = Callable[[Callable[[bytes | None], None]], None]
 
 _PAGE_HEADERS = {
@@ -36,6 +42,13 @@ _PAGE_FILES = {
 }
 
 
+class Route(NamedTuple):
+    """What is served at one path. A route for GET answers HEAD too."""
+
+    method: str
+    handler: Handler
+
+
 class HttpApp:
     """The routes of one worker.
 
@@ -44,38 +57,47 @@ class HttpApp:
     """
 
     def __init__(
-        self, config: Config, service: PushService, push_auth: Callable[[], PushAuth], scrape: Scrape, epoch: Callable[[], int]
+        self,
+        config: Config,
+        service: PushService,
+        push_auth: Callable[[], PushAuth],
+        scrape: Scrape,
+        epoch: Callable[[], int],
     ) -> None:
         self._config = config
         self._push_auth = push_auth
         self._scrape = scrape
         self._epoch = epoch
         server = config.server
-        self._routes: dict[str, tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = {
-            server.push_path: ("POST", self._post(service.push)),
-            f"{server.push_path}/all": ("POST", self._post(service.push_all)),
-            server.drop_path: ("POST", self._post(service.drop)),
-            "/health": ("GET", self._health),
-            "/metrics": ("GET", self._metrics),
+        self._routes = {
+            server.push_path: Route("POST", self._post(service.push)),
+            f"{server.push_path}/all": Route("POST", self._post(service.push_all)),
+            server.drop_path: Route("POST", self._post(service.drop)),
+            "/health": Route("GET", self._health),
+            "/metrics": Route("GET", self._metrics),
         }
         if config.api.page != "off":
-            self._routes |= dict.fromkeys(_PAGE_FILES, ("GET", self._page))
+            self._routes |= dict.fromkeys(_PAGE_FILES, Route("GET", self._page))
 
     async def start(self) -> None:
         """Build the application; call in the worker's running loop."""
         app = web.Application(client_max_size=self._config.limits.push_body_bytes)
-        app.router.add_route("*", "/{path:.*}", self._dispatch)
+        app.router.add_route("*", "/{path:.*}", self._dispatch, expect_handler=_check_expectation)
         app.on_response_prepare.append(set_connection_headers)
         # Connections are the dispatcher's; aiohttp only ever sees one request of each.
-        self._runner = web.AppRunner(app, access_log=None, tcp_keepalive=False, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, tcp_keepalive=False, handle_signals=False, logger=log)
         await self._runner.setup()
 
     def open_window(
-        self, transport: asyncio.Transport, body_bytes: int | None, on_done: Callable[[bool], None]
+        self,
+        transport: asyncio.Transport,
+        body_bytes: int | None,
+        on_done: Callable[[Window], None],
+        on_flow: Callable[[], None],
     ) -> Window:
         """Return a Window on `transport` through which one request is served; see there."""
         assert self._runner.server is not None
-        return Window(self._runner.server, transport, body_bytes, on_done)
+        return Window(self._runner.server, transport, body_bytes, on_done, on_flow)
 
     async def close(self) -> None:
         """Let requests under way end."""
@@ -83,22 +105,27 @@ class HttpApp:
 
     async def _dispatch(self, request: web.Request) -> web.StreamResponse:
         try:
-            method, handler = self._route(request)
-            if request.method != method and not (method == "GET" and request.method == "HEAD"):
-                raise errors.method_not_allowed(method if method == "POST" else "GET, HEAD")
-            return await handler(request)
+            return await self._handler(request)(request)
         except RequestError as error:
             return _response(request, error)
         except AuthUnavailable as error:
             return _response(request, errors.unavailable(str(error)))
+        except (web.HTTPException, ConnectionError):
+            raise  # aiohttp's own answers, and clients that are gone
+        except Exception as error:
+            log.exception("request failed", extra=fields(path=request.path))
+            return _response(request, internal_error(error))
 
-    def _route(self, request: web.Request) -> tuple[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]:
+    def _handler(self, request: web.Request) -> Handler:
         route = self._routes.get(request.path)
         if route is None:
             raise errors.not_found(request.path)
-        return route
+        allowed = ("GET", "HEAD") if route.method == "GET" else (route.method,)
+        if request.method not in allowed:
+            raise errors.method_not_allowed(", ".join(allowed))
+        return route.handler
 
-    def _post(self, endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def _post(self, endpoint: Endpoint) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             await self._authorize(request)
             outcome = await _ask(endpoint, await self._body(request))
@@ -109,16 +136,19 @@ class HttpApp:
     async def _authorize(self, request: web.Request) -> None:
         allowed = self._push_auth().authorize({name.lower(): value for name, value in request.headers.items()})
         if not (allowed if isinstance(allowed, bool) else await allowed):
-            raise errors.unauthorized("send a key of [push] keys as X-API-Key or Authorization: Bearer")
+            raise push_key_missing()
 
     async def _body(self, request: web.Request) -> bytes:
         most = self._config.limits.push_body_bytes
         if request.content_length is not None and request.content_length > most:
             raise _body_too_large(most)
+        await _send_continue(request)
         try:
             return await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise _body_too_large(most) from None
+        except web.RequestPayloadError:
+            raise errors.illegal_request("body is not encoded as its headers say") from None
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"status": "ok", "epoch": f"{self._epoch():016x}"})
@@ -147,6 +177,19 @@ def _body_too_large(most: int) -> RequestError:
     return errors.too_large(f"body is larger than {most} bytes ([limits] push_body_bytes)")
 
 
+async def _check_expectation(request: web.Request) -> None:
+    """Refuse what nobody can fulfil; the 100 itself is sent when the body is wanted."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        raise web.HTTPExpectationFailed(text="only 100-continue can be expected")
+
+
+async def _send_continue(request: web.Request) -> None:
+    """Ask for the body of a client that waits to be asked (RFC 9110, section 10.1.1)."""
+    if "Expect" in request.headers and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the response proper has not begun
+
+
 async def _ask(endpoint: Endpoint, body: bytes) -> Outcome | RequestError:
     future: asyncio.Future[Outcome | RequestError] = asyncio.get_running_loop().create_future()
     endpoint(body, lambda outcome: None if future.done() else future.set_result(outcome))
@@ -156,8 +199,8 @@ async def _ask(endpoint: Endpoint, body: bytes) -> Outcome | RequestError:
 def _response(request: web.BaseRequest, outcome: Outcome | RequestError) -> web.Response:
     as_json = wants_json({"accept": request.headers.get("Accept", "")})
     # Nobody asks for unknown paths in a form of ours: programs get JSON, S0 knows no 404.
-    is_404 = isinstance(outcome, RequestError) and outcome.status == 404
-    reply = render(outcome, as_json=as_json or is_404)
+    is_not_found = isinstance(outcome, RequestError) and outcome.status == HTTPStatus.NOT_FOUND
+    reply = render(outcome, as_json=as_json or is_not_found)
     return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
 
 

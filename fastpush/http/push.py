@@ -5,12 +5,13 @@ call PushService with a body and render what it answers with `render`.
 """
 
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import NamedTuple
 
 import orjson
 
 from fastpush.config import Limits
-from fastpush.errors import RequestError, illegal_request, too_large, unavailable, unknown_outcome
+from fastpush.errors import RequestError, illegal_request, too_large, unauthorized, unavailable, unknown_outcome
 from fastpush.metrics import Counters
 from fastpush.protocol import push as protocol
 from fastpush.protocol.bus import Status, encode_publication
@@ -36,6 +37,11 @@ class Reply(NamedTuple):
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
+
+
+def push_key_missing() -> RequestError:
+    """401: the request does not carry a key that may push (S0-19)."""
+    return unauthorized("send a key of [push] keys as X-API-Key or Authorization: Bearer")
 
 
 def internal_error(error: Exception) -> RequestError:
@@ -114,9 +120,9 @@ class PushService:
 
     def _count_refusal(self, error: RequestError) -> None:
         counters = self._counters
-        if error.status == 503:
+        if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
             counters.pushes_unavailable += 1
-        elif error.status == 504:
+        elif error.status == HTTPStatus.GATEWAY_TIMEOUT:
             counters.pushes_unknown += 1
         else:
             counters.pushes_refused += 1

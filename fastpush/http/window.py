@@ -22,7 +22,8 @@ class Window(asyncio.Transport):
 
     transport:  the real one.
     body_bytes: bytes of the request behind its head; None when the connection ends with it.
-    on_done(reusable): called once, when the response is written and the handler is gone.
+    on_done(window): called once, when the response is written and the handler is gone; the
+                connection may go on when the Window is complete and keeps it alive.
     on_flow():  called when `is_full` may have changed: reading is the owner's to pause.
     keep_alive: may be set to False until the response begins.
     """
@@ -32,7 +33,7 @@ class Window(asyncio.Transport):
         server: web.Server,
         transport: asyncio.Transport,
         body_bytes: int | None,
-        on_done: Callable[[bool], None],
+        on_done: Callable[["Window"], None],
         on_flow: Callable[[], None],
     ) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Window(asyncio.Transport):
         self._wants_pause = False
         self.keep_alive = body_bytes is not None
         self.has_answered = False
-        self._handler: RequestHandler[Any] = server()
+        self._handler: RequestHandler = server()
         self._handler.connection_made(self)
 
     def feed(self, data: bytes) -> bytes:
@@ -106,7 +107,7 @@ class Window(asyncio.Transport):
             return
         self._open = False
         self._handler.connection_lost(None)  # ends its timers
-        self._on_done(self.keep_alive and self._missing == 0)
+        self._on_done(self)
 
     def abort(self) -> None:
         self.keep_alive = False

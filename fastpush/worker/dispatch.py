@@ -8,11 +8,17 @@ complete (bounded by head_bytes and head_seconds), then
     anything else      aiohttp, through a Window that gives the connection back
 
 One request at a time: what comes meanwhile is held, at most HELD_BYTES, then reading
-is paused. So replies keep the order of pipelined requests.
+is paused. So replies keep the order of pipelined requests. While a client does not read
+its replies, no further request of it is served.
 
     HEAD ──► BODY ──► BUSY ──► HEAD …          lean push
       ├────► WINDOW ─────────► HEAD …          aiohttp
-      └────► BUSY ──► (picows owns the transport)
+      ├────► BUSY ──► GONE                     picows owns the transport
+      └────► LINGER ──► GONE                   refused
+
+A refused client may still be sending. Closing at once would answer that with a reset,
+which can overtake the refusal: so only our side is closed, and what still comes is
+thrown away (LINGER) until the client closes too, at most LINGER_SECONDS.
 """
 
 import asyncio
@@ -24,9 +30,10 @@ from fastpush import errors
 from fastpush.child import ListenerRole
 from fastpush.errors import RequestError
 from fastpush.http.head import HEAD_END, Head, bad_request, parse_head
-from fastpush.http.push import Outcome, Reply, render, wants_json
+from fastpush.http.push import Outcome, Reply, internal_error, push_key_missing, render, wants_json
 from fastpush.http.window import Window
 from fastpush.log import fields
+from fastpush.worker.timers import ticks
 from fastpush.worker.upgrade import upgrade
 
 if TYPE_CHECKING:
@@ -34,12 +41,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastpush.http")
 
-HELD_BYTES = 65536
+HELD_BYTES = 65536  # bounds the body of a lean push too: bytes that trickle are joined again and again
+LINGER_SECONDS = 2
 _REASONS = {
     200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found",
     405: b"Method Not Allowed", 408: b"Request Timeout", 413: b"Content Too Large", 426: b"Upgrade Required",
-    431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 503: b"Service Unavailable",
-    504: b"Gateway Timeout",
+    429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
+    503: b"Service Unavailable", 504: b"Gateway Timeout",
 }  # fmt: skip
 
 
@@ -50,27 +58,32 @@ class Stage(IntEnum):
     BODY = 1  # the body of a lean push
     BUSY = 2  # an answer of ours
     WINDOW = 3  # aiohttp
-    GONE = 4  # closed, or handed over
+    LINGER = 4  # the client, to close what we have closed
+    GONE = 5  # closed, or handed over
 
 
-HEAD, BODY, BUSY, WINDOW, GONE = Stage  # by short names: they are compared several times a push
+HEAD, BODY, BUSY, WINDOW, LINGER, GONE = Stage  # by short names: they are compared several times a push
 
 
 class HttpConnection(asyncio.Protocol):
     """A client's connection while it speaks HTTP.
 
     role: which paths its listener serves.  due: see TimerWheel.
+    _active: tick since which the client is waited for.  _stuck: it does not read its replies.
+    _is_partial: a head has begun.  _last: the end is near, for we drain or the client has sent all it had.
     """
 
     __slots__ = (
         "_active",
-        "_body",
         "_draining",
         "_head",
         "_held",
+        "_is_partial",
+        "_last",
         "_paused",
         "_services",
         "_stage",
+        "_stuck",
         "_window",
         "due",
         "peer",
@@ -88,8 +101,7 @@ class HttpConnection(asyncio.Protocol):
         self._held = b""
         self._head: Head | None = None
         self._window: Window | None = None
-        self._paused = False
-        self._draining = False
+        self._is_partial = self._paused = self._stuck = self._last = self._draining = False
 
     # -- the transport's side ----------------------------------------------------
 
@@ -106,7 +118,7 @@ class HttpConnection(asyncio.Protocol):
         wheel.schedule(self, wheel.now + services.environment.connection_ticks.head)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._stage == WINDOW and self._window is not None:
+        if self._window is not None:
             self._window.lost(exc)
         self._forget()
 
@@ -118,42 +130,90 @@ class HttpConnection(asyncio.Protocol):
         self._services.http_connections.discard(self)
 
     def pause_writing(self) -> None:
+        self._stuck = True
         if self._window is not None:
             self._window.pause_writing()
 
     def resume_writing(self) -> None:
+        self._stuck = False
         if self._window is not None:
             self._window.resume_writing()
+        elif self._held:
+            self._services.call_soon(self._advance)
 
     def data_received(self, data: bytes) -> None:
-        if self._stage == WINDOW and self._window is not None and not self._held:
-            data = self._window.feed(data)
+        if self._stage > BODY:
+            self._hold(data)
+            return
         self._held = self._held + data if self._held else data
+        self._advance()
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what comes while a request is being answered, or give aiohttp its share."""
+        if self._stage >= LINGER:
+            return
+        if self._window is not None and not self._held:
+            data = self._window.feed(data)
+        self._held += data
+        self._switch_reading()
+
+    def _switch_reading(self) -> None:
+        """Read no more while enough is held, or while aiohttp has enough of the body."""
+        enough = len(self._held) > HELD_BYTES or (self._window is not None and self._window.is_full)
+        if enough != self._paused and self.transport is not None and self._stage < GONE:
+            self._paused = enough
+            if enough:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def eof_received(self) -> bool:
+        """Keep the connection, by True, for what a client that only reads now is still to be answered."""
+        is_incomplete = self._window is not None and not self._window.is_complete
+        wants_websocket = self._head is not None and self._head.wants_websocket
+        if self._stage >= LINGER or is_incomplete or wants_websocket:
+            return False
         if self._stage <= BODY:
-            self._advance()
-        elif len(self._held) > HELD_BYTES and not self._paused and self.transport is not None:
-            self._paused = True
-            self.transport.pause_reading()
+            if not self._held:
+                return False
+            self._services.call_soon(self._advance)
+        self._last = True
+        return True
 
     def on_timer(self, now: int) -> int | None:
-        """Close a connection that has not completed a head or body in time."""
+        """Give up on a client that is waited for too long: for a request, or to read an answer."""
         timeout = self._services.environment.connection_ticks.head
-        if self._stage > BODY:
-            return now + timeout
-        if now < self._active + timeout:
-            return self._active + timeout
-        if self._held or self._stage == BODY:
-            self._refuse(RequestError(408, "timeout", "the request did not arrive in time", text="request timeout"))
-        elif self.transport is not None:
-            self.transport.close()
-        return None
+        due = self._active + timeout
+        if now < due and self._stage != LINGER:
+            return due
+        if self._stuck or self._stage >= LINGER:
+            self.abort()
+        elif self._stage == WINDOW and self._window is not None and not self._window.is_complete:
+            self._drop_window(self._window)
+        elif self._stage > BODY:
+            return now + timeout  # our own answer, which has deadlines of its own
+        elif self._is_partial or self._stage == BODY:
+            self._refuse(_too_slow())
+        else:
+            self._close(linger=False)
+        return now + timeout if self.due < 0 else None
+
+    def _drop_window(self, window: Window) -> None:
+        """Give up on a request whose body does not come."""
+        has_answered = window.has_answered
+        self._window = None
+        window.lost(None)
+        if has_answered:
+            self._close(linger=False)
+        else:
+            self._refuse(_too_slow())
 
     # -- one request after the other ---------------------------------------------
 
     def _advance(self) -> None:
         """Serve from what is held until something has to be waited for."""
         try:
-            while self._stage <= BODY:
+            while self._stage <= BODY and not self._stuck:
                 if not (self._take_head() if self._stage == HEAD else self._take_body()):
                     break
         except RequestError as error:
@@ -161,9 +221,10 @@ class HttpConnection(asyncio.Protocol):
             log.debug("bad request", extra=fields(peer=self.peer, reason=error.reason))
             self._refuse(error)
             return
-        if self._paused and len(self._held) <= HELD_BYTES and self.transport is not None and self._stage < GONE:
-            self._paused = False
-            self.transport.resume_reading()
+        if self._paused or len(self._held) > HELD_BYTES:
+            self._switch_reading()
+        if self._last and self._stage <= BODY and not (self._stuck or self._draining):
+            self._close(linger=False)
 
     def _take_head(self) -> bool:
         """Dispatch the next request; False when its head is not complete."""
@@ -171,32 +232,45 @@ class HttpConnection(asyncio.Protocol):
         end = held.find(HEAD_END) + len(HEAD_END)
         most = self._services.environment.config.server.head_bytes
         if end < len(HEAD_END) or end > most:
-            if len(held) > most:
-                raise RequestError(431, "head_too_large", f"request head is larger than {most} bytes", text="head too large")
             self._held = held
+            self._wait_for_head(most)
             return False
         self._active = self._services.environment.wheel.now
+        self._is_partial = False
         data = held if end == len(held) else held[:end]
         self._held = held[end:]
         self._dispatch(parse_head(data), data)
         return True
+
+    def _wait_for_head(self, most: int) -> None:
+        """Check what there is of a head. Raises: RequestError, when it cannot become one."""
+        held = self._held
+        if len(held) > most:
+            reason = f"request head is larger than {most} bytes"
+            raise RequestError(431, "head_too_large", reason, text="head too large")
+        if held.count(b"\n") != held.count(b"\r\n"):
+            raise bad_request("a line ends without carriage return")
+        if held and not self._is_partial:
+            self._is_partial = True
+            self._active = self._services.environment.wheel.now
 
     def _dispatch(self, head: Head, data: bytes) -> None:
         services = self._services
         self._head = head
         refusal = services.guard.refusal(head.headers)
         if refusal is not None:
-            self._reply(render(refusal, as_json=wants_json(head.headers)), keep_alive=False)
+            self._refuse(refusal, as_json=wants_json(head.headers))
         elif head.path in services.websocket_paths and self.role != "api":
             self._upgrade(head)
         elif self.role == "public":
-            self._reply(render(errors.not_found(head.path), as_json=True), keep_alive=False)
+            self._refuse(errors.not_found(head.path), as_json=True)
         elif (
             head.path == services.push_path
             and head.method == "POST"
             and head.content_length is not None
             and head.content_length <= services.lean_body_bytes
             and "expect" not in head.headers
+            and "content-encoding" not in head.headers
             and services.push_auth_is_sync
         ):
             self._stage = BODY
@@ -216,28 +290,30 @@ class HttpConnection(asyncio.Protocol):
         self._stage = BUSY
         services = self._services
         try:
-            if not services.push_auth.authorize(head.headers):
-                raise errors.unauthorized("send a key of [push] keys as X-API-Key or Authorization: Bearer")
-            services.push_service.push(body, self._on_outcome)
+            if services.push_auth.authorize(head.headers):
+                services.push_service.push(body, self._on_outcome)
+            else:
+                self._on_outcome(push_key_missing())
         except RequestError as error:
             self._on_outcome(error)
+        except Exception as error:
+            log.exception("push failed", extra=fields(peer=self.peer))
+            self._on_outcome(internal_error(error))
         return True
 
     def _on_outcome(self, outcome: Outcome | RequestError) -> None:
         head = self._head
         if head is None or self._stage != BUSY:
             return  # the client is gone
-        if outcome.__class__ is Outcome and head.keep_alive and not self._draining and not wants_json(head.headers):
+        if outcome.__class__ is Outcome and head.keep_alive and not self._last and not wants_json(head.headers):
             # The usual reply of a back-end's kept-alive connection: one write of bytes made once a second.
-            self.transport.write(self._services.sent_reply(outcome))  # type: ignore[union-attr,arg-type]
+            self.transport.write(self._services.sent_reply(outcome))  # type: ignore[union-attr]
             self._head = None
             self._stage = HEAD
             if self._held:
                 self._services.call_soon(self._advance)
             return
         self._reply(render(outcome, as_json=wants_json(head.headers)), keep_alive=head.keep_alive)
-        if self._held and self._stage == HEAD:
-            self._services.call_soon(self._advance)
 
     def _upgrade(self, head: Head) -> None:
         self._stage = BUSY
@@ -247,56 +323,79 @@ class HttpConnection(asyncio.Protocol):
         assert self.transport is not None
         size = None if head.is_chunked else head.content_length or 0
         self._stage = WINDOW
-        self._window = window = self._services.app.open_window(self.transport, size, self._on_window_done)
-        if self._draining:
+        self._window = window = self._services.app.open_window(
+            self.transport, size, self._on_window_done, self._switch_reading
+        )
+        if self._is_last(keep_alive=head.keep_alive):
             window.keep_alive = False
         window.open(data)
         if self._held:
             held, self._held = self._held, b""
             self._held = window.feed(held)
 
-    def _on_window_done(self, reusable: bool) -> None:
+    def _on_window_done(self, window: Window) -> None:
         self._window = None
-        if self._stage != WINDOW:
-            return
-        self._finish(keep_alive=reusable)
-        if self._held and self._stage == HEAD:
-            self._services.call_soon(self._advance)
+        if self._stage == WINDOW:
+            self._finish(keep_alive=window.keep_alive and window.is_complete, linger=not window.is_complete)
 
     # -- answering -----------------------------------------------------------------
 
-    def _refuse(self, error: RequestError) -> None:
-        """Answer what is not HTTP as we speak it, and close: nobody knows where the next request begins."""
-        self._reply(render(error, as_json=False), keep_alive=False)
-
-    def _reply(self, reply: Reply, *, keep_alive: bool) -> None:
-        if self.transport is None or self._stage == GONE:
-            return
-        keep_alive = keep_alive and not self._draining
-        lines = [b"HTTP/1.1 %d %b" % (reply.status, _REASONS[reply.status]), self._services.date_header()]
-        lines += [f"{name}: {value}".encode("latin-1") for name, value in reply.headers]
-        lines.append(b"Content-Length: %d" % len(reply.body))
-        if not keep_alive:
-            lines.append(b"Connection: close")
-        lines += (b"", reply.body)
-        self.transport.write(b"\r\n".join(lines))
-        self._finish(keep_alive=keep_alive)
-
-    def _finish(self, *, keep_alive: bool) -> None:
-        """Wait for the next request, or close."""
-        self._head = None
-        if keep_alive and not self._draining:
-            self._stage = HEAD
-            self._active = self._services.environment.wheel.now
-        else:
-            self._stage = GONE
-            self._held = b""
-            if self.transport is not None:
-                self.transport.close()
+    def _refuse(self, error: RequestError, *, as_json: bool = False) -> None:
+        """Answer and close: nobody knows where the next request begins, or nobody cares."""
+        linger = self._head is None or self._head.has_body or bool(self._held)
+        self._reply(render(error, as_json=as_json), keep_alive=False, linger=linger)
 
     def refuse_upgrade(self, error: RequestError) -> None:
         """Answer a WebSocket request that is not granted, and close."""
-        self._reply(render(error, as_json=False), keep_alive=False)
+        self._refuse(error)
+
+    def _reply(self, reply: Reply, *, keep_alive: bool, linger: bool = False) -> None:
+        if self.transport is None or self._stage >= LINGER:
+            return
+        is_last = self._is_last(keep_alive=keep_alive)
+        lines = [b"HTTP/1.1 %d %b" % (reply.status, _REASONS[reply.status]), self._services.date_header()]
+        lines += [f"{name}: {value}".encode("latin-1") for name, value in reply.headers]
+        lines.append(b"Content-Length: %d" % len(reply.body))
+        if is_last:
+            lines.append(b"Connection: close")
+        is_wanted = self._head is None or self._head.method != "HEAD"
+        lines += (b"", reply.body if is_wanted else b"")
+        self.transport.write(b"\r\n".join(lines))
+        self._finish(keep_alive=not is_last, linger=linger)
+
+    def _is_last(self, *, keep_alive: bool) -> bool:
+        """Whether no other request is served after the one under way."""
+        return not keep_alive or (self._last and (self._draining or not self._held))
+
+    def _finish(self, *, keep_alive: bool, linger: bool = False) -> None:
+        """Go on to the next request, or close."""
+        if self._is_last(keep_alive=keep_alive):
+            self._close(linger=linger)
+            return
+        self._head = None
+        self._stage = HEAD
+        self._active = self._services.environment.wheel.now
+        if self._held:
+            self._services.call_soon(self._advance)
+        elif self._paused:
+            self._switch_reading()
+
+    def _close(self, *, linger: bool) -> None:
+        """Write what is left and close; `linger`: the client may be sending still."""
+        self._head = None
+        self._held = b""
+        transport, wheel = self.transport, self._services.environment.wheel
+        if transport is None:
+            return
+        self._active = wheel.now
+        if linger and not self._last:
+            self._stage = LINGER
+            self._switch_reading()
+            transport.write_eof()
+            wheel.schedule(self, wheel.now + ticks(LINGER_SECONDS))
+        else:
+            self._stage = GONE
+            transport.close()
 
     def abort(self) -> None:
         """Give up on a request that nobody can answer."""
@@ -317,8 +416,12 @@ class HttpConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Close now when idle, else after the answer that is under way."""
-        self._draining = True
+        self._draining = self._last = True
         if self._window is not None:
             self._window.keep_alive = False
-        elif self._stage == HEAD and self.transport is not None:
-            self.transport.close()
+        elif self._stage in {HEAD, LINGER}:
+            self._close(linger=False)
+
+
+def _too_slow() -> RequestError:
+    return RequestError(408, "timeout", "the request did not arrive in time", text="request timeout")

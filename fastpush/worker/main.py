@@ -32,7 +32,7 @@ from fastpush.log import fields
 from fastpush.metrics import Counters
 from fastpush.protocol import control
 from fastpush.protocol.bus import Publication
-from fastpush.worker.dispatch import HttpConnection
+from fastpush.worker.dispatch import HELD_BYTES, HttpConnection
 from fastpush.worker.environment import ConnectionTicks, Environment, SendQueues
 from fastpush.worker.services import Services
 from fastpush.worker.timers import TICK_SECONDS, TimerWheel
@@ -115,7 +115,7 @@ class Worker:
             guard=Guard(open_keys(config), config.server.origins),
             websocket_paths={},
             push_path=config.server.push_path,
-            lean_body_bytes=config.limits.push_body_bytes,
+            lean_body_bytes=min(config.limits.push_body_bytes, HELD_BYTES),
             push_auth=push_auth(config),
             push_auth_is_sync=config.push.auth != "python",
             push_service=push_service,

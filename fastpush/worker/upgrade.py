@@ -52,7 +52,8 @@ async def upgrade(services: "Services", http: "HttpConnection", head: Head) -> N
                 counters.handshakes_unavailable += 1
             case _:
                 counters.handshakes_bad_request += 1
-        log.info("handshake refused", extra=fields(peer=http.peer, path=head.path, code=error.status, reason=error.reason))
+        told = fields(peer=http.peer, path=head.path, code=error.status, reason=error.reason)
+        log.info("handshake refused", extra=told)
         http.refuse_upgrade(error)
     except Exception:
         log.exception("handshake failed", extra=fields(peer=http.peer, path=head.path))
@@ -86,7 +87,11 @@ def check_handshake(head: Head) -> None:
 
 
 def _open(
-    services: "Services", http: "HttpConnection", head: Head, application: Application, options: UrlOptions | None = None
+    services: "Services",
+    http: "HttpConnection",
+    head: Head,
+    application: Application,
+    options: UrlOptions | None = None,
 ) -> Connection | None:
     """Hand the connection over to picows, which answers 101; None when the client has gone."""
     taken = http.hand_over()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
-from tests.programs import FASTPUSH, Browser, Program, Wscat, curl
+from tests.programs import FASTPUSH, Browser, Program, curl, wscat
 from tests.server import Server, eventually
 
 Serve = Callable[..., Server]
@@ -46,12 +46,10 @@ def test_curl_has_replies_in_two_forms(server: Server) -> None:
 
 
 def test_wscat_registers_by_message_and_shows_pushes(server: Server) -> None:
-    """S0-06, S0-07, S0-28: a registration typed into wscat counts, a second one adds an event, others' pushes do not come."""
-    first, second = (json.dumps({"token": "wendy", "event": event}) for event in ("topic1", "topic2"))
-    with Wscat(server.ws_url("confirm=1"), first) as client:
-        assert client.line() == '{"registered":"topic1"}'
-        client.write(second)
-        assert client.line() == '{"registered":"topic2"}'
+    """S0-06, S0-07, S0-28: wscat's first message registers, its second one adds an event, other events do not come."""
+    registrations = [json.dumps({"token": "wendy", "event": event}) for event in ("topic1", "topic2")]
+    with wscat(server.ws_url("confirm=1"), *registrations) as client:
+        assert [client.line(), client.line()] == ['{"registered":"topic1"}', '{"registered":"topic2"}']
         assert push_with_curl(server, "wendy", "elsewhere", "not for this one") == 0
         assert push_with_curl(server, "wendy", "topic2", "second") == 1
         assert push_with_curl(server, "wendy", "topic1", "first") == 1
@@ -61,7 +59,7 @@ def test_wscat_registers_by_message_and_shows_pushes(server: Server) -> None:
 def test_wscat_is_refused_with_a_status(serve: Serve, tmp_path: Path) -> None:
     """A bad token in the URL is told to programs by the status of the handshake: 401."""
     server = serve_static(serve, tmp_path)
-    with Wscat(server.ws_url("token=unknown&event=topic1"), "never sent") as client:
+    with wscat(server.ws_url("token=unknown&event=topic1")) as client:
         assert "401" in client.line_with("error")
 
 
