@@ -22,6 +22,7 @@ class Metric(NamedTuple):
 # Attribute of Counters -> what it is called outside.
 WORKER_METRICS: dict[str, Metric] = {
     "connections": Metric("fastpush_connections", "gauge", "Open WebSocket connections."),
+    "http_connections": Metric("fastpush_http_connections", "gauge", "Open TCP connections that are no WebSocket yet."),
     "registrations": Metric("fastpush_registrations", "gauge", "Routing keys with a subscriber, per worker."),
     "send_queue_bytes": Metric("fastpush_send_queue_bytes", "gauge", "Bytes waiting for slow clients."),
     "bus_queue_bytes": Metric("fastpush_bus_queue_bytes", "gauge", "Bytes waiting on the bus to the broker."),

@@ -1,7 +1,6 @@
 """What several commands share: finding the configuration and the server, failing with a plain message."""
 
 import asyncio
-import math
 import os
 import re
 from collections.abc import Callable, Coroutine
@@ -70,7 +69,7 @@ class ServerUrl(click.ParamType):
             good = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
         except ValueError:
             good = False
-        if not good or not math.prod(map(str.isprintable, url)):
+        if not good or not url.isprintable():
             self.fail(f"{value!r} is not a server; write it like http://127.0.0.1:8080", param, ctx)
         return url.rstrip("/")
 

@@ -11,30 +11,30 @@ from fastpush.errors import ConfigError, StartError
 from fastpush.supervisor.main import serve as supervise
 
 
-@click.command()
+@click.command(short_help="Run the server.")
 @config_option
 @click.option("--listen", metavar="HOST:PORT", help="Address instead of [server] listen.")
 @click.option("--workers", type=int, metavar="N", help="Worker processes instead of [server] workers; 0: one per core.")
 def serve(config_path: str | None, listen: str | None, workers: int | None) -> None:
-    """Serve until SIGTERM or Ctrl-C; SIGHUP reloads keys, tokens and log level."""
-    overrides: dict[str, Any] = {}
-    if listen is not None:
-        overrides["server.listen"] = listen
-    if workers is not None:
-        overrides["server.workers"] = workers
-    config = load_config(config_path, overrides)
+    """Serve in the foreground until SIGTERM or Ctrl-C, which let clients and pushes finish; a second one ends at once.
+
+    SIGHUP reloads keys, tokens and log level.
+    """
+    overrides = {"server.listen": listen, "server.workers": workers}
+    given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
+    config = load_config(config_path, given)
 
     def reread() -> Config:
-        return read_config(config_path, overrides)
+        return read_config(config_path, given)
 
     try:
         logs.setup(config.log)
     except OSError as error:
-        fail(f"[log] file cannot be opened: {error}")
+        fail(f"[log] file {config.log.file} cannot be opened: {error.strerror}")
     try:
         code = supervise(config, reread)
-    except StartError as error:
-        fail(str(error))
     except ConfigError as error:
         fail(str(error), EXIT_USAGE)
+    except StartError as error:
+        fail(str(error))
     raise SystemExit(code)

@@ -2,30 +2,33 @@
 
 import json
 import os
+import sys
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fastpush.cli.common import config_option, fail, load_config
+from fastpush.config import Config
 from fastpush.control_client import ControlError, ask
 from fastpush.supervisor.listeners import first_port
 from fastpush.supervisor.runtime import control_paths
 
 _TIMEOUT_SECONDS = 3.0
+_WIDTH = 120  # where no terminal tells its own
+_COLOURS = {"ready": "green", "starting": "yellow", "stopping": "yellow"}
 
 
-@click.command()
+@click.command(short_help="Show a running server's processes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @config_option
 def status(as_json: bool, config_path: str | None) -> None:
-    """Show a running server's processes."""
+    """Show a running server's processes: who is ready since when, and what each does."""
     config = load_config(config_path)
-    paths = control_paths(config, first_port(config) or 0)
-    path = next(filter(os.path.exists, paths), paths[0])
     try:
-        reply = ask(path, {"command": "status"}, _TIMEOUT_SECONDS)
+        reply = ask_server(config)
     except ControlError as error:
         fail(str(error))
     if as_json:
@@ -34,11 +37,25 @@ def status(as_json: bool, config_path: str | None) -> None:
         _print(reply)
 
 
+def ask_server(config: Config) -> dict[str, Any]:
+    """Return the status of the running server of this configuration. Raises: ControlError."""
+    paths = control_paths(config, first_port(config))
+    path = next(filter(os.path.exists, paths), None)
+    if path is None:
+        places = " or ".join(str(path.parent) for path in paths)
+        raise ControlError(f"no server of this configuration is running (looked in {places})")
+    return ask(str(path), {"command": "status"}, _TIMEOUT_SECONDS)
+
+
 def _print(reply: dict[str, Any]) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    state = reply["state"]
     console.print(
-        f"[bold]fastpush {reply['version']}[/bold]  pid {reply['pid']}  up {_duration(reply['uptime_seconds'])}  "
-        f"{', '.join(reply['address'])}"
+        Text(f"fastpush {reply['version']}  ", "bold"),
+        Text(state, _COLOURS.get(state, "")),
+        Text(f"  process {reply['pid']}  up {_duration(reply['uptime_seconds'])}  on {', '.join(reply['address'])}"),
+        sep="",
+        soft_wrap=True,
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("process", "pid", "state", "up", "restarts", "connections", "keys", "pushes", "deliveries"):
@@ -47,7 +64,8 @@ def _print(reply: dict[str, Any]) -> None:
         figures = process["figures"]
         name = process["role"] if process["role"] == "broker" else f"worker {process['slot']}"
         table.add_row(
-            name, str(process["pid"]), process["state"], _duration(process["uptime_seconds"]), str(process["restarts"]),
+            name, str(process["pid"]), Text(process["state"], _COLOURS.get(process["state"], "")),
+            _duration(process["uptime_seconds"]), str(process["restarts"]),
             *(str(figures.get(key, "")) for key in ("connections", "keys", "pushes", "deliveries")),
         )  # fmt: skip
     console.print(table)

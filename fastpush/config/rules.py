@@ -317,9 +317,11 @@ def is_loopback(host: str) -> bool:
     if host == _LOCALHOST:
         return True
     try:
-        return ip_address(host).is_loopback
+        address = ip_address(host)
     except ValueError:
         return False
+    # Python 3.13 looks into ::ffff:127.0.0.1, earlier ones do not.
+    return address.is_loopback and getattr(address, "ipv4_mapped", None) is None
 
 
 def check_exposure(config: Config) -> None:

@@ -14,10 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fastpush import errors, metrics
-from fastpush.config import Config
+from fastpush.config import Config, is_loopback
 from fastpush.errors import AuthUnavailable, RequestError
 from fastpush.http.auth import PushAuth
-from fastpush.http.guard import is_loopback
 from fastpush.http.push import OnOutcome, Outcome, PushService, internal_error, push_key_missing, render, wants_json
 from fastpush.http.window import Window, set_connection_headers
 from fastpush.log import fields

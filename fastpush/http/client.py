@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import aiohttp
 import orjson
@@ -47,7 +47,7 @@ class ApiClient:
         if key:
             self._headers["X-API-Key"] = key
 
-    async def __aenter__(self) -> "ApiClient":
+    async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
         return self
@@ -100,23 +100,25 @@ async def listen(
     Raises: ClientError, when the connection is refused or ends; it names the close code.
     """
     query = [("token", token), *(("event", event) for event in events)]
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
-        async with await _open(session, url, query) as connection:
-            on_open()
-            while True:
-                message = await connection.receive()
-                match message.type:
-                    case aiohttp.WSMsgType.TEXT:
-                        yield message.data
-                    case aiohttp.WSMsgType.BINARY:
-                        yield message.data.decode(errors="replace")
-                    case aiohttp.WSMsgType.CLOSE:
-                        raise ClientError(_closed(message.data, message.extra or ""))
-                    case _:
-                        raise ClientError("the connection was lost")
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(timeout=timeout) as session, await _open(session, url, query) as connection:
+        on_open()
+        while True:
+            message = await connection.receive()
+            match message.type:
+                case aiohttp.WSMsgType.TEXT:
+                    yield message.data
+                case aiohttp.WSMsgType.BINARY:
+                    yield message.data.decode(errors="replace")
+                case aiohttp.WSMsgType.CLOSE:
+                    raise ClientError(_closed(message.data, message.extra or ""))
+                case _:
+                    raise ClientError("the connection was lost")
 
 
-async def _open(session: aiohttp.ClientSession, url: str, query: list[tuple[str, str]]) -> aiohttp.ClientWebSocketResponse:
+async def _open(
+    session: aiohttp.ClientSession, url: str, query: list[tuple[str, str]]
+) -> aiohttp.ClientWebSocketResponse:
     timeout = aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS)
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -125,7 +127,7 @@ async def _open(session: aiohttp.ClientSession, url: str, query: list[tuple[str,
         raise ClientError(f"{url} did not answer within {TIMEOUT_SECONDS} s") from None
     except aiohttp.WSServerHandshakeError as error:
         why = (error.headers or {}).get("X-Fastpush-Error", "")
-        raise ClientError(f"the server refused the connection with {error.status}" + (f": {why}" if why else "")) from None
+        raise ClientError(f"the server refused the connection with {error.status}: {why or error.message}") from None
     except aiohttp.ClientError as error:
         raise ClientError(f"{url} cannot be reached: {_reason(error)}") from None
 

@@ -5,11 +5,11 @@ auth = "none"). It serves programs of this machine only: what came through a pro
 sent to another host's name (DNS rebinding) or by another site's page is refused.
 """
 
-import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+from fastpush.config import is_loopback
 from fastpush.errors import RequestError, forbidden
 
 _FORWARDING = ("forwarded", "via")
@@ -17,16 +17,6 @@ _FORWARDING_PREFIX = "x-forwarded-"
 # Nothing but a name or an address and a port: no "user@", no path, no list.
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{0,5})?", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host, without port, names this machine alone."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def host_name(host: str) -> str:

@@ -286,6 +286,7 @@ class Worker:
         environment = self._environment
         gauges = {
             "connections": len(environment.connections),
+            "http_connections": len(self._services.http_connections),
             "registrations": len(self._hub),
             "send_queue_bytes": environment.send_queues.queued_bytes,
             "bus_queue_bytes": self._bus.queued_bytes,
