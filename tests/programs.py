@@ -1,5 +1,6 @@
 """Programs that others wrote, driven by tests: curl, wscat, a headless Chromium; and this project's own commands."""
 
+import contextlib
 import json
 import os
 import queue
@@ -38,10 +39,10 @@ def need_module(name: str) -> Path:
     return folder
 
 
-def run(*command: str, text: str | None = None, environ: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+def run(*command: str, environ: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     """Run a program to its end, with a deadline."""
     return subprocess.run(
-        command, input=text, capture_output=True, text=True, encoding="utf-8", timeout=30 * SCALE, check=False,
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", timeout=30 * SCALE, check=False,
         env=os.environ | (environ or {}),
     )  # fmt: skip
 
@@ -99,10 +100,8 @@ class Program:
     def close(self) -> None:
         """End it, whatever it does."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass
         if self.process.poll() is None:
             self.process.terminate()
             try:

@@ -24,8 +24,10 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 _LONGEST_SECONDS = 86400.0
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - a client cannot connect to "any"
 
+# `type-arg`: ParamType is generic in click's newest versions only.
 
-class Text(click.ParamType):
+
+class Text(click.ParamType):  # type: ignore[type-arg]
     """Text that can be written as UTF-8, and is not empty."""
 
     name = "text"
@@ -40,7 +42,7 @@ class Text(click.ParamType):
         return value
 
 
-class Interval(click.ParamType):
+class Interval(click.ParamType):  # type: ignore[type-arg]
     """A time like 500ms, 1s or 2m; a bare number is seconds."""
 
     name = "interval"
@@ -57,7 +59,7 @@ class Interval(click.ParamType):
         return seconds
 
 
-class ServerUrl(click.ParamType):
+class ServerUrl(click.ParamType):  # type: ignore[type-arg]
     """Where a server is: http(s)://host[:port], or host:port alone."""
 
     name = "url"
@@ -74,7 +76,7 @@ class ServerUrl(click.ParamType):
         return url.rstrip("/")
 
 
-class PushKey(click.ParamType):
+class PushKey(click.ParamType):  # type: ignore[type-arg]
     """A key that can stand in a header."""
 
     name = "key"

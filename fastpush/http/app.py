@@ -81,7 +81,7 @@ class HttpApp:
     async def start(self) -> None:
         """Build the application; call in the worker's running loop."""
         app = web.Application(client_max_size=self._config.limits.push_body_bytes)
-        app.router.add_route("*", "/{path:.*}", self._dispatch, expect_handler=_check_expectation)
+        app.router.add_route("*", r"/{path:[\s\S]*}", self._dispatch, expect_handler=_check_expectation)
         app.on_response_prepare.append(set_connection_headers)
         # Connections are the dispatcher's; aiohttp only ever sees one request of each.
         self._runner = web.AppRunner(app, access_log=None, tcp_keepalive=False, handle_signals=False, logger=log)
@@ -109,8 +109,10 @@ class HttpApp:
             return _response(request, error)
         except AuthUnavailable as error:
             return _response(request, errors.unavailable(str(error)))
-        except (web.HTTPException, ConnectionError):
-            raise  # aiohttp's own answers, and clients that are gone
+        except web.HTTPException:
+            raise  # aiohttp's own answer
+        except ConnectionError:
+            return web.Response()  # the client is gone; nobody will read it
         except Exception as error:
             log.exception("request failed", extra=fields(path=request.path))
             return _response(request, internal_error(error))

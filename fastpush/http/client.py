@@ -73,11 +73,13 @@ class ApiClient:
 def _outcome(url: str, status: int, data: bytes) -> Outcome:
     try:
         match status, orjson.loads(data):
-            case 200, {"sent": int(sent), **more}:
-                return Outcome(sent, int(more.get("unconfirmed", 0)))
+            case 200, {"sent": int(sent), "unconfirmed": int(unconfirmed)}:
+                return Outcome(sent, unconfirmed)
+            case 200, {"sent": int(sent)}:
+                return Outcome(sent, 0)
             case _, {"error": {"message": str(text)}} if status != 200:  # noqa: PLR2004
                 raise ClientError(f"the server refused with {status}: {text}", temporary=status in _TEMPORARY)
-    except (orjson.JSONDecodeError, TypeError, ValueError):
+    except orjson.JSONDecodeError:
         pass
     raise ClientError(f"{url} answered with status {status}, but not like fastpush", temporary=status in _TEMPORARY)
 
@@ -126,7 +128,7 @@ async def _open(
     except TimeoutError:
         raise ClientError(f"{url} did not answer within {TIMEOUT_SECONDS} s") from None
     except aiohttp.WSServerHandshakeError as error:
-        why = (error.headers or {}).get("X-Fastpush-Error", "")
+        why = error.headers.get("X-Fastpush-Error") if error.headers else None
         raise ClientError(f"the server refused the connection with {error.status}: {why or error.message}") from None
     except aiohttp.ClientError as error:
         raise ClientError(f"{url} cannot be reached: {_reason(error)}") from None

@@ -7,14 +7,44 @@ only its own parser can find (chunked) ends the connection instead.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import httptools
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from fastpush.http.head import bad_request
+
 DISCARDED_BYTES = 65536
 Buffer = bytes | bytearray | memoryview
+
+
+class Chunks:
+    """Finds the end of a chunked request, or that it is none.
+
+    aiohttp leaves a handler waiting for the rest of a body that breaks the rules.
+    """
+
+    __slots__ = ("_parser", "is_complete")
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self.is_complete = False
+
+    def on_message_complete(self) -> None:
+        """httptools: the last chunk has come."""
+        self.is_complete = True
+
+    def feed(self, data: bytes) -> None:
+        """Follow the request, head first. Raises: RequestError 400."""
+        try:
+            with contextlib.suppress(httptools.HttpParserUpgrade):
+                self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if not self.is_complete:
+                raise bad_request(str(error)) from None
 
 
 class Window(asyncio.Transport):
@@ -39,6 +69,7 @@ class Window(asyncio.Transport):
         super().__init__()
         self._transport = transport
         self._missing = body_bytes
+        self._chunks = Chunks() if body_bytes is None else None
         self._on_done = on_done
         self._on_flow = on_flow
         self._open = True
@@ -49,9 +80,12 @@ class Window(asyncio.Transport):
         self._handler.connection_made(self)
 
     def feed(self, data: bytes) -> bytes:
-        """Give the handler its share of `data` (head first); return what belongs to the next request."""
+        """Give the handler its share of `data` (head first); return what belongs to the next request.
+
+        Raises: RequestError 400, when a chunked body is none.
+        """
         if self._missing is None:
-            self._handler.data_received(data)
+            self._feed_chunks(data)
             return b""
         share, rest = data[: self._missing], data[self._missing :]
         if share:
@@ -60,8 +94,16 @@ class Window(asyncio.Transport):
         self._finish_when_complete()
         return rest
 
+    def _feed_chunks(self, data: bytes) -> None:
+        chunks = self._chunks
+        if chunks is not None and not chunks.is_complete:  # what comes behind the last chunk is never answered
+            chunks.feed(data)
+            self._handler.data_received(data)
+
     def open(self, head: bytes) -> None:
         """Give the handler the request's head; `feed` follows with its body."""
+        if self._chunks is not None:
+            self._chunks.feed(head)
         self._handler.data_received(head)
         self._finish_when_complete()
 
@@ -73,12 +115,17 @@ class Window(asyncio.Transport):
     @property
     def is_complete(self) -> bool:
         """Whether the whole request was fed."""
+        return self._missing == 0 or (self._chunks is not None and self._chunks.is_complete)
+
+    @property
+    def has_clear_end(self) -> bool:
+        """Whether nothing but another request can follow."""
         return self._missing == 0
 
     @property
     def is_full(self) -> bool:
         """Whether the handler wants no more of the request for now."""
-        return self._wants_pause and self._missing != 0
+        return self._wants_pause and not self.is_complete
 
     def ends_with(self, request: web.BaseRequest) -> bool:
         """Whether the connection cannot be used after an answer to `request` given now."""
@@ -160,7 +207,7 @@ async def set_connection_headers(request: web.BaseRequest, response: web.StreamR
     response.headers["Server"] = "fastpush"
     window = request.transport
     if isinstance(window, Window):
-        if window.ends_with(request):
-            response.force_close()
-        if not response.keep_alive:
+        if window.ends_with(request) or not response.keep_alive:
             window.keep_alive = False
+            response.force_close()
+            response.headers["Connection"] = "close"

@@ -153,7 +153,7 @@ class HttpConnection(asyncio.Protocol):
         if self._stage >= LINGER:
             return
         if self._window is not None and not self._held:
-            data = self._window.feed(data)
+            data = self._feed(self._window, data)
         self._held += data
         self._switch_reading()
 
@@ -189,7 +189,7 @@ class HttpConnection(asyncio.Protocol):
         if self._stuck or self._stage >= LINGER:
             self.abort()
         elif self._stage == WINDOW and self._window is not None and not self._window.is_complete:
-            self._drop_window(self._window)
+            self._drop_window(self._window, _too_slow())
         elif self._stage > BODY:
             return now + timeout  # our own answer, which has deadlines of its own
         elif self._is_partial or self._stage == BODY:
@@ -198,15 +198,22 @@ class HttpConnection(asyncio.Protocol):
             self._close(linger=False)
         return now + timeout if self.due < 0 else None
 
-    def _drop_window(self, window: Window) -> None:
-        """Give up on a request whose body does not come."""
-        has_answered = window.has_answered
+    def _feed(self, window: Window, data: bytes) -> bytes:
+        try:
+            return window.feed(data)
+        except RequestError as error:
+            self._services.environment.counters.http_errors += 1
+            self._drop_window(window, error)
+            return b""
+
+    def _drop_window(self, window: Window, error: RequestError) -> None:
+        """Give up on a request whose body does not come, or is none."""
         self._window = None
         window.lost(None)
-        if has_answered:
-            self._close(linger=False)
+        if window.has_answered:
+            self._close(linger=True)
         else:
-            self._refuse(_too_slow())
+            self._refuse(error)
 
     # -- one request after the other ---------------------------------------------
 
@@ -331,12 +338,12 @@ class HttpConnection(asyncio.Protocol):
         window.open(data)
         if self._held:
             held, self._held = self._held, b""
-            self._held = window.feed(held)
+            self._held = self._feed(window, held)
 
     def _on_window_done(self, window: Window) -> None:
         self._window = None
         if self._stage == WINDOW:
-            self._finish(keep_alive=window.keep_alive and window.is_complete, linger=not window.is_complete)
+            self._finish(keep_alive=window.keep_alive and window.has_clear_end, linger=not window.has_clear_end)
 
     # -- answering -----------------------------------------------------------------
 

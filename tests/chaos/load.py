@@ -1,6 +1,6 @@
 """Load for a running server, cheap enough to share two cores with it: WebSockets, publishers, and what they saw.
 
-Everything runs on one uvloop. Clients come back as soon as they lose their connection, and
+Clients come back as soon as they lose their connection, and
 the time each connect took is kept: from the first attempt to the 101, attempts that were
 cut off by the death of a worker included.
 """
@@ -15,8 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import uvloop
-
 from tests.server import SCALE, Server
 
 T = TypeVar("T")
@@ -26,9 +24,22 @@ _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"Content-Length: (\d+)", re.IGNORECASE)
 
 
+_transports: set[asyncio.BaseTransport] = set()
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+    """Run a scenario; what it leaves open when it fails is closed, so that its failure is the one that is shown."""
+
+    async def tidily() -> T:
+        try:
+            return await work
+        finally:
+            for transport in list(_transports):
+                transport.abort()
+            while _transports:
+                await asyncio.sleep(0)
+
+    return asyncio.run(tidily())
 
 
 async def until(condition: Callable[[], Any], seconds: float = 10, what: str = "condition") -> Any:
@@ -69,6 +80,7 @@ class WebSocket(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
+        _transports.add(transport)
         self.port = transport.get_extra_info("sockname")[1]
         transport.write(
             f"GET /ws?token={self._user}&event={EVENT} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
@@ -123,6 +135,7 @@ class WebSocket(asyncio.Protocol):
         self._send(8, b"\x03\xe8")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        _transports.discard(self.transport)
         if not self.opened.done():
             self.opened.set_exception(ConnectionResetError("before the 101"))
         if not self.closed.done():
@@ -156,6 +169,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
+        _transports.add(transport)
         self.port = transport.get_extra_info("sockname")[1]
 
     async def ask(self, request: bytes) -> Reply:
@@ -180,6 +194,7 @@ class HttpConnection(asyncio.Protocol):
         self._reply.set_result(Reply(int(head[9:12]), body))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        _transports.discard(self.transport)
         self.is_open = False
         if self._reply is not None and not self._reply.done():
             self._reply.set_result(Reply(0, self._held))

@@ -1,0 +1,410 @@
+"""The command line without a server: usage, exit codes, messages, and what `token` signs."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from joserfc import jwt
+from joserfc.jwk import ECKey, OctKey, RSAKey
+
+from fastpush import __version__
+from fastpush.cli import main
+from fastpush.cli.common import Interval, count_of, server_url
+from fastpush.cli.status import _duration, _print
+from fastpush.config import Config, load
+from tests.server import toml
+
+COMMANDS = ("serve", "check", "push", "drop", "listen", "token", "status")
+PUSH = ("push", "jack", "topic1", "hello")
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No configuration, and nothing in the environment that a command would take up."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    for name in [name for name in os.environ if name.startswith("FASTPUSH_")]:
+        monkeypatch.delenv(name)
+
+
+def fastpush(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, arguments, prog_name="fastpush")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def write(folder: Path, sections: dict[str, dict[str, Any]], more: str = "") -> str:
+    path = folder / "config.toml"
+    path.write_text(toml(sections) + more)
+    return str(path)
+
+
+# -- Usage --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    """--help of every command: exit code 0, usage first, each option with a text, in lines that fit a terminal."""
+    result = fastpush(command, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: fastpush {command}")
+    assert "--config" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_the_list_of_commands_is_complete() -> None:
+    """fastpush alone and fastpush --help name every command with a whole sentence, nothing cut."""
+    result = fastpush("--help")
+    assert result.exit_code == 0
+    lines = result.stdout.partition("Commands:")[2].splitlines()
+    assert sorted(line.split()[0] for line in lines if line.strip()) == sorted(COMMANDS)
+    assert "..." not in result.stdout.partition("Commands:")[2]
+    assert fastpush().exit_code == 2
+
+
+def test_version() -> None:
+    """--version names program and version."""
+    assert fastpush("--version").stdout == f"fastpush, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("serv",), "No such command 'serv'"),
+        (("serve", "--bogus"), "No such option '--bogus'"),
+        (("serve", "--workers", "many"), "'many' is not a valid integer"),
+        (("push", "jack", "topic1"), "Missing argument 'MESSAGE'"),
+        (("push", "jack", "topic1", ""), "is empty"),
+        (("push", "ja\udcffck", "topic1", "hello"), "is not UTF-8"),
+        ((*PUSH, "--every", "soon"), "'soon' is not a time; write it like 500ms, 1s or 2m"),
+        ((*PUSH, "--every", "0s"), "'0s' is not between 0 and a day"),
+        ((*PUSH, "--every", "9999999m"), "'9999999m' is not between 0 and a day"),
+        ((*PUSH, "--url", "ftp://host"), "'ftp://host' is not a server; write it like http://127.0.0.1:8080"),
+        ((*PUSH, "--url", "http://"), "is not a server"),
+        ((*PUSH, "--url", "http://host:port"), "is not a server"),
+        ((*PUSH, "--url", "http://ho\nst"), "is not a server"),
+        ((*PUSH, "--key", "two\nlines"), "holds characters that no HTTP header can carry"),
+        (("drop",), "Missing argument 'USER'"),
+        (("listen", "--token", "aaa"), "Missing option '--event'"),
+        (("listen", "--token", "aaa", "--event", "e", "--count", "0"), "0 is not in the range"),
+        (("token", "jack", "--expires", "soon"), "is not a valid integer"),
+    ],
+)
+def test_wrong_usage_is_named(arguments: tuple[str, ...], text: str) -> None:
+    """Exit code 2 and a text that names the word that is wrong, on standard error."""
+    result = fastpush(*arguments)
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_wrong_key_is_not_repeated() -> None:
+    """A key that cannot be sent is a secret all the same: the message does not show it."""
+    assert "s3cret" not in fastpush(*PUSH, "--key", "s3cret\x00").output
+
+
+def test_intervals() -> None:
+    """Times are written like 500ms, 1s, 2m; a bare number is seconds."""
+    for text, seconds in (("1s", 1.0), ("500ms", 0.5), ("2m", 120.0), ("0.25", 0.25), ("1.5s", 1.5)):
+        assert Interval().convert(text, None, None) == seconds
+
+
+def test_counts_have_their_plural() -> None:
+    """One worker, two workers."""
+    assert [count_of(number, "worker") for number in (0, 1, 2)] == ["0 workers", "1 worker", "2 workers"]
+
+
+# -- Configuration ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [("serve",), ("check",), PUSH, ("drop", "u"), ("token", "u"), ("status",)])
+def test_a_bad_configuration_is_named_by_line(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Every command: exit code 2, file and line, the key, and the nearest valid one."""
+    path = write(tmp_path, {"server": {"listen": "127.0.0.1:0", "workrs": 2}})
+    result = fastpush(*command, "--config", path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {path}:3: [server] workrs: no such key; did you mean workers")
+
+
+def test_each_problem_has_its_own_line(tmp_path: Path) -> None:
+    """Two mistakes are two lines that say error."""
+    path = write(tmp_path, {"server": {"workers": "many"}, "log": {"level": "loud"}})
+    lines = fastpush("check", "--config", path).stderr.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"error: {path}:") for line in lines)
+
+
+def test_an_unreadable_configuration_is_an_error(tmp_path: Path) -> None:
+    """No such file, a directory, not TOML, not UTF-8: exit code 2 and the path."""
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "broken.toml").write_text("[server\n")
+    reasons = {"none.toml": "no such file", ".": "is a directory", "binary.toml": "", "broken.toml": ":1"}
+    for name, text in reasons.items():
+        result = fastpush("serve", "--config", str(tmp_path / name))
+        assert result.exit_code == 2
+        assert str(tmp_path / name) in result.stderr
+        assert text in result.stderr
+
+
+def test_options_of_the_command_line_are_named_when_wrong() -> None:
+    """--workers goes through the same checks as the file: exit code 2."""
+    result = fastpush("serve", "--workers", "1000")
+    assert result.exit_code == 2
+    assert "workers" in result.stderr and "from 0 to 256" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("listen", "api", "url"),
+    [
+        ("127.0.0.1:9000", "", "http://127.0.0.1:9000"),
+        ("[::1]:9000", "", "http://[::1]:9000"),
+        ("127.0.0.1:9000", "127.0.0.1:9001", "http://127.0.0.1:9001"),
+        (["127.0.0.2:1", "127.0.0.3:2"], "", "http://127.0.0.2:1"),
+        ("localhost:9000", "", "http://localhost:9000"),
+    ],
+)
+def test_the_server_is_found_by_its_configuration(listen: str | list[str], api: str, url: str) -> None:
+    """S0-03: commands go where the configuration lets the server listen, pushes to [api] listen where there is one."""
+    config = load(None, environ={}, overrides={"server.listen": listen, "api.listen": api})
+    assert server_url(config, None, api=True) == url
+    assert server_url(config, "http://elsewhere", api=True) == "http://elsewhere"
+
+
+def test_any_address_is_reached_on_loopback(tmp_path: Path) -> None:
+    """A server that listens on every address is asked at this machine's own."""
+    keys = tmp_path / "keys"
+    keys.write_text("0123456789abcdef0123\n")
+    (tmp_path / "tokens").write_text('"a" = "b"\n')
+    for listen, url in (("0.0.0.0:9000", "http://127.0.0.1:9000"), ("[::]:9000", "http://[::1]:9000")):
+        overrides = {
+            "server.listen": listen, "auth.mode": "static", "auth.tokens_file": str(tmp_path / "tokens"),
+            "push.auth": "keys", "push.keys_file": str(keys),
+        }  # fmt: skip
+        assert server_url(load(None, environ={}, overrides=overrides), None, api=False) == url
+
+
+def test_port_0_needs_a_url(tmp_path: Path) -> None:
+    """A port that the kernel chooses is not known to a command: exit code 2 and what to give."""
+    result = fastpush(*PUSH, "--config", write(tmp_path, {"server": {"listen": "127.0.0.1:0"}}))
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "error: the configuration lets the kernel choose the port: give --url\n",
+    )
+
+
+# -- Nobody there -------------------------------------------------------------------
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+LISTEN = ("listen", "--token", "t", "--event", "e")
+
+
+@pytest.mark.parametrize("command", [PUSH, (*PUSH, "--every", "1s"), ("drop", "u"), LISTEN])
+def test_an_unreachable_server_is_named(command: tuple[str, ...], closed_port: int) -> None:
+    """Exit code 1 at once, also with --every, and one line that names the server and why."""
+    result = fastpush(*command, "--url", f"http://127.0.0.1:{closed_port}")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: http://127.0.0.1:{closed_port}")
+    assert result.stderr.endswith("cannot be reached: Connection refused\n")
+
+
+def test_status_without_a_server(tmp_path: Path) -> None:
+    """Exit code 1, and where it was looked for."""
+    result = fastpush("status", "--config", write(tmp_path, {"server": {"runtime_directory": str(tmp_path / "run")}}))
+    assert result.exit_code == 1
+    assert result.stderr == f"error: no server of this configuration is running (looked in {tmp_path / 'run'})\n"
+
+
+# -- status -------------------------------------------------------------------------
+
+
+def test_status_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line about the server, one a process; brackets of IPv6 addresses are not taken for markup."""
+    worker = {"connections": 3, "keys": 2, "pushes": 10, "deliveries": 30}
+    common = {"state": "ready", "uptime_seconds": 7200, "restarts": 1}
+    _print(
+        {
+            "version": "9.9",
+            "pid": 1,
+            "state": "ready",
+            "uptime_seconds": 90061,
+            "address": ["[::1]:8080"],
+            "processes": [
+                {"role": "broker", "slot": 0, "pid": 2, "figures": {}, **common},
+                {"role": "worker", "slot": 0, "pid": 3, "figures": worker, **common},
+            ],
+        }
+    )
+    first, heads, broker, row = capsys.readouterr().out.splitlines()
+    assert first == "fastpush 9.9  ready  process 1  up 1.0 d  on [::1]:8080"
+    assert heads.split() == ["process", "pid", "state", "up", "restarts", "connections", "keys", "pushes", "deliveries"]
+    assert broker.split() == ["broker", "2", "ready", "2.0", "h", "1"]
+    assert row.split() == ["worker", "0", "3", "ready", "2.0", "h", "1", "3", "2", "10", "30"]
+
+
+def test_durations_are_short() -> None:
+    """Seconds, minutes, hours, days."""
+    assert [_duration(seconds) for seconds in (5, 90, 5400, 129600)] == ["5 s", "1.5 min", "1.5 h", "1.5 d"]
+
+
+# -- check --------------------------------------------------------------------------
+
+
+def test_check_of_a_good_host(tmp_path: Path) -> None:
+    """Exit code 0; each thing that was tried has a line; nothing is left behind."""
+    path = write(tmp_path, {"server": {"listen": "127.0.0.1:0", "runtime_directory": str(tmp_path / "run")}})
+    result = fastpush("check", "--config", path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    names = [line[:14].rstrip() for line in result.stdout.splitlines() if line[:1].strip()]
+    assert names == ["configuration", "address", "runtime dir", "access", "workers", "descriptors", "backlog"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_of_a_port_in_use(tmp_path: Path) -> None:
+    """Exit code 1, and how to find who has the port; the other things are tried all the same."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        sections = {"server": {"listen": f"127.0.0.1:{port}", "runtime_directory": str(tmp_path / "run")}}
+        result = fastpush("check", "--config", write(tmp_path, sections))
+    assert (result.exit_code, result.stderr) == (1, "error: the server would not start\n")
+    assert f"address        FAILS: 127.0.0.1:{port} is already in use" in result.stdout
+    assert f"runtime dir    {tmp_path / 'run'} can be used" in result.stdout
+
+
+def test_check_of_a_runtime_directory_that_is_not_ours(tmp_path: Path) -> None:
+    """Open to others, or no directory at all: exit code 1, the path and a remedy."""
+    open_to_others = tmp_path / "open"
+    open_to_others.mkdir()
+    open_to_others.chmod(0o777)
+    (tmp_path / "file").touch()
+    for name, text in (("open", "open to other users"), ("file", "")):
+        sections = {"server": {"listen": "127.0.0.1:0", "runtime_directory": str(tmp_path / name)}}
+        result = fastpush("check", "--config", write(tmp_path, sections))
+        assert result.exit_code == 1
+        line = next(line for line in result.stdout.splitlines() if line.startswith("runtime dir"))
+        assert "FAILS" in line and str(tmp_path / name) in line and text in line
+
+
+def test_check_of_functions(tmp_path: Path) -> None:
+    """A function that no worker could import is found before the start: exit code 2, the key and the module."""
+    sections: dict[str, dict[str, Any]] = {
+        "server": {"listen": "127.0.0.1:0", "runtime_directory": str(tmp_path / "run")},
+        "auth": {"mode": "python"},
+        "auth.python": {"callable": "no_such_module:who"},
+    }
+    result = fastpush("check", "--config", write(tmp_path, sections))
+    assert result.exit_code == 2
+    assert "functions      FAILS: [auth.python] callable: cannot import no_such_module" in result.stdout
+    (tmp_path / "checked_module.py").write_text("def who(token, headers): return token\n")
+    sections["auth.python"] = {"callable": "checked_module:who"}
+    result = fastpush("check", "--config", write(tmp_path, sections))
+    assert result.exit_code == 0
+    assert "functions      checked_module:who can be imported" in result.stdout
+
+
+# -- token --------------------------------------------------------------------------
+
+
+def hs256(folder: Path, settings: dict[str, Any] | None = None) -> str:
+    sections = {"auth": {"mode": "jwt"}, "auth.jwt": settings or {}}
+    return write(folder, sections, f'[[auth.jwt.key]]\nkid = "one"\nsecret = "{SECRET}"\n')
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    return dict(jwt.decode(token, OctKey.import_key(SECRET), algorithms=["HS256"]).claims)
+
+
+def test_token_carries_what_the_configuration_asks_for(tmp_path: Path) -> None:
+    """User claim, audience and issuer as configured, exp an hour ahead; one line of output and nothing else."""
+    path = hs256(tmp_path, {"user_claim": "uid", "audience": "apps", "issuer": "us"})
+    result = fastpush("token", "jack", "--config", path)
+    assert (result.exit_code, result.stderr, result.stdout.count("\n")) == (0, "", 1)
+    decoded = jwt.decode(result.stdout.strip(), OctKey.import_key(SECRET), algorithms=["HS256"])
+    claims = decoded.claims
+    assert (decoded.header["alg"], decoded.header["kid"]) == ("HS256", "one")
+    assert (claims["uid"], claims["aud"], claims["iss"], claims["exp"] - claims["iat"]) == ("jack", "apps", "us", 3600)
+
+
+def test_token_expiry(tmp_path: Path) -> None:
+    """--expires 0 means never, less than 0 makes a token that has expired."""
+    path = hs256(tmp_path)
+    assert "exp" not in claims_of(fastpush("token", "u", "--expires", "0", "--config", path).stdout.strip())
+    claims = claims_of(fastpush("token", "u", "--expires", "-60", "--config", path).stdout.strip())
+    assert claims["exp"] - claims["iat"] == -60
+
+
+def test_token_without_a_key(tmp_path: Path) -> None:
+    """No key, no key of that id, no private key, no such file: exit code 2, each with its own words."""
+    assert "has no key to sign with" in fastpush("token", "u").stderr
+    path = hs256(tmp_path)
+    result = fastpush("token", "u", "--kid", "two", "--config", path)
+    assert (result.exit_code, result.stderr) == (2, "error: no key has the kid 'two'; there are: 'one'\n")
+
+
+def test_token_of_another_mode_warns(tmp_path: Path) -> None:
+    """A token that the configured server would not take is printed, with a warning on standard error."""
+    path = write(tmp_path, {}, f'[[auth.jwt.key]]\nsecret = "{SECRET}"\n')
+    result = fastpush("token", "jack", "--config", path)
+    assert result.exit_code == 0
+    assert '[auth] mode is "token-is-user"' in result.stderr
+    assert claims_of(result.stdout.strip())["sub"] == "jack"
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), [("RS256", RSAKey), ("ES256", ECKey)])
+def test_token_with_a_private_key(tmp_path: Path, algorithm: str, kind: type[RSAKey] | type[ECKey]) -> None:
+    """RS256 and ES256 sign with the private key of the configured public one; other files: exit code 2."""
+    pairs = [kind.generate_key(2048 if kind is RSAKey else "P-256", private=True) for _ in range(2)]  # type: ignore[arg-type]
+    for number, pair in enumerate(pairs):
+        (tmp_path / f"{number}.pem").write_bytes(pair.as_pem(private=True))
+        (tmp_path / f"{number}.pub").write_bytes(pair.as_pem(private=False))
+    more = f'[[auth.jwt.key]]\nalgorithm = "{algorithm}"\npublic_key_file = "0.pub"\n'
+    path = write(tmp_path, {"auth": {"mode": "jwt"}}, more)
+
+    result = fastpush("token", "jack", "--private-key", str(tmp_path / "0.pem"), "--config", path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    public = kind.import_key((tmp_path / "0.pub").read_bytes())
+    assert jwt.decode(result.stdout.strip(), public, algorithms=[algorithm]).claims["sub"] == "jack"
+
+    (tmp_path / "noise").write_bytes(b"\xff\x00")
+    (tmp_path / "locked.pem").write_bytes(pairs[0].as_pem(private=True, password="secret"))
+    for file, text in (
+        ("1.pem", "does not belong to"),
+        ("0.pub", "is no private key for"),
+        ("noise", "is no private key for"),
+        ("locked.pem", "is no private key for"),
+        ("missing", "cannot be read: No such file"),
+        (".", "cannot be read: Is a directory"),
+    ):
+        result = fastpush("token", "jack", "--private-key", str(tmp_path / file), "--config", path)
+        assert (result.exit_code, result.stdout) == (2, ""), file
+        assert str(tmp_path / file) in result.stderr and text in result.stderr, result.stderr
+    result = fastpush("token", "jack", "--config", path)
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"error: the key is for {algorithm}: give its private key as --private-key FILE\n",
+    )
+
+
+def test_commands_are_the_groups_commands() -> None:
+    """Each command is registered under its own name."""
+    assert isinstance(main, click.Group)
+    assert set(main.commands) == set(COMMANDS)
+    assert isinstance(load(None, environ={}), Config)
