@@ -42,8 +42,8 @@ def need_module(name: str) -> Path:
 def run(*command: str, environ: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     """Run a program to its end, with a deadline."""
     return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", timeout=30 * SCALE, check=False,
-        env=os.environ | (environ or {}),
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", timeout=30 * SCALE,
+        check=False, env=os.environ | (environ or {}),
     )  # fmt: skip
 
 

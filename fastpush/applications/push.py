@@ -71,6 +71,9 @@ class Push:
                 self.enter(connection, identity, (event,))
         except FastpushError as error:
             self._fail(connection, error, event)
+        except Exception:
+            log.exception("authentication failed", extra=fields(connection=connection.id, peer=connection.peer))
+            connection.close(CloseCode.INTERNAL_ERROR, "")
         finally:
             connection.resume_reading()
 
@@ -86,15 +89,17 @@ class Push:
         """
         if connection.user and connection.user != identity.user:
             raise RegistrationError("the token names another user than this connection's first one")
-        # One of the groups is everybody's.
-        if len(connection.groups) + len(events) - 1 > self._limits.registrations:
+        keys = {event: user_key(identity.user, event) for event in events}
+        held = {group.key for group in connection.groups}  # EVERYBODY among them
+        added = sum(key not in held for key in keys.values())
+        if added and max(len(held) - 1, 0) + added > self._limits.registrations:
             raise RegistrationError(f"more than {self._limits.registrations} events on one connection")
         connection.user = identity.user
         if identity.expires_at is not None:
             connection.expires_at = identity.expires_at
             connection.plan()
-        for event in events:
-            group = self._hub.join(connection, user_key(identity.user, event))
+        for event, key in keys.items():
+            group = self._hub.join(connection, key)
             log.debug("registered", extra=fields(connection=connection.id, user=identity.user, event=event))
             if connection.wants_confirm:
                 self._confirm(connection, group, event)

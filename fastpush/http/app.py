@@ -135,7 +135,7 @@ class HttpApp:
         return handle
 
     async def _authorize(self, request: web.Request) -> None:
-        allowed = self._push_auth().authorize({name.lower(): value for name, value in request.headers.items()})
+        allowed = self._push_auth().authorize(_joined(request))
         if not (allowed if isinstance(allowed, bool) else await allowed):
             raise push_key_missing()
 
@@ -172,6 +172,15 @@ class HttpApp:
         name, content_type = _PAGE_FILES[request.path]
         body = (resources.files("fastpush") / "web" / name).read_bytes()
         return web.Response(body=body, content_type=content_type, charset="utf-8", headers=_PAGE_HEADERS)
+
+
+def _joined(request: web.BaseRequest) -> dict[str, str]:
+    """Return the headers as the lean path sees them: lower-case names, repeated ones joined."""
+    headers: dict[str, str] = {}
+    for name, value in request.headers.items():
+        key = name.lower()
+        headers[key] = f"{headers[key]}, {value}" if key in headers else value
+    return headers
 
 
 def _body_too_large(most: int) -> RequestError:

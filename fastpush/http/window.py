@@ -206,8 +206,7 @@ async def set_connection_headers(request: web.BaseRequest, response: web.StreamR
     """Tell client and Window alike whether the connection goes on; an on_response_prepare signal."""
     response.headers["Server"] = "fastpush"
     window = request.transport
-    if isinstance(window, Window):
-        if window.ends_with(request) or not response.keep_alive:
-            window.keep_alive = False
-            response.force_close()
-            response.headers["Connection"] = "close"
+    if isinstance(window, Window) and (window.ends_with(request) or not response.keep_alive):
+        window.keep_alive = False
+        response.force_close()
+        response.headers["Connection"] = "close"

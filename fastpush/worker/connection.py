@@ -8,22 +8,27 @@ States, and every transition (a connection only ever moves down):
       │       close_timeout_seconds
     CLOSED    the TCP connection is gone, by whatever way
 
-picows delivers single frames and answers some violations by itself: it tells its
-logger, sends a close frame, and disconnects 10 ms later. `_Reports` is that logger, so
-that the connection has left all groups before that close frame is written.
+picows delivers single frames. A violation that it finds by itself it tells its logger first;
+`_Reports` is that logger and raises, so that picows does nothing more, and every
+violation takes one way: out of all groups, what was queued, a close frame with the reason,
+our end of the TCP connection closed, and whatever still comes is read and forgotten
+(RFC 6455, 7.1.7). Closed at once instead, bytes that are under way would be answered by
+a reset, on which some systems throw the close frame away.
 
 Data frames are prebuilt bytes written straight to the transport. uvloop holds at most
 the rest of one write (high-water mark 0); what comes after `pause_writing` waits in the
-send queue, as references to shared frames, where it is bounded and counted.
+send queue, as references to shared frames, where it is bounded and counted. Of the pongs
+that a paused connection is owed the last one is kept (RFC 6455, 5.5.3).
 """
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from picows import WSAutoPingStrategy, WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
+from picows import WSAutoPingStrategy, WSFrame, WSListener, WSMsgType, WSTransport
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
 from fastpush.applications.interface import Application
@@ -34,14 +39,15 @@ from fastpush.state.send_queue import ENTRY_BYTES, SendQueue
 from fastpush.worker.timers import TICK_SECONDS, ticks
 
 if TYPE_CHECKING:
-    import asyncio
-
     from fastpush.fanout import Group
     from fastpush.worker.environment import Environment
 
 log = logging.getLogger("fastpush.connection")
 
 HEARTBEAT_FRAME = text_frame(b"heartbeat")
+# picows doubles a read buffer that one read has nearly filled. Bounded reads bound it by what one
+# frame needs; unbounded, whoever sends faster than we read could grow it to megabytes.
+_READ_BYTES = 16384
 
 
 class State(IntEnum):
@@ -116,7 +122,7 @@ class Connection(WSListener):
 
     # -- opening ---------------------------------------------------------------
 
-    def take_over(self, transport: "asyncio.Transport", key: str, unread: bytes) -> None:
+    def take_over(self, transport: asyncio.Transport, key: str, unread: bytes) -> None:
         """Answer the checked handshake with 101 and own `transport` from now on.
 
         The request given to picows is a canonical one with the client's key: the real one
@@ -125,8 +131,8 @@ class Connection(WSListener):
         unread: bytes that came behind the request.
         """
         settings = self.environment.config
-        protocol = WSProtocol(
-            None, None, False, lambda request: self, _Reports(self), True, None, False, 0, 0,
+        protocol = _Protocol(
+            None, None, False, lambda _: self, _REPORTS, True, None, False, 0, 0,
             WSAutoPingStrategy.PING_WHEN_IDLE, False,
             settings.limits.message_bytes, None, settings.server.read_buffer_bytes,
         )  # fmt: skip
@@ -136,7 +142,7 @@ class Connection(WSListener):
             b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
             b"Sec-WebSocket-Key: " + key.encode("ascii") + b"\r\n\r\n" + unread
         )
-        while replay:
+        while replay and transport.get_protocol() is protocol:  # which a violation changes
             space = protocol.get_buffer(-1)
             size = min(len(space), len(replay))
             space[:size] = replay[:size]
@@ -145,7 +151,10 @@ class Connection(WSListener):
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
-        transport.underlying_transport.set_write_buffer_limits(0)
+        underlying = transport.underlying_transport
+        underlying.set_write_buffer_limits(0)
+        if self._queue is None and underlying.get_write_buffer_size():
+            self.pause_writing()  # paused before the upgrade, by answers that the client has not read
         # picows keeps both for as long as the connection lives; nobody reads them again.
         transport.request.headers = None  # type: ignore[assignment]
         transport.response.headers = None  # type: ignore[assignment]
@@ -168,22 +177,18 @@ class Connection(WSListener):
         self._pinged = -1
         opcode = frame.msg_type
         try:
+            if frame.rsv1 or frame.rsv2 or frame.rsv3:
+                raise ProtocolViolation(CloseCode.PROTOCOL_ERROR, "reserved bits are set")  # noqa: TRY301
             if opcode == WSMsgType.CLOSE:
                 self._on_close_frame(frame.get_payload_as_bytes())
             elif self.state != State.OPEN:
                 return
-            elif frame.rsv1 or frame.rsv2 or frame.rsv3:
-                raise ProtocolViolation(CloseCode.PROTOCOL_ERROR, "reserved bits are set")  # noqa: TRY301
             elif opcode == WSMsgType.PING:
-                transport.send_pong(frame.get_payload_as_bytes())
+                self._on_ping(frame.get_payload_as_bytes())
             elif opcode != WSMsgType.PONG:
-                self._on_data_frame(int(opcode), frame)
+                self._on_data_frame(opcode.value, frame)
         except ProtocolViolation as violation:
-            self.environment.counters.protocol_errors += 1
-            self.close(violation.code, violation.reason)
-        except Exception:
-            log.exception("handler failed", extra=fields(connection=self.id, user=self.user, peer=self.peer))
-            self.close(CloseCode.INTERNAL_ERROR, "")
+            self._fail(violation)
 
     def _on_data_frame(self, opcode: int, frame: WSFrame) -> None:
         reader = self._reader
@@ -196,39 +201,94 @@ class Connection(WSListener):
             if self.inbox is not None:
                 self.inbox.append(message)  # an earlier one is still being handled; reading is paused
             else:
-                self.application.on_message(self, message)
+                self._on_message(message)
+
+    def _on_message(self, message: str | bytes) -> None:
+        try:
+            self.application.on_message(self, message)
+        except Exception:
+            log.exception("handler failed", extra=fields(connection=self.id, user=self.user, peer=self.peer))
+            self.close(CloseCode.INTERNAL_ERROR, "")
+
+    def _on_ping(self, payload: bytes) -> None:
+        assert self._transport is not None
+        if self._queue is None:
+            self._transport.send_pong(payload)
+        else:  # not written: who pings and never reads must not fill our memory with pongs
+            self.environment.send_queues.paused[self] = payload
 
     def _on_close_frame(self, payload: bytes) -> None:
+        """Answer with the same code and no reason, an empty one with an empty one, and end the connection."""
+        transport = self._transport
+        if transport is None:
+            return
         if self.state == State.OPEN:
             code, _ = close_payload(payload)
             self._leave(code or 1005)
-            assert self._transport is not None
-            # The same code and no reason; an empty close frame is answered with an empty one.
+            self._give_up_queue("lost")
             if code is None:
-                self._transport.send(WSMsgType.CLOSE, None)
+                transport.send(WSMsgType.CLOSE, None)
             else:
-                self._transport.send_close(code)  # type: ignore[arg-type]
+                transport.send_close(code)  # type: ignore[arg-type]
+        transport.disconnect()
+
+    def on_end_of_file(self) -> None:
+        """The client has closed its end of the TCP connection: without a close frame it is gone."""
+        if self.state == State.OPEN:
+            self._leave(1006)
+            self._give_up_queue("lost")
+
+    def on_violation(self, violation: ProtocolViolation) -> None:
+        """picows has found a violation."""
+        handshake = self._transport.close_handshake if self._transport is not None else None
+        if self.state == State.OPEN and handshake is not None and handshake.recv is not None:
+            # picows reads one frame ahead: this is about what came behind a close frame that it
+            # did not deliver, and that one is what has to be answered.
+            code = int(handshake.recv.code)  # type: ignore[call-overload] - an int, of any value
+            try:
+                self._on_close_frame(code.to_bytes(2, "big") if code else b"")
+            except ProtocolViolation as unsendable:
+                self._fail(unsendable)
+        else:
+            self._fail(violation)
+
+    def _fail(self, violation: ProtocolViolation) -> None:
+        """Close for a violation: tell the client why, and take nothing from it any more."""
+        if self.state == State.OPEN:
+            self.environment.counters.protocol_errors += 1
+        self._hang_up(violation.code, violation.reason)
+
+    def _hang_up(self, code: CloseCode, reason: str) -> None:
+        self.close(code, reason)
         if self._transport is not None:
-            self._transport.disconnect()
+            underlying = self._transport.underlying_transport
+            underlying.write_eof()
+            underlying.set_protocol(_Forgetful(underlying.get_protocol()))
+
+    def on_failure(self, error: Exception) -> None:
+        """picows has failed, or a callback that it called."""
+        where = fields(connection=self.id, user=self.user, peer=self.peer)
+        log.error("frame codec failed", exc_info=error, extra=where)
+        self._hang_up(CloseCode.INTERNAL_ERROR, "")
 
     def pause_reading(self) -> None:
         """Take no more from the client until `resume_reading`; what was read already waits in `inbox`."""
         self.inbox = []
         if self._transport is not None:
-            self._transport.underlying_transport.pause_reading()  # type: ignore[attr-defined]
+            self._transport.underlying_transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Hand over what has waited, and read on."""
-        while self.inbox and self.state == State.OPEN:
-            waiting, self.inbox = self.inbox, None
-            for position, message in enumerate(waiting):
-                self.application.on_message(self, message)
-                if self.inbox is not None:  # paused again by that message
-                    self.inbox[:0] = waiting[position + 1 :]
-                    return
-        self.inbox = None
+        waiting, self.inbox = self.inbox or (), None
+        for position, message in enumerate(waiting):
+            if self.state != State.OPEN:
+                break
+            self._on_message(message)
+            if self.inbox is not None:  # paused again by that message
+                self.inbox = [*waiting[position + 1 :], *self.inbox]
+                return
         if self._transport is not None and not self._transport.is_disconnected:
-            self._transport.underlying_transport.resume_reading()  # type: ignore[attr-defined]
+            self._transport.underlying_transport.resume_reading()
 
     # -- writing ---------------------------------------------------------------
 
@@ -238,13 +298,17 @@ class Connection(WSListener):
         Returns: whether it was taken. Never raises, never changes a group: a connection
         over its limits marks itself and is closed after the walk.
         """
-        if self.state != State.OPEN or self._transport is None:
+        transport = self._transport
+        if self.state or transport is None:  # OPEN is 0
             return False
         if self._queue is not None:
             return self._enqueue(self._queue, frame)
+        underlying = transport.underlying_transport
         try:
-            self._transport.underlying_transport.write(frame)
+            underlying.write(frame)
         except (OSError, RuntimeError):  # uvloop: the transport was closed under us
+            underlying.abort()
+        if underlying.is_closing():  # and a write that failed is told in no other way
             self.environment.hub.mark_slow(self)
             return False
         return True
@@ -252,7 +316,8 @@ class Connection(WSListener):
     def _enqueue(self, queue: SendQueue, frame: bytes) -> bool:
         environment = self.environment
         limits = environment.config.limits
-        if (
+        # An empty queue takes any frame: pushes that are too large for it are refused with 413.
+        if len(queue) and (
             len(queue) >= limits.send_queue_messages
             or queue.queued_bytes + len(frame) + ENTRY_BYTES > limits.send_queue_bytes
         ):
@@ -268,24 +333,29 @@ class Connection(WSListener):
 
     def pause_writing(self) -> None:
         self._queue = SendQueue()
-        self.environment.send_queues.paused.add(self)
+        self.environment.send_queues.paused[self] = None
 
     def resume_writing(self) -> None:
-        queue = self._queue
-        if queue is None:
+        """Write what has waited, until the client is behind again."""
+        queue, transport = self._queue, self._transport
+        if queue is None or transport is None:
             return
-        send_queues = self.environment.send_queues
         self._queue = None
-        send_queues.paused.discard(self)
-        assert self._transport is not None
-        while len(queue):
+        # It has taken something: as good a sign of life as any, and its pong may be far behind.
+        self._heard = self.environment.wheel.now
+        self._pinged = -1
+        send_queues = self.environment.send_queues
+        pong = send_queues.paused.pop(self, None)
+        if pong is not None and self.state == State.OPEN:
+            transport.send_pong(pong)
+        underlying = transport.underlying_transport
+        while self._queue is None and len(queue) and not underlying.is_closing():
             before = queue.queued_bytes
             data = queue.take(self.environment.config.server.write_buffer_bytes)
             send_queues.shrink(before - queue.queued_bytes)
-            self._transport.underlying_transport.write(data)
-            if self._queue is not None:  # paused again, by that write
-                self._queue = queue
-                return
+            underlying.write(data)
+        if len(queue):
+            self._queue = queue
 
     # -- time ------------------------------------------------------------------
 
@@ -342,7 +412,7 @@ class Connection(WSListener):
     # -- closing ---------------------------------------------------------------
 
     def close(self, code: CloseCode, reason: str) -> None:
-        """Leave all groups, send a close frame behind what was queued, and wait for the client's; again does nothing."""
+        """Leave all groups, send a close frame behind what was queued, wait for the client's; again does nothing."""
         if self.state != State.OPEN:
             return
         self._leave(code)
@@ -358,11 +428,14 @@ class Connection(WSListener):
         transport.send_close(code, close_reason(reason))  # type: ignore[arg-type]
         if self.inbox is not None:
             self.inbox = None
-            transport.underlying_transport.resume_reading()  # type: ignore[attr-defined]
+            transport.underlying_transport.resume_reading()
 
     def close_slow(self) -> None:
-        """Close a client that does not take its messages."""
-        self.close(CloseCode.TRY_AGAIN_LATER, "too slow")
+        """End a connection whose client does not take its messages, or whose last write has failed."""
+        if self._transport is not None and self._transport.underlying_transport.is_closing():
+            self._abort("write failed")
+        else:
+            self.close(CloseCode.TRY_AGAIN_LATER, "too slow")
 
     def _leave(self, code: int) -> None:
         """Enter CLOSING: nothing is sent to this connection any more but its close frame."""
@@ -376,7 +449,7 @@ class Connection(WSListener):
     def _give_up_queue(self, reason: str) -> None:
         queue, self._queue = self._queue, None
         environment = self.environment
-        environment.send_queues.paused.discard(self)
+        environment.send_queues.paused.pop(self, None)
         if queue is not None and len(queue):
             environment.send_queues.shrink(queue.queued_bytes)
             if reason == "slow":
@@ -387,23 +460,6 @@ class Connection(WSListener):
                 "messages dropped",
                 extra=fields(connection=self.id, user=self.user, reason=reason, messages=len(queue)),
             )
-
-    def on_violation(self, code: int) -> None:
-        """picows has found a violation and is about to send a close frame with `code`."""
-        self.environment.counters.protocol_errors += 1
-        if self.state != State.OPEN:
-            return
-        transport = self._transport
-        received = transport.close_handshake.recv if transport is not None and transport.close_handshake else None
-        if transport is not None and received is not None:
-            # picows reads one frame ahead: this is about what came behind a close frame that is
-            # not delivered yet, and that one is what has to be answered.
-            code = int(received.code) or CloseCode.NORMAL
-            self._leave(code)
-            transport.send_close(code)  # type: ignore[arg-type]
-        else:
-            self._give_up_queue("slow")
-            self._leave(code)
 
     def _abort(self, reason: str) -> None:
         if self.state == State.OPEN:
@@ -438,34 +494,79 @@ class Connection(WSListener):
         )
 
 
+class _Protocol(WSProtocol):  # type: ignore[misc]
+    """picows' protocol, with bounded reads, and told of what it keeps to itself. Nothing is added to its size."""
+
+    __slots__ = ()
+
+    def get_buffer(self, size_hint: int) -> memoryview:
+        return WSProtocol.get_buffer(self, size_hint)[:_READ_BYTES]  # type: ignore[no-any-return]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            WSProtocol.buffer_updated(self, nbytes)
+        except ProtocolViolation as violation:
+            self.listener.on_violation(violation)
+        except Exception as error:  # noqa: BLE001 - it is logged there
+            self.listener.on_failure(error)
+
+    def eof_received(self) -> bool:
+        self.listener.on_end_of_file()
+        return False
+
+
+class _Forgetful(asyncio.BufferedProtocol):
+    """Stands before a connection's protocol once nothing more is wanted of its client."""
+
+    __slots__ = ("_protocol",)
+    _space = memoryview(bytearray(65536))  # everybody's: nobody reads it
+
+    def __init__(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._space
+
+    def buffer_updated(self, nbytes: int) -> None: ...
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+
 class _Reports:
-    """What picows takes for its logger: the one place where it tells of a violation before it acts.
+    """What picows takes for its logger: it raises what picows would act upon.
 
     A standard Logger would make picows create a child logger a connection.
     """
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
         return False
 
     def error(self, text: str, *args: Any) -> None:
-        # picows: error("WS parser error: %s, initiate disconnect", (close code, reason))
-        code = WSCloseCode.PROTOCOL_ERROR
-        if args and isinstance(args[0], tuple) and args[0]:
-            code = args[0][0]
-        self._connection.on_violation(int(code))
+        if args and isinstance(args[0], tuple):
+            # error("WS parser error: %s, initiate disconnect", (close code, reason))
+            code, reason = args[0]
+            raise ProtocolViolation(CloseCode(int(code)), reason)
+        raise RuntimeError(text % args)
 
     def exception(self, text: str, *args: Any) -> None:
-        log.exception("frame codec failed", extra=fields(connection=self._connection.id, reason=text))
-        self._connection.on_violation(CloseCode.INTERNAL_ERROR)
+        raise RuntimeError(text % args)
 
     def warning(self, text: str, *args: Any) -> None:
-        log.warning("frame codec", extra=fields(connection=self._connection.id, reason=text % args))
+        log.warning("frame codec", extra=fields(reason=text % args))
 
     def debug(self, text: str, *args: Any) -> None: ...
 
     def info(self, text: str, *args: Any) -> None: ...
+
+
+_REPORTS = _Reports()

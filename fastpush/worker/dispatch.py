@@ -178,6 +178,8 @@ class HttpConnection(asyncio.Protocol):
                 return False
             self._services.call_soon(self._advance)
         self._last = True
+        if self._window is not None and not self._held:
+            self._window.keep_alive = False
         return True
 
     def on_timer(self, now: int) -> int | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class SendQueues:
     """Bytes waiting for all clients of a worker.
 
+    paused: the connections that take no more now, each with the payload of the pong it is owed.
     Over `limit_bytes` the connections with the longest queues are closed, as many as
     bring it a tenth below: one pass over the paused connections, at most once a turn.
     """
@@ -27,7 +28,7 @@ class SendQueues:
         self._hub = hub
         self._relieving = False
         self.queued_bytes = 0
-        self.paused: set[Connection] = set()
+        self.paused: dict[Connection, bytes | None] = {}
 
     def grow(self, cost: int) -> None:
         """Count `cost` bytes more; may mark slow connections, never changes a group."""

@@ -40,6 +40,7 @@ from fastpush.worker.timers import TICK_SECONDS, TimerWheel
 log = logging.getLogger("fastpush.worker")
 
 SNAPSHOT_TICKS = 10
+_END_SECONDS = 0.5  # to end a process that has drained
 _ANSWER_MARGIN_SECONDS = 0.1  # the broker answers at confirm_ms; this is for when it cannot
 
 
@@ -180,9 +181,7 @@ class Worker:
         for http in list(http_connections):
             http.drain()
         await _until(lambda: not self._services.tasks and not self._bus.pending, deadline)
-        for connection in list(connections):
-            connection.close(CloseCode.SERVICE_RESTART, "server is restarting")
-        await _until(lambda: not connections and not http_connections, deadline)
+        await _until(self._is_empty, deadline)
         log.info("drained", extra=fields(connections_left=len(connections) + len(http_connections)))
         self._bus.send_snapshot()
         self._bus.close()
@@ -190,6 +189,15 @@ class Worker:
         await self._services.push_auth.close()
         await self._services.app.close()
         self._channel.close()
+
+    def _is_empty(self) -> bool:
+        """Send every client away, those too that were accepted at the last moment; True when nobody is left."""
+        http_connections, connections = self._services.http_connections, self._environment.connections
+        for http in list(http_connections):
+            http.drain()
+        for connection in list(connections):
+            connection.close(CloseCode.SERVICE_RESTART, "server is restarting")
+        return not connections and not http_connections
 
     def _stop_accepting(self, slot: int) -> None:
         for server in self._servers.pop(slot, ()):
@@ -219,6 +227,7 @@ class Worker:
 
     def _on_orphaned(self) -> None:
         log.error("supervisor gone")
+        self._drain_seconds -= min(_END_SECONDS, self._drain_seconds / 4)  # nobody is left to see to the limit
         self._draining.set()
 
     def _reload(self, config: Config) -> None:

@@ -5,8 +5,11 @@ Resolution is one tick; a thousand items due in one tick cost a thousand calls a
 nothing else, an item that is not due costs nothing.
 """
 
+import logging
 import math
 from typing import Protocol
+
+log = logging.getLogger("fastpush.timers")
 
 TICK_SECONDS = 0.1
 _BUCKETS = 512
@@ -56,6 +59,11 @@ class TimerWheel:
         while bucket:
             item = bucket.pop()
             item.due = -1
-            due = item.on_timer(now)
+            try:
+                due = item.on_timer(now)
+            except Exception:
+                # The others still have their turn, and this one is asked again.
+                log.exception("timer failed")
+                due = now + _BUCKETS
             if due is not None and item.due < 0:
                 self.schedule(item, due)

@@ -351,8 +351,8 @@ class Load:
         due = loop.time() + self._interval * number / len(self.publishers)
         count = 0
         while self._publishing:
-            await publisher.connect()
             await asyncio.sleep(max(0, due - loop.time()))
+            await publisher.connect()
             due = max(due + self._interval, loop.time() - 1)  # what a pause held up comes at once, a second of it
             user = self.users[(number + count * len(self.publishers)) % len(self.users)]
             self.pushes.append(await publisher.push(user, f"{number}:{count}"))

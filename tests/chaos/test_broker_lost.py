@@ -98,7 +98,7 @@ def test_broker_killed_while_a_worker_stands_still(serve) -> None:
             kill(broker, signal.SIGKILL)
             answers: list[Push] = []
             while not answers or answers[-1].status != 200:
-                answers.append(await publisher.push("user0", f"0:{len(answers)}"))
+                answers.append(await publisher.push("user0", f"9:{len(answers)}"))
                 await asyncio.sleep(0.01)
             seconds = answers[-1].ended - killed
             assert {push.status for push in answers[:-1]} <= {503, 504}

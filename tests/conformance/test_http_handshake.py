@@ -144,7 +144,8 @@ def test_bad_query_is_400(server: Server, query: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["", "?", "?x=1", "?token=j%C3%A9&event=a%20b", "?event=e&token=t", "?token=t&event=e&event=e", "?confirm=1"]
+    "query",
+    ["", "?", "?x=1", "?token=j%C3%A9&event=a%20b", "?event=e&token=t", "?token=t&event=e&event=e", "?confirm=1"],
 )
 def test_good_queries(server: Server, query: str) -> None:
     """S0-01: no query, unknown parameters, escapes and any order are fine."""
@@ -173,7 +174,7 @@ ORIGINS = {
 
 @pytest.mark.parametrize("origin", ORIGINS)
 def test_origin_decides(guarded: Server, origin: str) -> None:
-    """S0-05: pages of the same host and of [server] origins may connect; another page gets 403 naming the key to set."""
+    """S0-05: pages of the same host and of [server] origins may connect; another gets 403 naming the key to set."""
     with Wire(guarded) as wire:
         reply = wire.send(upgrade("/ws?token=aaa&event=e", f"Origin: {origin}", host="push.example")).reply()
         assert (reply.status == 101) == ORIGINS[origin]
@@ -215,7 +216,7 @@ def test_bad_token_is_4501_for_a_page(guarded: Server) -> None:
 
 @pytest.mark.parametrize("query", ["?token=early&event=a&confirm=1", "?confirm=1"], ids=["by URL", "by message"])
 def test_message_right_behind_the_handshake_is_not_lost(server: Server, query: str) -> None:
-    """S0-06: a registration in the same segment as the handshake counts, also while the URL's own is being confirmed."""
+    """S0-06: a registration in the same segment as the handshake counts, also while the URL's is being confirmed."""
     with Wire(server) as wire:
         registration = masked_text('{"token":"early","event":"b"}') + masked_text('{"token":"early","event":"c"}')
         assert wire.send(upgrade(f"/ws{query}") + registration).reply().status == 101

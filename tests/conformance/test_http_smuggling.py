@@ -32,7 +32,7 @@ HEADS = {
     "length over 64 bits": framed(HOST, "Content-Length: 18446744073709551620"),
     "length just under 64 bits": framed(HOST, "Content-Length: 18446744073709551615"),
     "length of 5000 digits": framed(HOST, "Content-Length: " + "0" * 5000 + "4"),
-    "length in full-width digits": framed(HOST, "Content-Length: ´"),
+    "length with a superscript": framed(HOST, "Content-Length: 4\xb2"),
     "space before the colon": framed(HOST, "Content-Length : 4"),
     "tab before the colon": framed(HOST, "Content-Length\t: 4"),
     "header without a name": framed(HOST, ": 4"),
@@ -129,7 +129,8 @@ def test_body_is_never_a_request(server: Server, path: str) -> None:
 @pytest.mark.parametrize("path", ["/push", "/nowhere"])
 def test_offered_upgrade_hides_no_request(server: Server, path: str) -> None:
     """A request with Upgrade and a body, on a path that upgrades nothing, has that body and no request in it."""
-    lines = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: " + "A" * 22 + "==")
+    key = "Sec-WebSocket-Key: " + "A" * 22 + "=="
+    lines = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key)
     with connect(server.ws_url("token=victim&event=e"), compression=None) as victim:
         for method in ("POST", "GET"):
             with Wire(server) as wire:
@@ -143,7 +144,8 @@ def test_offered_upgrade_hides_no_request(server: Server, path: str) -> None:
 def test_white_space_around_values_is_no_part_of_them(server: Server) -> None:
     """Spaces and tabs around a value do not count (RFC 9110, section 5.5), for its length neither."""
     body = json.dumps({"userId": "nobody", "event": "e", "message": "m"}).encode()
-    head = f"POST /push HTTP/1.1\r\nHost:\t localhost \t\r\nContent-Length: \t{len(body)} \r\nAccept:application/json \r\n\r\n"
+    head = "POST /push HTTP/1.1\r\nHost:\t localhost \t\r\nAccept:application/json \r\n"
+    head += f"Content-Length: \t{len(body)} \r\n\r\n"
     with Wire(server) as wire:
         for _ in range(2):
             assert wire.send(head.encode() + body).reply().body == b'{"sent":0}'

@@ -250,7 +250,7 @@ def test_page_shows_why_a_registration_is_not_taken(browser: Browser, serve: Ser
 
 
 def test_demo(browser: Browser, serve: Serve, tmp_path: Path) -> None:
-    """S0-03, S0-10, S0-39: token aaa is user jack, a push to topic1 every second, the page shows each; on a chosen port."""
+    """S0-03, S0-10, S0-39: token aaa is user jack, a push to topic1 every second, the page shows each; any port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

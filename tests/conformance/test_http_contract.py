@@ -234,7 +234,11 @@ def closed_with(connection: ClientConnection) -> int:
 
 def test_drop_closes_an_events_connections(server: Server) -> None:
     """S0-37: POST /drop closes the user's connections of the event with 1008 and returns how many."""
-    with register(server, "d", "e") as first, register(server, "d", "e", "f") as second, register(server, "d", "g") as g:
+    with (
+        register(server, "d", "e") as first,
+        register(server, "d", "e", "f") as second,
+        register(server, "d", "g") as g,
+    ):
         assert post(server, {"userId": "d", "event": "e"}, JSON, path="/drop").json() == {"sent": 2}
         assert closed_with(first) == closed_with(second) == 1008
         assert server.push("d", "g", "still here")["sent"] == 1
@@ -269,7 +273,9 @@ def test_health_answers_get_and_head(server: Server) -> None:
     assert (refused.status, refused.header("allow"), refused.body) == (405, "GET, HEAD", b"")
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/push/", "/push/all/", "//push", "/ws/", "/pushx", "/%0a", "/a%2fb", "/."])
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/push/", "/push/all/", "//push", "/ws/", "/pushx", "/%0a", "/a%2fb", "/."]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "PUT"])
 def test_unknown_path_is_404_json(server: Server, method: str, path: str) -> None:
     """A path that is not served is 404 with a JSON error, whatever the method and Accept are."""

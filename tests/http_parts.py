@@ -1,0 +1,149 @@
+"""The HTTP side of a worker without processes: real dispatch and aiohttp, a broker and a transport that only record."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from fastpush.child import ListenerRole
+from fastpush.config import Config, Limits
+from fastpush.http.app import HttpApp
+from fastpush.http.auth import push_auth
+from fastpush.http.guard import Guard
+from fastpush.http.push import OnResult, PushService
+from fastpush.metrics import Counters
+from fastpush.protocol.bus import Status
+from fastpush.worker.dispatch import HELD_BYTES, HttpConnection
+from fastpush.worker.environment import ConnectionTicks, Environment
+from fastpush.worker.services import Services
+from fastpush.worker.timers import TimerWheel
+
+DONE = (int(Status.DONE), 1, 0)
+
+
+class Broker:
+    """Takes pushes and drops; answers each with `answer`, or keeps it in `waiting` while that is None."""
+
+    def __init__(self) -> None:
+        self.answer: tuple[int, int, int] | None = DONE
+        self.failure: Exception | None = None
+        self.taken: list[bytes] = []
+        self.waiting: list[OnResult] = []
+
+    def ask(self, body: bytes, on_result: OnResult) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.taken.append(body)
+        if self.answer is None:
+            self.waiting.append(on_result)
+        else:
+            asyncio.get_running_loop().call_soon(on_result, *self.answer)
+
+    def answer_next(self) -> None:
+        self.waiting.pop(0)(*DONE)
+
+
+class Pipe(asyncio.Transport):
+    """A transport whose peer is the test: what was written, whether it reads, whether it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.reading = True
+        self.closed = self.aborted = self.ended = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.closed and not self.ended, bytes(data)
+        self.written += bytes(data)
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def is_reading(self) -> bool:
+        return self.reading
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return ("127.0.0.1", 4242) if name in {"peername", "sockname"} else default
+
+    def taken(self) -> bytes:
+        """What was written since the last call."""
+        written, self.written = self.written, b""
+        return written
+
+
+class Parts:
+    """Services around a Broker, and connections to them."""
+
+    def __init__(self, config: Config) -> None:
+        self.broker = Broker()
+        self.wheel = TimerWheel()
+        self.counters = Counters()
+        environment = Environment(
+            number=1,
+            config=config,
+            hub=cast(Any, None),
+            wheel=self.wheel,
+            counters=self.counters,
+            send_queues=cast(Any, None),
+            connection_ticks=ConnectionTicks.of(config),
+        )
+        service = PushService(config.limits, self.counters, publish=self.broker.ask, drop=self.broker.ask)
+        self.services = Services(
+            environment=environment,
+            guard=Guard([], []),
+            websocket_paths={},
+            push_path=config.server.push_path,
+            lean_body_bytes=min(config.limits.push_body_bytes, HELD_BYTES),
+            push_auth=push_auth(config),
+            push_auth_is_sync=True,
+            push_service=service,
+            auth_headers=(),
+            call_soon=asyncio.get_running_loop().call_soon,
+        )
+        self.services.app = HttpApp(
+            config, service, lambda: self.services.push_auth, lambda report: report(b"{}"), lambda: 1
+        )
+
+    def connect(self, role: ListenerRole = "all") -> tuple[HttpConnection, Pipe]:
+        connection, pipe = HttpConnection(self.services, role), Pipe()
+        connection.connection_made(pipe)
+        return connection, pipe
+
+    def advance(self, seconds: float) -> None:
+        """Let the clock tick."""
+        for _ in range(round(seconds * 10)):
+            self.wheel.advance()
+
+
+@asynccontextmanager
+async def http_parts(config: Config | None = None) -> AsyncIterator[Parts]:
+    """Parts in the running loop; `config` defaults to all defaults."""
+    parts = Parts(config or Config())
+    await parts.services.app.start()
+    yield parts
+    await parts.services.app.close()
+
+
+async def turns(count: int = 20) -> None:
+    """Let everything that is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def small_limits(**limits: int) -> Config:
+    return Config(limits=Limits(**cast(Any, limits)))
