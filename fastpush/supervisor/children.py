@@ -4,8 +4,9 @@
     drain()   from here on nothing is restarted: workers end first, then the broker, all before a deadline
 
 A connection that the kernel hashes to a slot whose process is gone would wait for the
-next one. So whenever a slot that has served is without a serving process, a living worker
-of another slot accepts from its sockets, from the moment the loss is noticed.
+next one. So whenever a slot that has served is without a serving process, the workers of
+all other slots accept from its sockets, from the moment the loss is noticed: all, because
+one of them may stand still too and not be found out yet.
 """
 
 import gc
@@ -13,7 +14,6 @@ import logging
 import os
 import selectors
 import socket
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -217,8 +217,8 @@ class Children:
             extra=fields(**process.named(), reason=cause, seconds=round(now - process.started, 3)),
         )
         for slot in self._slots:
-            if slot.coverer is process:
-                slot.coverer = None
+            if process in slot.coverers:
+                slot.coverers.remove(process)
         if process.role == "worker":
             for broker in self._of_role("broker"):
                 broker.send(control.Gone(process.number))
@@ -247,25 +247,22 @@ class Children:
     def _cover(self, now: float) -> None:
         """Let every opened slot be served: by its own process, else by another, else by one started at once."""
         serving = {p.slot: p for p in self._of_role("worker") if p.is_serving}
-        loads = Counter(slot.coverer.number for slot in self._slots if slot.coverer)
         for slot in self._slots[1:]:
             if slot.number in serving:
-                if slot.coverer:
-                    slot.coverer.send(control.Uncover(slot.number))
-                slot.coverer = None
-            elif slot.opened and not (slot.coverer and slot.coverer.is_serving):
-                slot.coverer = self._choose(slot, serving.values(), loads)
-                if slot.coverer is None and slot.due is not None:
+                for process in slot.coverers:
+                    process.send(control.Uncover(slot.number))
+                slot.coverers.clear()
+            elif slot.opened:
+                self._extend_cover(slot, serving.values())
+                if slot.due is not None and not any(process.is_serving for process in slot.coverers):
                     slot.due = min(slot.due, now)
 
-    def _choose(self, slot: Slot, serving: Iterable[Process], loads: Counter[int]) -> Process | None:
+    def _extend_cover(self, slot: Slot, serving: Iterable[Process]) -> None:
         descriptors = [listener.socket.fileno() for listener in slot.listeners]
-        for process in sorted(serving, key=lambda p: (loads[p.number], p.number)):
-            if process.send(control.Cover(slot.number), descriptors):
-                loads[process.number] += 1
+        for process in serving:
+            if process not in slot.coverers and process.send(control.Cover(slot.number), descriptors):
+                slot.coverers.append(process)
                 log.info("slot covered", extra=fields(slot=slot.number, worker=process.number))
-                return process
-        return None
 
     def _end_broker(self, now: float) -> None:
         assert self._drained_at is not None

@@ -20,7 +20,7 @@ class Slot:
     """A place for one process, which its listeners outlive.
 
     due:      when its next process is to be started; None: it has one.
-    coverer:  another slot's process that accepts from these listeners meanwhile.
+    coverers: other slots' processes that accept from these listeners meanwhile.
     opened:   it has served, or tried to: from then on it is never left unserved. (Before, the server is starting.)
     restarts: processes started after the first one.
     """
@@ -28,7 +28,7 @@ class Slot:
     number: int
     listeners: tuple[Listener, ...] = ()
     due: float | None = 0.0
-    coverer: Process | None = None
+    coverers: list[Process] = field(default_factory=list)
     opened: bool = False
     restarts: int = -1
     _streak: int = 0

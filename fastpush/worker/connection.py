@@ -244,7 +244,7 @@ class Connection(WSListener):
         if self.state == State.OPEN and handshake is not None and handshake.recv is not None:
             # picows reads one frame ahead: this is about what came behind a close frame that it
             # did not deliver, and that one is what has to be answered.
-            code = int(handshake.recv.code)  # type: ignore[call-overload] - an int, of any value
+            code = int(handshake.recv.code)  # type: ignore[call-overload]
             try:
                 self._on_close_frame(code.to_bytes(2, "big") if code else b"")
             except ProtocolViolation as unsendable:

@@ -1,8 +1,8 @@
 """Load for a running server, cheap enough to share two cores with it: WebSockets, publishers, and what they saw.
 
 Clients come back as soon as they lose their connection, and
-the time each connect took is kept: from the first attempt to the 101, attempts that were
-cut off by the death of a worker included.
+the time each connect took is kept: from its beginning to the 101, or to its end with the
+worker that had accepted it.
 """
 
 import asyncio
@@ -221,7 +221,7 @@ class Push(NamedTuple):
 class Publisher:
     """Pushes one message after the other over a kept-alive connection, made again when it is lost.
 
-    connects: how long each took, from the first attempt to the answer of GET /health.
+    connects: how long each took, to the answer of GET /health or to its end with its worker.
     """
 
     def __init__(self, port: int) -> None:
@@ -238,8 +238,8 @@ class Publisher:
     async def connect(self) -> None:
         """Have a connection that a worker serves."""
         loop = asyncio.get_running_loop()
-        began = loop.time()
         while self._connection is None or not self._connection.is_open:
+            began = loop.time()
             try:
                 _, connection = await loop.create_connection(HttpConnection, "127.0.0.1", self._port)
             except ConnectionRefusedError:
@@ -247,9 +247,9 @@ class Publisher:
                 await asyncio.sleep(0.01)
                 continue
             reply = await connection.ask(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            self.connects.append(loop.time() - began)
             if reply.status:
                 self._connection = connection
-                self.connects.append(loop.time() - began)
 
     async def push(self, user: str, message: str) -> Push:
         connection = self._connection
@@ -276,6 +276,7 @@ class Client:
     """A user's connection that comes back whenever it is lost.
 
     messages: all received.  connects: how long each took.  closes: code of each end.
+    cut: connects that ended with their worker, before the 101.
     """
 
     def __init__(self, port: int, user: str) -> None:
@@ -290,7 +291,7 @@ class Client:
 
     @property
     def is_connected(self) -> bool:
-        return self.websocket is not None and not self.websocket.closed.done()
+        return self.websocket is not None and not self.websocket.closed.done()  # a cut one's is done
 
     async def live(self) -> None:
         while True:
@@ -300,8 +301,8 @@ class Client:
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        began = loop.time()
         while True:
+            began = loop.time()
             try:
                 self.websocket = await open_websocket(self._port, self.user, self.messages.append)
             except ConnectionResetError:
@@ -309,8 +310,9 @@ class Client:
             except (OSError, Refused) as error:
                 self.refused.append(repr(error))
                 await asyncio.sleep(0.01)
-            else:
-                self.connects.append(loop.time() - began)
+                continue
+            self.connects.append(loop.time() - began)
+            if self.is_connected:
                 return
 
 

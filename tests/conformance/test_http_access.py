@@ -75,8 +75,8 @@ def test_open_server_refuses_what_a_proxy_forwards(server: Server, data: bytes, 
 
 FOREIGN_HOSTS = [
     "push.example", "192.168.1.1", "10.0.0.1:8080", "0.0.0.0", "[::2]:80", "localhost.example",
-    "localhost@push.example", "localhost/push.example", "localhost, push.example", "push.example#localhost", "localhost\\push.example",
-    "localhost:80:80", "127.0.0.1.example", "[::1", "[localhost]",
+    "localhost@push.example", "localhost/push.example", "localhost, push.example", "push.example#localhost",
+    "localhost\\push.example", "localhost:80:80", "127.0.0.1.example", "[::1", "[localhost]",
 ]  # fmt: skip
 
 
