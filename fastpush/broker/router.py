@@ -324,9 +324,7 @@ class Router:
             delivery.unconfirmed += 1
             self.counts["unconfirmed"] += 1
         if delivery.waiting == 0:
-            delivery.origin.send(
-                bus.encode_result(delivery.request, Status.DONE, delivery.sent, delivery.unconfirmed)
-            )
+            delivery.origin.send(bus.encode_result(delivery.request, Status.DONE, delivery.sent, delivery.unconfirmed))
 
     def _scrape(self, peer: Peer, request: int, body: bytes) -> None:
         self._last_number = number = self._last_number + 1

@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 Subscriber = TypeVar("Subscriber", bound=Hashable)
+_SHARED_MAX = 2
 
 
 class Routes(Generic[Subscriber]):
@@ -55,11 +56,14 @@ class Routes(Generic[Subscriber]):
         self._shared = {shared: shared for shared in self._shared if subscriber not in shared}
 
     def _withdraw(self, subscriber: Subscriber, key: bytes) -> None:
-        rest = tuple(other for other in self._subscribers[key] if other is not subscriber)
+        rest = tuple(other for other in self._subscribers[key] if other != subscriber)
         if rest:
             self._subscribers[key] = self._share(rest)
         else:
             del self._subscribers[key]
 
     def _share(self, subscribers: tuple[Subscriber, ...]) -> tuple[Subscriber, ...]:
+        # Larger groups are rare, but come in so many orders that the shared ones would pile up.
+        if len(subscribers) > _SHARED_MAX:
+            return subscribers
         return self._shared.setdefault(subscribers, subscribers)

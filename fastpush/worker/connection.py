@@ -176,13 +176,15 @@ class Connection(WSListener):
         self._heard = self.environment.wheel.now
         self._pinged = -1
         opcode = frame.msg_type
+        if self.state != State.OPEN:
+            if opcode == WSMsgType.CLOSE and self._transport is not None and not self._has_hung_up:
+                self._transport.disconnect()  # the answer to our close frame
+            return
         try:
             if frame.rsv1 or frame.rsv2 or frame.rsv3:
                 raise ProtocolViolation(CloseCode.PROTOCOL_ERROR, "reserved bits are set")  # noqa: TRY301
             if opcode == WSMsgType.CLOSE:
                 self._on_close_frame(frame.get_payload_as_bytes())
-            elif self.state != State.OPEN:
-                return
             elif opcode == WSMsgType.PING:
                 self._on_ping(frame.get_payload_as_bytes())
             elif opcode != WSMsgType.PONG:
@@ -220,16 +222,14 @@ class Connection(WSListener):
     def _on_close_frame(self, payload: bytes) -> None:
         """Answer with the same code and no reason, an empty one with an empty one, and end the connection."""
         transport = self._transport
-        if transport is None:
-            return
-        if self.state == State.OPEN:
-            code, _ = close_payload(payload)
-            self._leave(code or 1005)
-            self._give_up_queue("lost")
-            if code is None:
-                transport.send(WSMsgType.CLOSE, None)
-            else:
-                transport.send_close(code)  # type: ignore[arg-type]
+        assert transport is not None
+        code, _ = close_payload(payload)
+        self._leave(code or 1005)
+        self._give_up_queue("lost")
+        if code is None:
+            transport.send(WSMsgType.CLOSE, None)
+        else:
+            transport.send_close(code)  # type: ignore[arg-type]
         transport.disconnect()
 
     def on_end_of_file(self) -> None:
@@ -260,10 +260,15 @@ class Connection(WSListener):
 
     def _hang_up(self, code: CloseCode, reason: str) -> None:
         self.close(code, reason)
-        if self._transport is not None:
+        if self._transport is not None and not self._has_hung_up:
             underlying = self._transport.underlying_transport
             underlying.write_eof()
             underlying.set_protocol(_Forgetful(underlying.get_protocol()))
+
+    @property
+    def _has_hung_up(self) -> bool:
+        transport = self._transport
+        return transport is not None and isinstance(transport.underlying_transport.get_protocol(), _Forgetful)
 
     def on_failure(self, error: Exception) -> None:
         """picows has failed, or a callback that it called."""

@@ -17,6 +17,7 @@ from fastpush.applications.push import Push
 from fastpush.errors import AuthUnavailable, CloseCode, RequestError, TokenRejected
 from fastpush.http.auth import Identity
 from fastpush.http.head import Head
+from fastpush.http.push import internal_error
 from fastpush.log import fields
 from fastpush.protocol.push import EVERYBODY, UrlOptions, parse_query, user_key
 from fastpush.worker.connection import Connection
@@ -55,9 +56,9 @@ async def upgrade(services: "Services", http: "HttpConnection", head: Head) -> N
         told = fields(peer=http.peer, path=head.path, code=error.status, reason=error.reason)
         log.info("handshake refused", extra=told)
         http.refuse_upgrade(error)
-    except Exception:
+    except Exception as error:
         log.exception("handshake failed", extra=fields(peer=http.peer, path=head.path))
-        http.abort()
+        http.refuse_upgrade(internal_error(error))
 
 
 def check_handshake(head: Head) -> None:

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from tests.server import SCALE, Server
 
@@ -21,6 +21,7 @@ T = TypeVar("T")
 EVENT = "news"
 _MASK = b"\1\2\3\4"
 _HEAD_END = b"\r\n\r\n"
+_ACCEPTED = re.compile(rb'"event": "accepted", "peer": "127.0.0.1:(\d+)", "worker": (\d+)')
 _LENGTH = re.compile(rb"Content-Length: (\d+)", re.IGNORECASE)
 
 
@@ -36,7 +37,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         finally:
             for transport in list(_transports):
                 transport.abort()
-            while _transports:
+            while _transports:  # noqa: ASYNC110 - nothing but the loop has to turn
                 await asyncio.sleep(0)
 
     return asyncio.run(tidily())
@@ -84,7 +85,8 @@ class WebSocket(asyncio.Protocol):
         self.port = transport.get_extra_info("sockname")[1]
         transport.write(
             f"GET /ws?token={self._user}&event={EVENT} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
-            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
         )
 
     def data_received(self, data: bytes) -> None:
@@ -201,7 +203,10 @@ class HttpConnection(asyncio.Protocol):
 
 
 class Push(NamedTuple):
-    """A push and what became of it. status 0: its connection broke. began, ended: loop time."""
+    """A push and what became of it.
+
+    status: 0: its connection broke.  began, ended: loop time.  worker: that it went through, 0 when not asked for.
+    """
 
     user: str
     message: str
@@ -211,6 +216,7 @@ class Push(NamedTuple):
     began: float
     ended: float
     port: int
+    worker: int
     body: bytes
 
     @property
@@ -222,10 +228,13 @@ class Publisher:
     """Pushes one message after the other over a kept-alive connection, made again when it is lost.
 
     connects: how long each took, to the answer of GET /health or to its end with its worker.
+    accepts: asked which worker serves it.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, accepts: "Accepts | None" = None) -> None:
         self._port = port
+        self._accepts = accepts
+        self._worker = 0
         self._connection: HttpConnection | None = None
         self.connects: list[float] = []
         self.refused = 0
@@ -250,6 +259,7 @@ class Publisher:
             self.connects.append(loop.time() - began)
             if reply.status:
                 self._connection = connection
+                self._worker = self._accepts.worker_of(connection.port) if self._accepts else 0
 
     async def push(self, user: str, message: str) -> Push:
         connection = self._connection
@@ -258,13 +268,13 @@ class Publisher:
         loop = asyncio.get_running_loop()
         began = loop.time()
         status, answer = await connection.ask(
-            b"POST /push HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
-            + body
+            b"POST /push HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         )
         counts = json.loads(answer) if status == 200 else {}
         return Push(
             user, message, status, counts.get("sent", 0), counts.get("unconfirmed", 0),
-            began, loop.time(), connection.port, answer,
+            began, loop.time(), connection.port, self._worker, answer,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -319,18 +329,27 @@ class Client:
 class Load:
     """`users` with `each` connections, and publishers that push to them in turn at a steady rate."""
 
-    def __init__(self, server: Server, *, users: int, each: int, publishers: int = 0, pushes_per_second: float = 0) -> None:
+    def __init__(
+        self,
+        server: Server,
+        *,
+        users: int,
+        each: int,
+        publishers: int = 0,
+        pushes_per_second: float = 0,
+        accepts: "Accepts | None" = None,
+    ) -> None:
         self.server = server
         self.users = [f"user{number}" for number in range(users)]
         self.each = each
         self.clients = [Client(server.port, user) for user in self.users for _ in range(each)]
-        self.publishers = [Publisher(server.port) for _ in range(publishers)]
+        self.publishers = [Publisher(server.port, accepts) for _ in range(publishers)]
         self.pushes: list[Push] = []
         self._interval = publishers / pushes_per_second if pushes_per_second else 0
         self._tasks: list[asyncio.Task[None]] = []
         self._publishing = True
 
-    async def __aenter__(self) -> "Load":
+    async def __aenter__(self) -> Self:
         spawn = asyncio.get_running_loop().create_task
         self._tasks = [spawn(client.live()) for client in self.clients]
         await until(lambda: all(client.is_connected for client in self.clients), 20, "all connected")
@@ -419,7 +438,8 @@ class Load:
         async def is_exact() -> bool:
             nonlocal metrics
             metrics = await asyncio.to_thread(self.server.metrics)
-            return metrics["fastpush_broker_routes"] == expected and metrics["fastpush_connections"] == len(self.clients)
+            found = metrics["fastpush_broker_routes"], metrics["fastpush_connections"]
+            return found == (expected, len(self.clients))
 
         await until(is_exact, what=f"{expected} routes")
         publisher = Publisher(self.server.port)
@@ -443,12 +463,12 @@ class Accepts:
         """Return the worker that accepted from this local port last; it is known when the client has an answer."""
         *lines, self._partial = (self._partial + self._file.read()).split(b"\n")
         for line in lines:
-            if b'"accepted"' in line:
-                event = json.loads(line)
-                self._workers[int(event["peer"].rpartition(":")[2])] = event["worker"]
+            # Not read as JSON: the stacks of a process that was aborted stand between the lines.
+            if found := _ACCEPTED.search(line):
+                self._workers[int(found[1])] = int(found[2])
         return self._workers[port]
 
-    def __enter__(self) -> "Accepts":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -459,3 +479,8 @@ def kill(pid: int, number: int) -> None:
     """Send a signal to a process that may have gone."""
     with suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+def show(*figures: str) -> None:
+    """Print a line of figures; `pytest -s` or `-rP` shows it."""
+    print("\n" + "".join(figures))  # noqa: T201 - what was measured is asked for

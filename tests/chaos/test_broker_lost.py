@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from fastpush.protocol import bus
-from tests.chaos.load import Load, Publisher, Push, kill, open_websocket, run, until
+from tests.chaos.load import Load, Publisher, Push, kill, open_websocket, run, show, until
 from tests.server import SCALE, Server
 
 CONFIRM_SECONDS = 1.0
@@ -68,8 +68,8 @@ def test_broker_lost(serve, number: signal.Signals, times: int, hang_seconds: in
             routes = await load.check_exact()
             assert max(gaps) <= allowed
             assert slowest(load.pushes) <= CONFIRM_SECONDS + PUSH_SLACK_SECONDS
-            print(
-                f"\nbroker {number.name} x {times}: 0 of {len(load.clients)} clients disconnected, "
+            show(
+                f"broker {number.name} x {times}: 0 of {len(load.clients)} clients disconnected, "
                 f"pushes by status {load.statuses()}, each 200 received by 3, each 503 by nobody; "
                 f"well again after {' '.join(f'{gap * 1000:.0f}' for gap in gaps)} ms, "
                 f"slowest push {slowest(load.pushes) * 1000:.0f} ms, {routes} routes as expected"
@@ -109,7 +109,7 @@ def test_broker_killed_while_a_worker_stands_still(serve) -> None:
             await load.check_exact()
             received = load.received()
             assert not [push for push in answers if push.status == 503 and push.message in received]
-            print(f"\nbroker killed beside a stopped worker: {len(answers) - 1} pushes refused, 200 after {seconds:.2f} s")
+            show(f"broker killed beside a stopped worker: {len(answers) - 1} pushes refused, 200 after {seconds:.2f} s")
 
     run(scenario())
 
@@ -145,7 +145,7 @@ def test_registration_waits_for_a_broker(serve) -> None:
         for websocket in websockets:
             websocket.transport.close()
         assert seconds <= 1 + WELL_SECONDS
-        print(f"\n20 connects during a hang of the broker: all 101 after {seconds:.2f} s, N = 20")
+        show(f"20 connects during a hang of the broker: all 101 after {seconds:.2f} s, N = 20")
 
     run(scenario())
 
@@ -180,8 +180,8 @@ def test_cut_link_is_made_again_and_hides_nobody(serve) -> None:
             assert len(load.pushes) - len(certain) <= 15 * len(load.publishers)  # under way at the cut
             await load.check_delivered(certain)
             routes = await load.check_exact()
-            print(
-                f"\n15 cut links: 0 of {len(load.clients)} clients disconnected, pushes by status {load.statuses()}, "
+            show(
+                f"15 cut links: 0 of {len(load.clients)} clients disconnected, pushes by status {load.statuses()}, "
                 f"{len(load.pushes) - len(certain)} unconfirmed, {routes} routes as expected"
             )
 

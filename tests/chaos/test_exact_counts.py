@@ -5,14 +5,14 @@ import itertools
 import random
 import time
 
-from tests.chaos.load import Accepts, Load, Publisher, open_websocket, run, until
+from tests.chaos.load import Accepts, Load, Publisher, open_websocket, run, show, until
 
 USERS, EACH, PUBLISHERS, PUSHES = 200, 3, 8, 2000
 CONNECTS, LANES = 10_000, 8
 
 
 def test_exactly_once(serve) -> None:
-    """4 workers, 200 users with 3 connections, 2,000 pushes of 8 publishers at once: each counts and arrives 3 times."""
+    """4 workers, 200 users with 3 connections, 2,000 pushes of 8 publishers at once: each arrives 3 times."""
     server = serve(workers=4)
 
     async def publish(load: Load, number: int) -> None:
@@ -37,8 +37,8 @@ def test_exactly_once(serve) -> None:
                 spread = {accepts.worker_of(client.websocket.port) for client in load.clients}
                 publishing = {accepts.worker_of(push.port) for push in load.pushes}
             assert len(spread) == 4
-            print(
-                f"\n{len(load.pushes)} pushes through {len(publishing)} workers in {seconds:.2f} s: "
+            show(
+                f"{len(load.pushes)} pushes through {len(publishing)} workers in {seconds:.2f} s: "
                 f"{sum(push.sent for push in load.pushes)} counted, {sum(load.received().values())} received, "
                 f"0 lost, 0 twice, 0 out of order"
             )
@@ -88,9 +88,9 @@ def test_registered_at_101(serve) -> None:
             await asyncio.gather(*(lane(accepts) for _ in range(LANES)))
         await until(lambda: server.metrics()["fastpush_broker_routes"] == 0, what="an empty routing table")
         assert len(counts) == CONNECTS
-        print(
-            f"\n{CONNECTS} connects, each pushed to through another worker {sorted(delays)[CONNECTS // 2] * 1e6:.0f} µs "
-            f"(median) after its 101: N = 1 in {counts.count(1)}; {time.monotonic() - began:.1f} s"
+        show(
+            f"{CONNECTS} connects, each pushed to through another worker {sorted(delays)[CONNECTS // 2] * 1e6:.0f} µs"
+            f" (median) after its 101: N = 1 in {counts.count(1)}; {time.monotonic() - began:.1f} s"
         )
 
     run(scenario())

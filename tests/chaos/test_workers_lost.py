@@ -3,10 +3,11 @@
 import asyncio
 import random
 import signal
+from math import inf
 
 import pytest
 
-from tests.chaos.load import Accepts, Load, kill, run
+from tests.chaos.load import Accepts, Load, kill, run, show
 from tests.server import SCALE, Server
 
 KILLS = 20
@@ -17,7 +18,7 @@ PUSH_SLACK_SECONDS = 0.2 * SCALE
 
 
 class Hunt:
-    """Sends a signal to a random worker that runs, once a second. stopped: (number, when) of each."""
+    """Sends a signal to a random worker that runs, once a second. hit: number of each, and when."""
 
     def __init__(self, server: Server, number: signal.Signals) -> None:
         self._server = server
@@ -48,9 +49,15 @@ def test_worker_lost_every_second(serve, number: signal.Signals) -> None:
     server = serve(workers=4, sections={"server": {"hang_seconds": HANG_SECONDS}})
     hang_seconds = HANG_SECONDS if number == signal.SIGSTOP else 0
 
+    hunt = Hunt(server, number)
+
     async def scenario() -> None:
-        hunt = Hunt(server, number)
-        async with Load(server, users=40, each=3, publishers=4, pushes_per_second=200) as load:
+        with Accepts(server.log_path) as accepts:
+            load = Load(server, users=40, each=3, publishers=8, pushes_per_second=200, accepts=accepts)
+            await hunted(load)
+
+    async def hunted(load: Load) -> None:
+        async with load:
             await hunt.run(KILLS)
             await load.stop_publishing()
             routes = await load.check_exact()
@@ -61,19 +68,19 @@ def test_worker_lost_every_second(serve, number: signal.Signals) -> None:
             assert set(load.statuses()) <= {0, 200, 503, 504}
             received = load.received()
             assert [push for push in load.pushes if push.status == 503 and push.message in received] == []
-            with Accepts(server.log_path) as accepts:
-                # A stopped process cannot answer: its publishers are cut off when it is found out.
-                through = [push for push in load.pushes if not (hang_seconds and accepts.worker_of(push.port) in hunt.hit)]
-            slowest = max(push.seconds for push in through)
+            # A stopped process cannot answer: its publishers are cut off when it is found out.
+            through = [push for push in load.pushes if push.ended < hunt.hit.get(push.worker, inf)]
+            slowest = max(push.seconds for push in (through if hang_seconds else load.pushes))
             assert slowest <= CONFIRM_SECONDS + PUSH_SLACK_SECONDS
             assert max(push.seconds for push in load.pushes) <= CONFIRM_SECONDS + PUSH_SLACK_SECONDS + hang_seconds
             cut = sum(client.cut for client in load.clients)
-            print(
-                f"\n{number.name} of {len(hunt.hit)} workers (none left to hit: {hunt.spared}): "
+            show(
+                f"{number.name} of {len(hunt.hit)} workers (none left to hit: {hunt.spared}): "
                 f"{sum(load.closes().values())} clients lost their connection, {len(connects)} connects, 0 refused, "
                 f"{cut} cut off before the 101, slowest {connects[-1] * 1000:.0f} ms; "
                 f"pushes by status {load.statuses()}, unconfirmed {sum(push.unconfirmed > 0 for push in load.pushes)}, "
-                f"slowest {slowest * 1000:.0f} ms; {routes} routes as expected"
+                f"slowest {slowest * 1000:.0f} ms ({len(through)} of {len(load.pushes)} through workers not hit yet); "
+                f"{routes} routes as expected"
             )
 
     run(scenario())

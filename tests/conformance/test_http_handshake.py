@@ -1,5 +1,6 @@
 """The opening handshake of RFC 6455: who gets a WebSocket, and what the others are told."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -224,6 +225,19 @@ def test_message_right_behind_the_handshake_is_not_lost(server: Server, query: s
         assert {wire.websocket_text() for _ in names} == {f'{{"registered":"{name}"}}' for name in names}
         assert server.push("early", "c", "hello")["sent"] == 1
         assert wire.websocket_text() == "hello"
+
+
+def test_megabyte_right_behind_the_handshake(server: Server) -> None:
+    """Messages of a client that does not wait for the 101 are taken all and in order, however many there are."""
+    texts = [f"{number:05}".encode() * 2000 for number in range(100)]
+    frames = b"".join(b"\x81\xfe" + len(text).to_bytes(2, "big") + b"\0\0\0\0" + text for text in texts)
+    with Wire(server) as wire:
+        sending = threading.Thread(target=wire.socket.sendall, args=(upgrade("/echo") + frames,))
+        sending.start()
+        assert wire.reply().status == 101
+        for text in texts:
+            assert wire.exactly(4) == b"\x81\x7e" + len(text).to_bytes(2, "big") and wire.exactly(len(text)) == text
+        sending.join()
 
 
 def test_handshake_byte_by_byte_with_ten_kilobytes_of_headers(server: Server) -> None:

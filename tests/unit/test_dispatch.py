@@ -1,6 +1,7 @@
 """fastpush.worker.dispatch: one request after the other, bounded in bytes and time. No sockets, no processes."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from fastpush.config import Config, Limits, Server
 from fastpush.worker.dispatch import HELD_BYTES, LINGER_SECONDS, HttpConnection
 from tests.http_parts import Parts, http_parts, turns
-from tests.wire import chunked, push, request
+from tests.wire import chunked, push, request, upgrade
 
 PUSH = push("jack", "e", "m")
 ODD = push("jack", "e", "m", "Content-Encoding: identity")
@@ -342,3 +343,24 @@ def test_head_has_no_body() -> None:
         part_ways(parts, connection)
 
     run(scenario)
+
+
+def test_handshake_that_fails_inside_is_500(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S0-24: a failure nobody expected before the 101 is 500 with the error text, logged with its stack."""
+    monkeypatch.setattr(logging.getLogger("fastpush"), "propagate", True)
+
+    async def scenario(parts: Parts) -> None:
+        monkeypatch.setattr(parts.services, "websocket_paths", {"/ws": None})
+        monkeypatch.setattr(parts.services.guard, "allows_origin", fail)
+        connection, pipe = parts.connect()
+        connection.data_received(upgrade("/ws?token=a&event=e"))
+        await turns()
+        assert pipe.written.startswith(b"HTTP/1.1 500 ") and pipe.written.endswith(b"disk on fire") and pipe.closed
+        part_ways(parts, connection)
+
+    run(scenario)
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+
+
+def fail(_: object) -> bool:
+    raise RuntimeError("disk on fire")

@@ -1,0 +1,461 @@
+"""fastpush.bus: a worker's end against a broker made of a socket and a Decoder, and the link's own rules."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastpush.bus.client import BusClient, BusUnavailable
+from fastpush.bus.link import Link
+from fastpush.bus.server import BusServer
+from fastpush.protocol import bus
+from fastpush.protocol.bus import Status
+
+SECONDS = 5  # until a condition is given up
+KEY = b"u4:jacknews"
+
+
+class FakeBroker:
+    """Accepts one link after the other and says only what a test tells it to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen()
+        self.listener.setblocking(False)
+        self.connection: socket.socket | None = None
+
+    async def accept(self) -> None:
+        self.connection, _ = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(self.listener), SECONDS)
+        self._decoder = bus.Decoder(10**6)
+        self._heard: list[tuple[int, int, bytes]] = []
+
+    async def hear(self) -> tuple[int, int, bytes]:
+        """Return the next message that is no snapshot."""
+        loop = asyncio.get_running_loop()
+        while not self._heard:
+            data = await asyncio.wait_for(loop.sock_recv(self.connection, 65536), SECONDS)
+            assert data, "the link is closed"
+            self._heard += self._decoder.feed(data)
+        return self._heard.pop(0)
+
+    async def hear_table(self, number: int = 7) -> tuple[set[bytes], int]:
+        """Return the keys of a table, and the number of its COMPLETE."""
+        assert await self.hear() == (bus.HELLO, number, b"")
+        keys = set()
+        while (message := await self.hear())[0] == bus.SUBSCRIBE:
+            assert message[1] == 0
+            keys.add(message[2])
+        assert message[0] == bus.COMPLETE
+        return keys, message[1]
+
+    async def say(self, *messages: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.connection, b"".join(messages))
+
+    async def welcome(self) -> tuple[set[bytes], int]:
+        """Accept a worker, hear its table and let it ask."""
+        await self.accept()
+        table = await self.hear_table()
+        await self.say(bus.encode(bus.WELCOME, 0, bus.encode_epoch(3)), bus.encode(bus.SUBSCRIBED, table[1]))
+        return table
+
+    def hang_up(self) -> None:
+        self.connection.close()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():  # noqa: ASYNC110 - the condition has no event of its own
+            await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def connected(
+    tmp_path: Path, *, keys: Iterable[bytes] = (), answer_seconds: float = SECONDS, welcomed: bool = True, **kwargs: Any
+) -> AsyncIterator[tuple[BusClient, FakeBroker]]:
+    """A client, and the broker that it has reached."""
+    broker = FakeBroker(tmp_path / "bus")
+    handlers = {
+        "deliver": lambda _: 0, "close_user": lambda _: 0, "key_table": lambda: keys, "measure": lambda: b"{}"
+    } | kwargs  # fmt: skip
+    client = BusClient(str(broker.path), 7, queue_bytes=100_000, answer_seconds=answer_seconds, **handlers)
+    client.start()
+    try:
+        if welcomed:
+            await broker.welcome()
+            await until(lambda: client.is_connected)
+        yield client, broker
+    finally:
+        client.close()
+        await asyncio.sleep(0)
+        broker.listener.close()
+        if broker.connection is not None:
+            broker.connection.close()
+        await until(lambda: client._link is None)
+
+
+def answers() -> tuple[list[tuple[Status, int, int]], Callable[[int, int, int], None]]:
+    found: list[tuple[Status, int, int]] = []
+    return found, lambda status, sent, unconfirmed: found.append((Status(status), sent, unconfirmed))
+
+
+def test_table_on_every_connect(tmp_path: Path) -> None:
+    """HELLO, every key, COMPLETE; again whenever the link is made again."""
+
+    async def scenario() -> None:
+        async with connected(tmp_path, keys=[KEY, b"*"], welcomed=False) as (client, broker):
+            for _ in range(3):
+                assert (await broker.welcome())[0] == {KEY, b"*"}
+                await until(lambda: client.is_connected)
+                assert client.epoch == 3
+                broker.hang_up()
+                await until(lambda: not client.is_connected)
+
+    asyncio.run(scenario())
+
+
+def test_confirmations_in_order(tmp_path: Path) -> None:
+    """SUBSCRIBED confirms all announcements up to its number, each once."""
+
+    async def scenario() -> None:
+        confirmed: list[int] = []
+        async with connected(tmp_path) as (client, broker):
+            for number in range(4):
+                client.announce(b"%d" % number, lambda number=number: confirmed.append(number))
+            numbers = [(await broker.hear())[1] for _ in range(4)]
+            await broker.say(bus.encode(bus.SUBSCRIBED, numbers[2]))
+            await until(lambda: len(confirmed) == 3)
+            await broker.say(bus.encode(bus.SUBSCRIBED, numbers[2]), bus.encode(bus.SUBSCRIBED, numbers[3]))
+            await until(lambda: len(confirmed) == 4)
+            assert confirmed == [0, 1, 2, 3]
+
+    asyncio.run(scenario())
+
+
+def test_announced_without_a_broker_is_confirmed_by_the_next_table(tmp_path: Path) -> None:
+    """Whoever waits when the link is lost, or announces while there is none, waits for the table to be complete."""
+
+    async def scenario() -> None:
+        keys: set[bytes] = set()
+        confirmed: list[bytes] = []
+
+        def announce(client: BusClient, key: bytes) -> None:
+            keys.add(key)
+            client.announce(key, lambda: confirmed.append(key))
+
+        async with connected(tmp_path, key_table=lambda: keys) as (client, broker):
+            announce(client, b"before")
+            client.publish(b"body", lambda *_: announce(client, b"between"))  # when the link is lost
+            await broker.hear()
+            broker.hang_up()
+            await broker.accept()
+            table, complete = await broker.hear_table()
+            assert table == {b"before", b"between"}
+            assert confirmed == []
+            await broker.say(bus.encode(bus.SUBSCRIBED, complete))
+            await until(lambda: confirmed == [b"before", b"between"])
+
+    asyncio.run(scenario())
+
+
+def test_withdrawn_goes_on_the_same_stream(tmp_path: Path) -> None:
+    """Announce and withdraw keep their order."""
+
+    async def scenario() -> None:
+        async with connected(tmp_path) as (client, broker):
+            client.announce(KEY, lambda: None)
+            client.withdraw(KEY)
+            client.announce(KEY, lambda: None)
+            assert [(await broker.hear())[0] for _ in range(3)] == [bus.SUBSCRIBE, bus.UNSUBSCRIBE, bus.SUBSCRIBE]
+
+    asyncio.run(scenario())
+
+
+def test_push_and_its_answer(tmp_path: Path) -> None:
+    """Answers find their questions, in whatever order they come."""
+
+    async def scenario() -> None:
+        found, on_result = answers()
+        async with connected(tmp_path) as (client, broker):
+            for body in (b"first", b"second"):
+                client.publish(body, on_result)
+            client.drop(b'["jack",null]', on_result)
+            asked = [await broker.hear() for _ in range(3)]
+            assert [(kind, body) for kind, _, body in asked] == [
+                (bus.PUBLISH, b"first"), (bus.PUBLISH, b"second"), (bus.DROP, b'["jack",null]')
+            ]  # fmt: skip
+            assert client.pending == 3
+            for (_, number, _), sent in zip(reversed(asked), (1, 2, 3), strict=True):
+                await broker.say(bus.encode_result(number, Status.DONE, sent, 0))
+            await until(lambda: client.pending == 0)
+            assert found == [(Status.DONE, 1, 0), (Status.DONE, 2, 0), (Status.DONE, 3, 0)]
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_asked_before_welcome(tmp_path: Path) -> None:
+    """A connection may wait in the listener's queue: until a broker has shown itself, nobody received the push."""
+
+    async def scenario() -> None:
+        async with connected(tmp_path, welcomed=False) as (client, broker):
+            with pytest.raises(BusUnavailable, match="restarted"):
+                client.publish(b"body", lambda *_: None)
+            await broker.accept()
+            await broker.hear_table()
+            for ask in (client.publish, client.drop):
+                with pytest.raises(BusUnavailable, match="restarted"):
+                    ask(b"body", lambda *_: None)
+            with pytest.raises(BusUnavailable, match="restarted"):
+                client.scrape(lambda _: None)
+            await broker.say(bus.encode(bus.WELCOME, 0, bus.encode_epoch(3)))
+            await until(lambda: client.is_connected)
+            client.publish(b"body", lambda *_: None)
+            assert (await broker.hear())[0] == bus.PUBLISH
+
+    asyncio.run(scenario())
+
+
+def test_unknown_when_the_link_is_lost(tmp_path: Path) -> None:
+    """What was under way may have been delivered or not; a scrape gets None; an answer that fails costs no other."""
+
+    async def scenario() -> None:
+        found, on_result = answers()
+        reports: list[bytes | None] = []
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("the publisher's transport")
+
+        async with connected(tmp_path) as (client, broker):
+            client.publish(b"one", fail)
+            client.publish(b"two", on_result)
+            client.scrape(reports.append)
+            await broker.hear()
+            broker.hang_up()
+            await until(lambda: reports)
+            assert found == [(Status.UNKNOWN, 0, 0)]
+            assert reports == [None]
+            assert client.pending == 0
+            await broker.welcome()
+            await until(lambda: client.is_connected)
+
+    asyncio.run(scenario())
+
+
+def test_unknown_at_the_deadline(tmp_path: Path) -> None:
+    """A broker that does not answer holds a push for answer_seconds from its own beginning; late answers go nowhere."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        waited: list[float] = []
+        async with connected(tmp_path, answer_seconds=0.1) as (client, broker):
+            for _ in range(3):
+                began = loop.time()
+                client.publish(b"body", lambda *_, began=began: waited.append(loop.time() - began))
+                await asyncio.sleep(0.03)
+            _, number, _ = await broker.hear()
+            await until(lambda: len(waited) == 3)
+            await broker.say(bus.encode_result(number, Status.DONE, 1, 0))
+            client.publish(b"body", lambda *_: waited.append(0))
+            await until(lambda: len(waited) == 4)
+            assert all(0.09 < seconds < 0.3 for seconds in waited[:3])
+
+    asyncio.run(scenario())
+
+
+def test_delivery_is_counted(tmp_path: Path) -> None:
+    """DELIVER and CLOSE are answered with what the worker says; a failing one costs neither link nor the next."""
+
+    async def scenario() -> None:
+        delivered: list[bus.Publication] = []
+
+        def deliver(publication: bus.Publication) -> int:
+            delivered.append(publication)
+            if publication.frame == b"bad":
+                raise RuntimeError("fan-out")
+            return 3
+
+        async with connected(tmp_path, deliver=deliver, close_user=lambda _: 2) as (_, broker):
+            for number, frame in enumerate((b"good", b"bad", b"good")):
+                await broker.say(bus.encode(bus.DELIVER, number, bus.encode_publication([KEY], b"news", frame)))
+            await broker.say(bus.encode(bus.CLOSE, 9, b'["jack",null]'))
+            heard = [await broker.hear() for _ in range(3)]
+            counts = [(kind, number, bus.decode_count(body)) for kind, number, body in heard]
+            assert counts == [(bus.COUNT, 0, 3), (bus.COUNT, 2, 3), (bus.COUNT, 9, 2)]
+            assert delivered[0] == ([KEY], b"news", b"good")
+
+    asyncio.run(scenario())
+
+
+def test_measure_and_report(tmp_path: Path) -> None:
+    """A scrape is asked for, each measures when told, the report comes back."""
+
+    async def scenario() -> None:
+        reports: list[bytes | None] = []
+        async with connected(tmp_path, measure=lambda: b'{"gauges":{}}') as (client, broker):
+            client.scrape(reports.append)
+            kind, number, _ = await broker.hear()
+            await broker.say(bus.encode(bus.MEASURE, 4))
+            assert await broker.hear() == (bus.SNAPSHOT, 4, b'{"gauges":{}}')
+            await broker.say(bus.encode(bus.REPORT, number, b"report"))
+            await until(lambda: reports == [b"report"])
+            client.send_snapshot()
+            assert (await broker.hear())[:2] == (bus.SNAPSHOT, 0)
+            assert kind == bus.SCRAPE
+
+    asyncio.run(scenario())
+
+
+def test_full_link_refuses_pushes(tmp_path: Path) -> None:
+    """A broker that does not read gets no more than the bound; nobody received what is refused."""
+
+    async def scenario() -> None:
+        async with connected(tmp_path) as (client, _):
+            accepted = 0
+            with pytest.raises(BusUnavailable, match="full"):
+                for _ in range(1000):
+                    client.publish(b"x" * 10_000, lambda *_: None)
+                    accepted += 1
+                    await asyncio.sleep(0)
+            assert client.queued_bytes <= 100_000 + 2 * 10_013
+            assert client.pending == accepted
+
+    asyncio.run(scenario())
+
+
+def test_announcements_are_bounded_too(tmp_path: Path) -> None:
+    """When the broker does not read for long, the link is cut and the table, as small as can be, tells all anew."""
+
+    async def scenario() -> None:
+        async with connected(tmp_path) as (client, broker):
+            for _ in range(100_000):
+                client.announce(KEY, lambda: None)
+                client.withdraw(KEY)
+                if not client.is_connected:
+                    break
+                assert client.queued_bytes < 300_000
+                await asyncio.sleep(0)
+            broker.hang_up()
+            await broker.welcome()
+            await until(lambda: client.is_connected)
+
+    asyncio.run(scenario())
+
+
+def test_goodbye_at_the_end(tmp_path: Path) -> None:
+    """The last message says that the link closes on purpose, behind all that was sent."""
+
+    async def scenario() -> None:
+        async with connected(tmp_path) as (client, broker):
+            client.withdraw(KEY)
+            client.close()
+            assert await broker.hear() == (bus.UNSUBSCRIBE, 0, KEY)
+            assert await broker.hear() == (bus.GOODBYE, 0, b"")
+            assert await asyncio.get_running_loop().sock_recv(broker.connection, 1) == b""
+
+    asyncio.run(scenario())
+
+
+def test_garbage_ends_the_link_and_a_new_one_is_made(tmp_path: Path) -> None:
+    """What is no message, and a message that no broker sends."""
+
+    async def scenario() -> None:
+        async with connected(tmp_path) as (client, broker):
+            for garbage in (b"\xff" * 20, bus.encode(bus.HELLO, 1)):
+                await broker.say(garbage)
+                await until(lambda: not client.is_connected)
+                broker.hang_up()
+                await broker.welcome()
+                await until(lambda: client.is_connected)
+
+    asyncio.run(scenario())
+
+
+def test_waits_for_a_listener(tmp_path: Path) -> None:
+    """A worker that starts before there is anybody to connect to tries until there is."""
+
+    async def scenario() -> None:
+        client = BusClient(
+            str(tmp_path / "bus"), 7, queue_bytes=1000, answer_seconds=1,
+            deliver=lambda _: 0, close_user=lambda _: 0, key_table=tuple, measure=lambda: b"{}",
+        )  # fmt: skip
+        client.start()
+        await asyncio.sleep(0.01)
+        broker = FakeBroker(tmp_path / "bus")
+        await broker.welcome()
+        await until(lambda: client.is_connected)
+        client.close()
+        await until(lambda: client._link is None)
+        broker.hang_up()
+        broker.listener.close()
+
+    asyncio.run(scenario())
+
+
+# The broker's end
+
+
+def test_server_hears_its_own_user_and_gathers_what_it_sends(tmp_path: Path) -> None:
+    """Messages arrive with their link; all that is sent in one turn leaves in one write; the end is told once."""
+
+    async def scenario() -> None:
+        heard: list[tuple[Link, int, int, bytes]] = []
+        closed: list[Link] = []
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "bus"))
+        listener.listen()
+        server = BusServer(lambda *message: heard.append(message), closed.append, 1000)
+        await server.start(listener)
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "bus"))
+        writer.write(bus.encode(bus.HELLO, 1) + bus.encode(bus.COMPLETE, 2))
+        await until(lambda: len(heard) == 2)
+        link = heard[0][0]
+        assert [message[1:] for message in heard] == [(bus.HELLO, 1, b""), (bus.COMPLETE, 2, b"")]
+        writes: list[bytes] = []
+        transport, link._transport = link._transport, None
+        link.send(b"lost")  # on a closed link
+        link._transport = transport
+        write = transport.write
+        transport.write = lambda data: (writes.append(data), write(data))
+        for number in range(100):
+            link.send(bus.encode_head(bus.DELIVER, number, 4), b"body")
+        received = await reader.readexactly(100 * 17)
+        assert received == b"".join(bus.encode(bus.DELIVER, number, b"body") for number in range(100))
+        assert len(writes) == 1
+        writer.close()
+        await until(lambda: closed == [link])
+        link.send(b"nobody hears")
+        link.close()
+        server._server.close()
+        await writer.wait_closed()
+
+    asyncio.run(scenario())
+
+
+def test_server_refuses_other_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """A process of another user is hung up on, unheard."""
+    monkeypatch.setattr("fastpush.bus.server.peer_uid", lambda _: 12345)
+    monkeypatch.setattr(logging.getLogger("fastpush"), "propagate", True)
+
+    async def scenario() -> None:
+        heard: list[object] = []
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "bus"))
+        listener.listen()
+        server = BusServer(lambda *message: heard.append(message), heard.append, 1000)
+        await server.start(listener)
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "bus"))
+        writer.write(bus.encode(bus.HELLO, 1))
+        with suppress(ConnectionResetError):  # what it has said was not read
+            assert await asyncio.wait_for(reader.read(), SECONDS) == b""
+        assert not [message for message in heard if isinstance(message, tuple)]
+        writer.close()
+        server._server.close()
+
+    asyncio.run(scenario())
+    assert "bus connection refused" in caplog.text

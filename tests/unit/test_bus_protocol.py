@@ -1,0 +1,116 @@
+"""fastpush.protocol.bus: what is encoded comes out again, however the stream is cut."""
+
+import random
+
+import pytest
+
+from fastpush.protocol import bus
+
+LIMIT_BYTES = 1000
+MESSAGES = [
+    (bus.HELLO, 7, b""),
+    (bus.SUBSCRIBE, 2**64 - 1, b"u4:jacknews"),
+    (bus.PUBLISH, 1, b"x" * 900),
+    (bus.COMPLETE, 0, b""),
+    (bus.GOODBYE, 0, b""),
+]
+
+
+def feed(decoder: bus.Decoder, *parts: bytes) -> list[tuple[int, int, bytes]]:
+    return [message for part in parts for message in decoder.feed(part)]
+
+
+def stream() -> bytes:
+    return b"".join(bus.encode(*message) for message in MESSAGES)
+
+
+def test_kinds_are_distinct_and_fit_a_byte() -> None:
+    """No two messages share a type, in either direction."""
+    kinds = [
+        bus.HELLO, bus.SUBSCRIBE, bus.UNSUBSCRIBE, bus.COMPLETE, bus.PUBLISH, bus.DROP, bus.COUNT, bus.SCRAPE,
+        bus.SNAPSHOT, bus.GOODBYE, bus.WELCOME, bus.SUBSCRIBED, bus.DELIVER, bus.CLOSE, bus.RESULT, bus.MEASURE,
+        bus.REPORT,
+    ]  # fmt: skip
+    assert len(set(kinds)) == len(kinds) == 17
+    assert all(0 < kind < 256 for kind in kinds)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_whole_message(message: tuple[int, int, bytes]) -> None:
+    """One message in one read."""
+    assert feed(bus.Decoder(LIMIT_BYTES), bus.encode(*message)) == [message]
+
+
+def test_byte_by_byte() -> None:
+    """Each message appears with its last byte, not before and not later."""
+    decoder = bus.Decoder(LIMIT_BYTES)
+    for message in MESSAGES:
+        encoded = bus.encode(*message)
+        assert feed(decoder, *(encoded[at : at + 1] for at in range(len(encoded) - 1))) == []
+        assert feed(decoder, encoded[-1:]) == [message]
+
+
+def test_several_messages_in_one_read_and_the_beginning_of_another() -> None:
+    """All complete ones come out at once, the rest waits for its own end."""
+    decoder = bus.Decoder(LIMIT_BYTES)
+    another = bus.encode(bus.DELIVER, 3, b"body")
+    assert feed(decoder, stream() + another[:9]) == MESSAGES
+    assert feed(decoder, another[9:] + stream()) == [(bus.DELIVER, 3, b"body"), *MESSAGES]
+
+
+def test_every_way_to_cut_a_stream() -> None:
+    """A thousand random cuts give the same messages."""
+    chance = random.Random(1)
+    whole = stream()
+    for _ in range(1000):
+        cuts = sorted(chance.sample(range(len(whole)), 5))
+        parts = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+        assert feed(bus.Decoder(LIMIT_BYTES), *parts) == MESSAGES
+
+
+def test_largest_message_passes_and_one_byte_more_ends_the_stream() -> None:
+    """The bound counts type, number and body; an oversize message is refused by its length, before its body."""
+    body = b"x" * (LIMIT_BYTES - 9)
+    assert feed(bus.Decoder(LIMIT_BYTES), bus.encode(bus.PUBLISH, 1, body)) == [(bus.PUBLISH, 1, body)]
+    with pytest.raises(bus.BusError, match="1001 bytes"):
+        feed(bus.Decoder(LIMIT_BYTES), bus.encode(bus.PUBLISH, 1, body + b"x")[:4])
+
+
+def test_oversize_is_noticed_byte_by_byte() -> None:
+    """With the fourth byte of the length, whatever came before."""
+    decoder = bus.Decoder(LIMIT_BYTES)
+    assert feed(decoder, bus.encode(bus.HELLO, 1), b"\xff", b"\xff", b"\xff") == [(bus.HELLO, 1, b"")]
+    with pytest.raises(bus.BusError):
+        feed(decoder, b"\xff")
+
+
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\0" * 13, b"\x08\0\0\0" + b"x" * 9])
+def test_garbage_is_refused(garbage: bytes) -> None:
+    """A length that no message has ends the stream."""
+    with pytest.raises(bus.BusError):
+        feed(bus.Decoder(LIMIT_BYTES), garbage)
+
+
+def test_head_and_body_apart() -> None:
+    """`encode_head` with the body behind it is `encode`."""
+    assert bus.encode_head(bus.PUBLISH, 5, 3) + b"abc" == bus.encode(bus.PUBLISH, 5, b"abc")
+
+
+@pytest.mark.parametrize("keys", [[b"*"], [b""], [b"a" * 600, b"b", b""], [str(n).encode() for n in range(65535)]])
+def test_publication(keys: list[bytes]) -> None:
+    """Keys, event and frame come out as they went in; the keys also alone."""
+    body = bus.encode_publication(keys, "événement".encode(), b"\x81\x05hello")
+    assert bus.decode_publication(body) == (keys, "événement".encode(), b"\x81\x05hello")
+    assert bus.decode_keys(body) == keys
+
+
+def test_small_answers() -> None:
+    """Count, result and epoch at the ends of their ranges."""
+    ((kind, number, body),) = feed(bus.Decoder(LIMIT_BYTES), bus.encode_count(9, 2**32 - 1))
+    assert (kind, number, bus.decode_count(body)) == (bus.COUNT, 9, 2**32 - 1)
+    ((kind, number, body),) = feed(
+        bus.Decoder(LIMIT_BYTES), bus.encode_result(2**64 - 1, bus.Status.UNKNOWN, 2**32 - 1, 65535)
+    )
+    assert (kind, number) == (bus.RESULT, 2**64 - 1)
+    assert bus.decode_result(body) == (bus.Status.UNKNOWN, 2**32 - 1, 65535)
+    assert bus.decode_epoch(bus.encode_epoch(2**64 - 1)) == 2**64 - 1

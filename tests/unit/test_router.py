@@ -1,0 +1,491 @@
+"""fastpush.broker.router: order, counts, resynchronisation and refusals, with fake links and a fake clock."""
+
+import orjson
+import pytest
+
+from fastpush.broker.router import SCRAPE_SECONDS, Router
+from fastpush.protocol import bus
+from fastpush.protocol.bus import Status
+
+CONFIRM_SECONDS, RESYNC_SECONDS = 1.0, 2.0
+KEY, OTHER = b"u4:jacknews", b"u4:jillnews"
+
+
+class FakeLink:
+    """Keeps what it is sent, decoded."""
+
+    def __init__(self) -> None:
+        self.is_full = False
+        self.is_closed = False
+        self._decoder = bus.Decoder(10**6)
+        self.sent: list[tuple[int, int, bytes]] = []
+
+    def send(self, *parts: bytes) -> None:
+        self.sent += self._decoder.feed(b"".join(parts))
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def take(self, kind: int) -> list[tuple[int, bytes]]:
+        """Return number and body of each message of a kind, once."""
+        found = [(number, body) for of_kind, number, body in self.sent if of_kind == kind]
+        self.sent = [message for message in self.sent if message[0] != kind]
+        return found
+
+    def results(self) -> list[tuple[int, Status, int, int]]:
+        answers = [(number, *bus.decode_result(body)) for number, body in self.take(bus.RESULT)]
+        return [(number, Status(status), sent, unconfirmed) for number, status, sent, unconfirmed in answers]
+
+
+class Broker:
+    """A router, its clock, and what it has reported."""
+
+    def __init__(self, *workers: int) -> None:
+        self.now = 100.0
+        self.stalled: list[int] = []
+        self.router = Router(
+            0xE0, workers, clock=lambda: self.now, confirm_seconds=CONFIRM_SECONDS, resync_seconds=RESYNC_SECONDS,
+            on_stalled=self.stalled.append,
+        )  # fmt: skip
+
+    def say(self, link: FakeLink, kind: int, number: int = 0, body: bytes = b"") -> None:
+        self.router.on_message(link, kind, number, body)
+
+    def join(self, number: int, *keys: bytes, link: FakeLink | None = None) -> FakeLink:
+        """Connect a worker, with its key table."""
+        link = link or FakeLink()
+        self.say(link, bus.HELLO, number)
+        for key in keys:
+            self.say(link, bus.SUBSCRIBE, 0, key)
+        self.say(link, bus.COMPLETE, 1)
+        return link
+
+    def push(self, link: FakeLink, request: int, *keys: bytes) -> None:
+        self.say(link, bus.PUBLISH, request, bus.encode_publication(list(keys) or [KEY], b"news", b"frame"))
+
+    def count(self, link: FakeLink, connections: int) -> None:
+        """Count the oldest publication that the worker has not counted."""
+        position = next(at for at, message in enumerate(link.sent) if message[0] in {bus.DELIVER, bus.CLOSE})
+        number = link.sent.pop(position)[1]
+        self.say(link, bus.COUNT, number, bus.encode_count(number, connections)[13:])
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.router.tick()
+
+
+# Order and counts
+
+
+def test_a_push_reaches_every_worker_with_its_key_and_counts_their_sum() -> None:
+    """The answer comes with the last count, and is the sum."""
+    broker = Broker()
+    one, two, three = broker.join(1, KEY), broker.join(2, KEY), broker.join(3, OTHER)
+    broker.push(three, 7)
+    assert [len(link.take(bus.DELIVER)) for link in (one, two, three)] == [1, 1, 0]
+    broker.push(three, 8)
+    broker.count(one, 3)
+    assert three.results() == []
+    broker.count(two, 2)
+    assert three.results() == [(8, Status.DONE, 5, 0)]
+
+
+def test_delivered_body_is_the_published_one() -> None:
+    """What the worker encoded goes on as it is."""
+    broker = Broker()
+    link = broker.join(1, KEY)
+    broker.push(link, 1)
+    assert link.take(bus.DELIVER)[0][1] == bus.encode_publication([KEY], b"news", b"frame")
+
+
+def test_one_message_carries_all_keys_of_a_push_to_a_worker() -> None:
+    """A worker that wants several of its keys gets the push once."""
+    broker = Broker()
+    one, two = broker.join(1, KEY, OTHER), broker.join(2, OTHER)
+    broker.push(one, 1, KEY, OTHER)
+    assert [len(link.take(bus.DELIVER)) for link in (one, two)] == [1, 1]
+
+
+def test_a_push_that_nobody_wants_counts_nobody_at_once() -> None:
+    """No subscriber, no waiting."""
+    broker = Broker()
+    link = broker.join(1)
+    broker.push(link, 1)
+    assert link.results() == [(1, Status.DONE, 0, 0)]
+
+
+def test_all_workers_see_pushes_in_one_order() -> None:
+    """Numbers grow in the order in which the broker took the pushes, whoever sent them."""
+    broker = Broker()
+    one, two = broker.join(1, KEY), broker.join(2, KEY)
+    for request in range(50):
+        broker.push((one, two)[request % 2], request)
+    numbers = [number for number, _ in one.take(bus.DELIVER)]
+    assert numbers == sorted(set(numbers)) == [number for number, _ in two.take(bus.DELIVER)]
+    assert len(numbers) == 50
+
+
+def test_subscribed_then_pushed_then_withdrawn() -> None:
+    """A key counts from its confirmation and no longer than to its withdrawal, in the order of the stream."""
+    broker = Broker()
+    link = broker.join(1)
+    broker.say(link, bus.SUBSCRIBE, 5, KEY)
+    assert link.take(bus.SUBSCRIBED)[-1][0] == 5
+    broker.push(link, 1)
+    assert len(link.take(bus.DELIVER)) == 1
+    broker.say(link, bus.UNSUBSCRIBE, 0, KEY)
+    broker.push(link, 2)
+    assert link.results() == [(2, Status.DONE, 0, 0)]
+    assert len(broker.router.routes) == 0
+
+
+def test_drop_goes_to_every_worker() -> None:
+    """Where a user's connections are is not known by user: all are asked."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2)
+    broker.say(one, bus.DROP, 9, b'["jack",null]')
+    broker.count(one, 1)
+    broker.count(two, 4)
+    assert one.results() == [(9, Status.DONE, 5, 0)]
+
+
+# Who does not count
+
+
+def test_unconfirmed_at_the_deadline_and_not_before() -> None:
+    """A worker that does not count in time contributes 0; its late count changes nothing."""
+    broker = Broker()
+    one, two = broker.join(1, KEY), broker.join(2, KEY)
+    broker.push(one, 1)
+    broker.count(one, 3)
+    broker.wait(CONFIRM_SECONDS - 0.001)
+    assert one.results() == []
+    broker.wait(0.001)
+    assert one.results() == [(1, Status.DONE, 3, 1)]
+    broker.count(two, 2)
+    assert one.results() == []
+    assert broker.router.counts == {"publications": 1, "refused": 0, "unconfirmed": 1}
+
+
+def test_each_push_has_its_own_deadline() -> None:
+    """A later push is not answered with an earlier one."""
+    broker = Broker()
+    link = broker.join(1, KEY)
+    broker.push(link, 1)
+    broker.wait(0.5)
+    broker.push(link, 2)
+    broker.wait(0.5)
+    assert link.results() == [(1, Status.DONE, 0, 1)]
+    broker.wait(0.5)
+    assert link.results() == [(2, Status.DONE, 0, 1)]
+
+
+def test_a_worker_that_dies_answers_for_itself_at_once() -> None:
+    """Its share of every push under way is 0 and unconfirmed; nobody waits for a deadline."""
+    broker = Broker()
+    one, two = broker.join(1, KEY), broker.join(2, KEY)
+    for request in (1, 2):
+        broker.push(one, request)
+    broker.count(one, 1)
+    broker.count(one, 1)
+    broker.router.on_closed(two)
+    assert one.results() == [(1, Status.DONE, 1, 1), (2, Status.DONE, 1, 1)]
+
+
+def test_the_asking_worker_may_die_first() -> None:
+    """An answer that nobody waits for goes nowhere."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2, KEY)
+    broker.push(one, 1)
+    broker.router.on_closed(one)
+    broker.router.on_gone(1)
+    broker.count(two, 1)
+    assert two.results() == []
+
+
+def test_refused_to_all_when_one_link_is_full() -> None:
+    """All or none: a push of which one worker cannot take its copy is sent to nobody."""
+    broker = Broker()
+    one, two = broker.join(1, KEY), broker.join(2, KEY)
+    two.is_full = True
+    broker.push(one, 1)
+    assert one.results() == [(1, Status.OVERLOADED, 0, 0)]
+    assert one.take(bus.DELIVER) == two.take(bus.DELIVER) == []
+    broker.push(one, 2, OTHER)
+    assert one.results() == [(2, Status.DONE, 0, 0)]
+    assert broker.router.counts["refused"] == 1
+
+
+# A new broker
+
+
+def test_new_broker_takes_no_push_before_every_table() -> None:
+    """Refused, to everybody, until the last live worker has said all its keys."""
+    broker = Broker(1, 2)
+    one = broker.join(1, KEY)
+    assert one.take(bus.WELCOME) == [(0, bus.encode_epoch(0xE0))]
+    assert one.take(bus.SUBSCRIBED) == [(1, b"")]
+    broker.push(one, 1)
+    broker.say(one, bus.DROP, 2, b'["jack",null]')
+    assert one.results() == [(1, Status.NOT_READY, 0, 0), (2, Status.NOT_READY, 0, 0)]
+    assert not broker.router.is_ready
+    two = FakeLink()
+    broker.say(two, bus.HELLO, 2)
+    broker.say(two, bus.SUBSCRIBE, 0, KEY)
+    broker.push(one, 3)
+    assert one.results() == [(3, Status.NOT_READY, 0, 0)]
+    broker.say(two, bus.COMPLETE, 1)
+    assert broker.router.is_ready
+    broker.push(one, 4)
+    assert [len(link.take(bus.DELIVER)) for link in (one, two)] == [1, 1]
+
+
+def test_a_dead_worker_is_not_waited_for() -> None:
+    """The supervisor's word that it has ended stands for its table."""
+    broker = Broker(1, 2)
+    one = broker.join(1, KEY)
+    broker.router.on_gone(2)
+    broker.push(one, 1)
+    assert len(one.take(bus.DELIVER)) == 1
+
+
+def test_a_missing_table_is_reported_until_it_comes() -> None:
+    """After resync_seconds, and again and again: the word to kill may be lost."""
+    broker = Broker(1, 2)
+    broker.join(1)
+    broker.wait(RESYNC_SECONDS - 0.001)
+    assert broker.stalled == []
+    broker.wait(0.001)
+    assert broker.stalled == [2]
+    broker.wait(RESYNC_SECONDS)
+    assert broker.stalled == [2, 2]
+    broker.join(2)
+    broker.wait(RESYNC_SECONDS)
+    assert broker.stalled == [2, 2]
+    assert broker.router.is_ready
+
+
+def test_an_incomplete_table_is_worth_nothing() -> None:
+    """A worker that loses its link in the middle of its table is still missing, and leaves no keys."""
+    broker = Broker(1)
+    link = FakeLink()
+    broker.say(link, bus.HELLO, 1)
+    broker.say(link, bus.SUBSCRIBE, 0, KEY)
+    broker.router.on_closed(link)
+    assert len(broker.router.routes) == 0
+    assert not broker.router.is_ready
+    broker.join(1, KEY)
+    assert broker.router.is_ready
+
+
+def test_a_worker_that_is_still_starting_is_not_waited_for() -> None:
+    """Nobody can have registered with it."""
+    broker = Broker(1)
+    one = broker.join(1, KEY)
+    starting = FakeLink()
+    broker.say(starting, bus.HELLO, 2)
+    broker.push(one, 1)
+    assert len(one.take(bus.DELIVER)) == 1
+
+
+# A link that breaks
+
+
+def test_a_lost_link_hides_nobody() -> None:
+    """Until its worker is back, a push that it would have a share in is refused; all others pass."""
+    broker = Broker()
+    one, two = broker.join(1, OTHER), broker.join(2, KEY)
+    broker.router.on_closed(two)
+    broker.push(one, 1, KEY)
+    broker.push(one, 2, KEY, OTHER)
+    broker.say(one, bus.DROP, 3, b'["jack",null]')
+    assert one.results() == [(n, Status.NOT_READY, 0, 0) for n in (1, 2, 3)]
+    assert one.take(bus.DELIVER) == one.take(bus.CLOSE) == []
+    broker.push(one, 4, OTHER)
+    assert len(one.take(bus.DELIVER)) == 1
+
+
+def test_a_returning_worker_s_table_replaces_its_old_one() -> None:
+    """What it has withdrawn meanwhile is forgotten; before COMPLETE the old keys stand."""
+    broker = Broker()
+    one, old = broker.join(1), broker.join(2, KEY)
+    broker.router.on_closed(old)
+    new = FakeLink()
+    broker.say(new, bus.HELLO, 2)
+    broker.say(new, bus.SUBSCRIBE, 0, OTHER)
+    broker.push(one, 1, KEY)
+    assert one.results() == [(1, Status.NOT_READY, 0, 0)]
+    broker.say(new, bus.COMPLETE, 1)
+    broker.push(one, 2, KEY)
+    broker.push(one, 3, OTHER)
+    assert one.results() == [(2, Status.DONE, 0, 0)]
+    assert len(new.take(bus.DELIVER)) == 1
+    broker.wait(10 * RESYNC_SECONDS)
+    assert broker.stalled == []
+
+
+def test_a_second_loss_before_the_table_is_complete_changes_nothing() -> None:
+    """The last whole table stands."""
+    broker = Broker()
+    one, old = broker.join(1), broker.join(2, KEY)
+    broker.router.on_closed(old)
+    halfway = FakeLink()
+    broker.say(halfway, bus.HELLO, 2)
+    broker.say(halfway, bus.SUBSCRIBE, 0, OTHER)
+    broker.router.on_closed(halfway)
+    broker.push(one, 1, KEY)
+    broker.push(one, 2, OTHER)
+    assert one.results() == [(1, Status.NOT_READY, 0, 0), (2, Status.DONE, 0, 0)]
+
+
+def test_hello_on_a_second_link_ends_the_first() -> None:
+    """A worker has one link: the older one is closed, and counts no more."""
+    broker = Broker()
+    one, old = broker.join(1), broker.join(2, KEY)
+    broker.push(one, 1)
+    new = broker.join(2, KEY)
+    assert old.is_closed
+    assert one.results() == [(1, Status.DONE, 0, 1)]
+    broker.router.on_closed(old)
+    broker.push(one, 2)
+    assert len(new.take(bus.DELIVER)) == 1
+    assert broker.router.routes.subscribers(KEY) and len(broker.router.routes) == 1
+
+
+def test_a_lost_worker_that_does_not_return_is_reported() -> None:
+    """It has resync_seconds, like a worker that a new broker waits for."""
+    broker = Broker()
+    broker.router.on_closed(broker.join(2, KEY))
+    broker.wait(RESYNC_SECONDS)
+    assert broker.stalled == [2]
+
+
+def test_a_dead_worker_takes_its_keys_with_it() -> None:
+    """Whether its link or the supervisor tells first."""
+    for link_first in (True, False):
+        broker = Broker()
+        one, two = broker.join(1), broker.join(2, KEY, OTHER)
+        if link_first:
+            broker.router.on_closed(two)
+        broker.router.on_gone(2)
+        if not link_first:
+            broker.router.on_closed(two)
+        assert len(broker.router.routes) == 0
+        broker.push(one, 1)
+        assert one.results() == [(1, Status.DONE, 0, 0)]
+        broker.wait(10 * RESYNC_SECONDS)
+        assert broker.stalled == []
+
+
+def test_what_a_worker_said_before_its_end_is_still_heard() -> None:
+    """Its last counts may come after the supervisor's word; a link that stays open behind that is closed."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2, KEY)
+    broker.push(one, 1)
+    broker.router.on_gone(2)
+    broker.count(two, 3)
+    assert one.results() == [(1, Status.DONE, 3, 0)]
+    broker.wait(RESYNC_SECONDS + 0.001)
+    assert two.is_closed
+    assert len(broker.router.routes) == 0
+
+
+def test_a_late_connection_of_a_dead_worker_is_refused() -> None:
+    """It may have waited in the listener's queue: nobody is behind it."""
+    broker = Broker()
+    broker.router.on_gone(2)
+    with pytest.raises(bus.BusError, match="has ended"):
+        broker.join(2, KEY)
+    assert broker.router.is_idle
+
+
+def test_goodbye_is_no_loss() -> None:
+    """A worker that has drained is not waited for, and its figures stay in the sums."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2, KEY)
+    broker.say(two, bus.SNAPSHOT, 0, orjson.dumps({"counters": {"deliveries": 5}, "gauges": {}}))
+    broker.say(two, bus.GOODBYE)
+    broker.router.on_closed(two)
+    broker.push(one, 1)
+    assert one.results() == [(1, Status.DONE, 0, 0)]
+    broker.wait(10 * RESYNC_SECONDS)
+    assert broker.stalled == []
+    broker.say(one, bus.SCRAPE, 9)
+    broker.wait(SCRAPE_SECONDS)
+    assert orjson.loads(one.take(bus.REPORT)[0][1])["departed"] == {"deliveries": 5}
+
+
+def test_nonsense_is_a_bus_error() -> None:
+    """Before HELLO only HELLO; later only what workers say."""
+    broker = Broker()
+    with pytest.raises(bus.BusError, match="before HELLO"):
+        broker.push(FakeLink(), 1)
+    link = broker.join(1)
+    with pytest.raises(bus.BusError, match="unknown"):
+        broker.say(link, bus.DELIVER, 1)
+
+
+# Figures
+
+
+def snapshot(deliveries: int) -> bytes:
+    return orjson.dumps({"counters": {"deliveries": deliveries}, "gauges": {}})
+
+
+def scrape(broker: Broker, link: FakeLink) -> dict:
+    (report,) = link.take(bus.REPORT)
+    assert report[0] == 77
+    return orjson.loads(report[1])
+
+
+def test_scrape_asks_all_and_answers_with_the_last() -> None:
+    """Each worker measures; the report comes when all have."""
+    broker = Broker()
+    one, two = broker.join(1, KEY), broker.join(2, KEY, OTHER)
+    broker.say(one, bus.SCRAPE, 77)
+    for link, deliveries in ((one, 3), (two, 4)):
+        assert link.take(bus.REPORT) == []
+        ((number, _),) = link.take(bus.MEASURE)
+        broker.say(link, bus.SNAPSHOT, number, snapshot(deliveries))
+    report = scrape(broker, one)
+    assert report["workers"]["1"]["counters"] == {"deliveries": 3}
+    assert report["workers"]["2"]["counters"] == {"deliveries": 4}
+    assert (report["broker"]["routes"], report["broker"]["workers"], report["stale"]) == (2, 2, [])
+
+
+def test_scrape_does_not_wait_for_a_worker_that_is_silent() -> None:
+    """After a quarter of a second its last figures are shown, and it is named."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2)
+    broker.say(two, bus.SNAPSHOT, 0, snapshot(4))
+    broker.say(one, bus.SCRAPE, 77)
+    broker.say(one, bus.SNAPSHOT, one.take(bus.MEASURE)[0][0], snapshot(3))
+    broker.wait(SCRAPE_SECONDS)
+    report = scrape(broker, one)
+    assert report["workers"]["2"]["counters"] == {"deliveries": 4}
+    assert report["stale"] == [2]
+
+
+def test_figures_of_a_lost_worker_are_counted_once() -> None:
+    """Lost, back or dead: its counters are in the report exactly once."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2)
+    broker.say(two, bus.SNAPSHOT, 0, snapshot(4))
+
+    def total() -> int:
+        broker.say(one, bus.SCRAPE, 77)
+        broker.wait(SCRAPE_SECONDS)
+        report = scrape(broker, one)
+        counters = [worker.get("counters", {}) for worker in report["workers"].values()]
+        return sum(counts.get("deliveries", 0) for counts in [*counters, report["departed"]])
+
+    assert total() == 4
+    broker.router.on_closed(two)
+    assert total() == 4
+    new = broker.join(2)
+    assert total() == 4
+    broker.say(new, bus.SNAPSHOT, 0, snapshot(6))
+    assert total() == 6
+    broker.router.on_closed(new)
+    broker.router.on_gone(2)
+    assert total() == 6
