@@ -66,7 +66,8 @@ def request(port: int, user: int, size: int) -> bytes:
     body = json.dumps({"userId": f"user{user}", "event": "e", "message": "x" * size}).encode()
     return (
         f"POST /push HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+        f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body
     )
 
 

@@ -1,13 +1,13 @@
 """Every error in one place: the exception tree, WebSocket close codes, HTTP error bodies.
 
-    FastpushError
-    ├── ConfigError          the operator's: a setting is wrong           exit code 2
-    ├── StartError           the host's: port taken, directory not ours   exit code 1
-    ├── ProtocolViolation    a WebSocket peer broke a rule                closed with .code
-    ├── RegistrationError    a registration cannot be taken; the connection stays open
-    ├── TokenRejected        the token names nobody                       401 / 4501
-    ├── AuthUnavailable      whoever could tell cannot be reached         503 / 1013
-    └── RequestError         an HTTP request is answered with .status
+FastpushError
+├── ConfigError          the operator's: a setting is wrong           exit code 2
+├── StartError           the host's: port taken, directory not ours   exit code 1
+├── ProtocolViolation    a WebSocket peer broke a rule                closed with .code
+├── RegistrationError    a registration cannot be taken; the connection stays open
+├── TokenRejected        the token names nobody                       401 / 4501
+├── AuthUnavailable      whoever could tell cannot be reached         503 / 1013
+└── RequestError         an HTTP request is answered with .status
 """
 
 from enum import IntEnum

@@ -63,6 +63,7 @@ BROKER_METRICS: dict[str, Metric] = {
     ),
 }
 
+
 @dataclass(slots=True)
 class Counters:
     """One worker's counts since its start: the counters of WORKER_METRICS, by the same names."""

@@ -49,7 +49,9 @@ class Server:
     sections: configuration beside what tests need; a value given here wins.
     """
 
-    def __init__(self, folder: Path, workers: int = 2, sections: dict[str, dict[str, Any]] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, folder: Path, workers: int = 2, sections: dict[str, dict[str, Any]] | None = None, **kwargs: Any
+    ) -> None:
         self.folder = folder
         self.config_path = folder / "config.toml"
         self.log_path = folder / "server.log"
@@ -141,7 +143,10 @@ class Server:
     def push(self, user: Any, event: str, message: str, **headers: str) -> dict[str, Any]:
         """Push and return the JSON reply with its status added."""
         status, _, body = self.request(
-            "POST", "/push", {"userId": user, "event": event, "message": message}, {"Accept": "application/json", **headers}
+            "POST",
+            "/push",
+            {"userId": user, "event": event, "message": message},
+            {"Accept": "application/json", **headers},
         )
         return {"status": status, **json.loads(body)}
 

@@ -48,8 +48,10 @@ PREFIX = "FASTPUSH_"
 _FILE_BYTES = 64 * 1024 * 1024
 _REPORTED_PROBLEMS = 50
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-# Set by others under the same prefix: Kubernetes and Docker for a service or container of this name; the tests' own.
-_FOREIGN = re.compile(r"FASTPUSH_(TEST|BENCH)_.*|FASTPUSH_(KEY|TOKEN)|FASTPUSH_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)")
+# Set by others under the same prefix: Kubernetes and Docker for a service or container of this name; the tests' own; the commands' key and token.
+_FOREIGN = re.compile(
+    r"FASTPUSH_(TEST|BENCH)_.*|FASTPUSH_(KEY|TOKEN)|FASTPUSH_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)"
+)
 _FOREIGN_PORT = re.compile(r"(tcp|udp)://")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _TOML_POSITION = re.compile(r" \(at (line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")

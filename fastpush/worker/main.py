@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import orjson
@@ -67,7 +67,7 @@ class Worker:
             answer_seconds=config.bus.confirm_ms / 1000 + _ANSWER_MARGIN_SECONDS,
             deliver=self._deliver,
             close_user=self._close_user,
-            key_table=lambda: self._hub.keys(),
+            key_table=self._key_table,
             measure=self._measure,
         )
         self._hub = Hub(self._bus.announce, self._bus.withdraw)
@@ -277,6 +277,9 @@ class Worker:
             self._bus.scrape(on_report)
         except BusUnavailable as error:
             raise unavailable(str(error)) from None
+
+    def _key_table(self) -> Iterable[bytes]:
+        return self._hub.keys()
 
     def _deliver(self, publication: Publication) -> int:
         count = self._hub.deliver(publication)

@@ -37,7 +37,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         finally:
             for transport in list(_transports):
                 transport.abort()
-            while _transports:  # noqa: ASYNC110 - nothing but the loop has to turn
+            while _transports:
                 await asyncio.sleep(0)
 
     return asyncio.run(tidily())

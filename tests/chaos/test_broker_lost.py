@@ -42,7 +42,11 @@ def slowest(pushes: list[Push]) -> float:
     return max(push.seconds for push in pushes)
 
 
-@pytest.mark.parametrize(("number", "times", "hang_seconds"), [(signal.SIGKILL, 10, 10), (signal.SIGSTOP, 2, 1)])
+@pytest.mark.parametrize(
+    ("number", "times", "hang_seconds"),
+    [(signal.SIGKILL, 10, 10), (signal.SIGSTOP, 2, 1)],
+    ids=["killed", "stopped"],
+)
 def test_broker_lost(serve, number: signal.Signals, times: int, hang_seconds: int) -> None:
     """The broker is killed (stopped) again and again under load: nobody is disconnected, a push is delivered
     to all, or 503 and to none, or 504; each time all is well within a second (of the time a hang takes).

@@ -41,7 +41,7 @@ class Hunt:
             await asyncio.sleep(max(0, began + turn + 1 - loop.time()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_worker_lost_every_second(serve, number: signal.Signals) -> None:
     """For 20 s a random worker is killed, or stopped, every second: no connect is refused or slow, no push hangs,
     and afterwards the routing table and the counts are those of the clients.

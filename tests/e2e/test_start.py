@@ -1,6 +1,5 @@
 """Starts that cannot work end at once with a plain message and the right exit code, and leave nothing behind."""
 
-import os
 import resource
 import socket
 import subprocess
@@ -11,7 +10,9 @@ from pathlib import Path
 from tests.server import SCALE, Server, toml
 
 
-def _serve(folder: Path, sections: dict[str, dict[str, object]], before: Callable[[], None] | None = None) -> tuple[int, str]:
+def _serve(
+    folder: Path, sections: dict[str, dict[str, object]], before: Callable[[], None] | None = None
+) -> tuple[int, str]:
     """Run `fastpush serve` until it ends by itself; its exit code and standard error."""
     (folder / "config.toml").write_text(toml(sections))
     ended = subprocess.run(
@@ -55,11 +56,9 @@ def test_runtime_directory_that_cannot_be_used(tmp_path: Path) -> None:
     """A runtime directory that is a file, or open to others, is refused with the setting to change."""
     (tmp_path / "file").write_text("")
     (tmp_path / "shared").mkdir()
-    os.chmod(tmp_path / "shared", 0o777)  # noqa: S103 - the very thing that is refused
+    (tmp_path / "shared").chmod(0o777)
     for name in ("file", "shared"):
-        code, text = _serve(
-            tmp_path, {"server": {"listen": "127.0.0.1:0", "runtime_directory": str(tmp_path / name)}}
-        )
+        code, text = _serve(tmp_path, {"server": {"listen": "127.0.0.1:0", "runtime_directory": str(tmp_path / name)}})
         assert code == 1 and str(tmp_path / name) in text and "runtime_directory" in text
 
 

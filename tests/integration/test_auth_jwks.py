@@ -39,7 +39,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]],
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop run until `condition` holds; the test's own time limit ends what never does."""
-    while not condition():  # noqa: ASYNC110 (what it waits for is another task's)
+    while not condition():
         await asyncio.sleep(0)
 
 

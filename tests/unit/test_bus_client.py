@@ -71,7 +71,7 @@ class FakeBroker:
 
 async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(SECONDS):
-        while not condition():  # noqa: ASYNC110 - the condition has no event of its own
+        while not condition():
             await asyncio.sleep(0.001)
 
 

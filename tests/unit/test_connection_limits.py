@@ -67,7 +67,7 @@ async def opened(environment: Environment, backlog: bytes = b"") -> AsyncIterato
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nobody could set an event
+        while not condition():
             await asyncio.sleep(0.001)
 
 

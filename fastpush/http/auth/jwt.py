@@ -104,7 +104,7 @@ class JwtAuth:
     def authenticate(
         self,
         token: str,
-        headers: Mapping[str, str],  # noqa: ARG002 (of the contract)
+        headers: Mapping[str, str],
     ) -> Identity | Awaitable[Identity]:
         check_present(token)
         check_size(token)

@@ -12,7 +12,7 @@ class TokenIsUser:
     def __init__(self, name_bytes: int) -> None:
         self._name_bytes = name_bytes
 
-    def authenticate(self, token: str, headers: Mapping[str, str]) -> Identity:  # noqa: ARG002 (of the contract)
+    def authenticate(self, token: str, headers: Mapping[str, str]) -> Identity:
         check_present(token)
         return identity(token, None, self._name_bytes)
 
@@ -27,7 +27,7 @@ class StaticAuth:
         self._users = users
         self._name_bytes = name_bytes
 
-    def authenticate(self, token: str, headers: Mapping[str, str]) -> Identity:  # noqa: ARG002 (of the contract)
+    def authenticate(self, token: str, headers: Mapping[str, str]) -> Identity:
         check_present(token)
         user = self._users.get(token)
         if user is None:
