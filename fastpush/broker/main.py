@@ -17,7 +17,7 @@ from fastpush.protocol import control
 
 log = logging.getLogger("fastpush.broker")
 
-TICK_SECONDS = 0.05
+TICK_SECONDS = 0.02
 RESYNC_SECONDS = 1.0
 
 

@@ -48,7 +48,8 @@ PREFIX = "FASTPUSH_"
 _FILE_BYTES = 64 * 1024 * 1024
 _REPORTED_PROBLEMS = 50
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-# Set by others under the same prefix: Kubernetes and Docker for a service or container of this name; the tests' own; the commands' key and token.
+# Set by others under the same prefix: Kubernetes and Docker for a service or container of this name; the tests'
+# own; the key and token of commands.
 _FOREIGN = re.compile(
     r"FASTPUSH_(TEST|BENCH)_.*|FASTPUSH_(KEY|TOKEN)|FASTPUSH_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)"
 )

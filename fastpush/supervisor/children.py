@@ -224,7 +224,7 @@ class Children:
                 broker.send(control.Gone(process.number))
         if expected:
             return
-        self._slot_of(process).died(now)
+        self._slot_of(process).died(now, found_hanging=bool(process.reason))
         if not process.ready and self._crash_loop.died_before_ready(process.role, now):
             self._given_up = (
                 f"the {process.role} process died {CRASH_DEATHS} times within {CRASH_SECONDS:g} seconds before it was "

@@ -34,8 +34,15 @@ class Slot:
     _streak: int = 0
     _died_at: float = 0.0
 
-    def died(self, now: float) -> None:
-        """Decide when the next process starts: at once after a first death, later after each further one."""
+    def died(self, now: float, *, found_hanging: bool = False) -> None:
+        """Decide when the next process starts: at once after a first death, later after each further one.
+
+        found_hanging: this took its time already, and whoever covers may hang too: at once.
+        """
+        if found_hanging:
+            self.opened = True
+            self.due = now
+            return
         self._streak = self._streak + 1 if self._streak and now - self._died_at < QUIET_SECONDS else 1
         self._died_at = now
         self.opened = True

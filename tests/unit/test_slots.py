@@ -29,6 +29,16 @@ def test_a_thousand_deaths_stay_at_the_highest_wait() -> None:
     assert waits(Slot(0), [float(n) for n in range(1000)])[-1] == 5
 
 
+def test_a_hanging_process_is_replaced_at_once() -> None:
+    """It took hang_seconds to find out; such ends neither wait nor make the next death wait."""
+    slot = Slot(0)
+    for now in (100, 102, 104):
+        slot.died(now, found_hanging=True)
+        assert (slot.due, slot.opened) == (now, True)
+        slot.started()
+    assert waits(slot, [105, 106]) == [0, 0.25]
+
+
 def test_the_broker_never_waits() -> None:
     """Nobody can cover for the broker: every restart is immediate."""
     assert waits(Slot(BROKER), [1, 2, 3, 4]) == [0, 0, 0, 0]
