@@ -106,7 +106,7 @@ class Server(Section, frozen=True):
     head_seconds: Annotated[
         float,
         setting(
-            "Time a client has for the head of a request, and a kept-alive connection to send the next one.",
+            "Time a client has for the head of a request, for its body, and, kept alive, to send the next one.",
             ge=1,
             le=3600,
         ),

@@ -355,8 +355,11 @@ def test_messages_wait_for_a_slow_answer_in_order(serve: Callable[..., Server], 
         for half in (range(6), range(6, 12)):
             client.send(*(build(TEXT, registration("t-jack" if n % 3 else "x", f"e{n}").encode()) for n in half))
         answers = [json.loads(client.read_text()) for _ in range(12)]
-        assert [answer.get("registered", answer.get("event")) for answer in answers] == [f"e{n}" for n in range(12)]
-        assert ["error" in answer for answer in answers] == [n % 3 == 0 for n in range(12)]
+        # Failures are told at once, registrations when the broker has confirmed them: each kind in its order.
+        assert [answer["registered"] for answer in answers if "registered" in answer] == [
+            f"e{n}" for n in range(12) if n % 3
+        ]
+        assert [answer["event"] for answer in answers if "error" in answer] == ["e0", "e3", "e6", "e9"]
         client.is_alive()
     with RawClient(server, "/ws", confirm=1) as client:
         client.text(registration("broken", "e"))
