@@ -103,10 +103,11 @@ class Worker:
         await services.app.start()
         self._channel.beat(beat_seconds(self._config), self._figures)
         self._bus.start()
-        await self._bus.welcomed.wait()
+        await _any_of(self._bus.welcomed, self._draining)
         tune_collector()
-        await self._listen(self._context.slot, self._context.listeners)
-        self._channel.send(control.Ready())
+        if not self._draining.is_set():
+            await self._listen(self._context.slot, self._context.listeners)
+            self._channel.send(control.Ready())
 
     def _build_services(self, loop: asyncio.AbstractEventLoop) -> Services:
         config, environment = self._config, self._environment
@@ -148,7 +149,7 @@ class Worker:
     def _cover(self, slot: int, descriptors: list[int]) -> None:
         """Accept for another slot; its descriptors come in the order of this worker's own listeners."""
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-        if self._draining.is_set():
+        if self._draining.is_set() or slot in self._servers:
             for sock in sockets:
                 sock.close()
             return
@@ -304,6 +305,14 @@ class Worker:
             "bus_queue_bytes": self._bus.queued_bytes,
         }
         return orjson.dumps({"counters": environment.counters.snapshot(), "gauges": gauges})
+
+
+async def _any_of(*events: asyncio.Event) -> None:
+    """Return when one of `events` is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in pending:
+        wait.cancel()
 
 
 async def _until(condition: Callable[[], bool], deadline: float) -> None:

@@ -1,8 +1,8 @@
 """Load for a running server, cheap enough to share two cores with it: WebSockets, publishers, and what they saw.
 
 Clients come back as soon as they lose their connection, and
-the time each connect took is kept: from its beginning to the 101, or to its end with the
-worker that had accepted it.
+the time each connect took is kept, from its beginning to the 101. One that ends before, with
+the worker that had accepted it, is kept apart.
 """
 
 import asyncio
@@ -227,7 +227,7 @@ class Push(NamedTuple):
 class Publisher:
     """Pushes one message after the other over a kept-alive connection, made again when it is lost.
 
-    connects: how long each took, to the answer of GET /health or to its end with its worker.
+    connects: how long each took, to the answer of GET /health.  cut: those that ended with their worker.
     accepts: asked which worker serves it.
     """
 
@@ -237,6 +237,7 @@ class Publisher:
         self._worker = 0
         self._connection: HttpConnection | None = None
         self.connects: list[float] = []
+        self.cut: list[float] = []
         self.refused = 0
 
     @property
@@ -256,7 +257,7 @@ class Publisher:
                 await asyncio.sleep(0.01)
                 continue
             reply = await connection.ask(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            self.connects.append(loop.time() - began)
+            (self.connects if reply.status else self.cut).append(loop.time() - began)
             if reply.status:
                 self._connection = connection
                 self._worker = self._accepts.worker_of(connection.port) if self._accepts else 0
@@ -286,7 +287,7 @@ class Client:
     """A user's connection that comes back whenever it is lost.
 
     messages: all received.  connects: how long each took.  closes: code of each end.
-    cut: connects that ended with their worker, before the 101.
+    cut: how long those lasted that ended with their worker.
     """
 
     def __init__(self, port: int, user: str) -> None:
@@ -296,12 +297,12 @@ class Client:
         self.connects: list[float] = []
         self.closes: list[int] = []
         self.refused: list[str] = []
-        self.cut = 0
+        self.cut: list[float] = []
         self.websocket: WebSocket | None = None
 
     @property
     def is_connected(self) -> bool:
-        return self.websocket is not None and not self.websocket.closed.done()  # a cut one's is done
+        return self.websocket is not None and not self.websocket.closed.done()
 
     async def live(self) -> None:
         while True:
@@ -316,13 +317,12 @@ class Client:
             try:
                 self.websocket = await open_websocket(self._port, self.user, self.messages.append)
             except ConnectionResetError:
-                self.cut += 1  # its worker died between accept and 101
+                self.cut.append(loop.time() - began)
             except (OSError, Refused) as error:
                 self.refused.append(repr(error))
                 await asyncio.sleep(0.01)
-                continue
-            self.connects.append(loop.time() - began)
-            if self.is_connected:
+            else:
+                self.connects.append(loop.time() - began)
                 return
 
 
@@ -391,6 +391,9 @@ class Load:
 
     def connects(self) -> list[float]:
         return [seconds for client in [*self.clients, *self.publishers] for seconds in client.connects]
+
+    def cut(self) -> list[float]:
+        return [seconds for client in [*self.clients, *self.publishers] for seconds in client.cut]
 
     def refused(self) -> list[str]:
         return [text for client in self.clients for text in client.refused] + [
