@@ -1,6 +1,6 @@
 """CPU of a unicast push through HTTP, broker and WebSocket: the whole process tree on one core.
 
-    python -m bench.unicast [--users N] [--seconds S] [--publishers 1,8,32,128] [--size BYTES]
+    python -m bench.unicast [--users N] [--seconds S] [--publishers 1,8,32,128] [--size BYTES] [--rounds N]
 
 Each publisher keeps one HTTP connection and one push outstanding. The server runs on core
 0, this client on core 1. Cost is the scheduler's run time of all server processes during
@@ -103,7 +103,7 @@ async def run(users: int, seconds: float, publishers: list[int], size: int, roun
         for count in publishers:
             results = sorted([await measure(target, count, users, size, seconds) for _ in range(rounds)])
             cost, rate = results[len(results) // 2]
-            click.echo(f"{count:>10} {cost:>9.1f} µs {rate:>10,.0f}")
+            click.echo(f"{count:>10} {cost:>9.1f} µs {rate:>10,.0f}   ({results[0][0]:.1f} to {results[-1][0]:.1f} µs)")
 
 
 @click.command()
@@ -111,7 +111,7 @@ async def run(users: int, seconds: float, publishers: list[int], size: int, roun
 @click.option("--seconds", default=3.0)
 @click.option("--publishers", default="1,8,32,128")
 @click.option("--size", default=128)
-@click.option("--rounds", default=3)
+@click.option("--rounds", default=5)
 def main(users: int, seconds: float, publishers: str, size: int, rounds: int) -> None:
     """Measure the CPU of a unicast push."""
     pin_self(core=1)
