@@ -26,9 +26,9 @@ EVERYTHING = [
 
 
 def tokens(folder: Path) -> dict[str, dict[str, Any]]:
-    """[auth] with one token, aaa, of jack."""
+    """[auth] with one token, jacks-own-token, of jack."""
     file = folder / "tokens.toml"
-    file.write_text('"aaa" = "jack"\n')
+    file.write_text('"jacks-own-token" = "jack"\n')
     return {"auth": {"mode": "static", "tokens_file": str(file)}}
 
 
@@ -137,7 +137,7 @@ def test_closed_server_serves_proxies_and_names(closed: Server) -> None:
     for host in FOREIGN_HOSTS:
         assert ask(closed, with_host(push("a", "e", "m", f"X-API-Key: {GOOD}"), host)).status == 200
     assert ask(closed, push("a", "e", "m", f"X-API-Key: {GOOD}", "Origin: https://evil.example")).status == 200
-    assert ask(closed, with_host(upgrade("/ws?token=aaa&event=e"), "push.example")).status == 101
+    assert ask(closed, with_host(upgrade("/ws?token=jacks-own-token&event=e"), "push.example")).status == 101
 
 
 def start_fails(folder: Path, sections: dict[str, dict[str, Any]]) -> tuple[int, str]:
@@ -214,7 +214,7 @@ def test_only_pushing_needs_a_key(closed: Server) -> None:
         assert ask(closed, push("a", "e", "m", path=path)).status == 401
         assert ask(closed, push("a", "e", "m", f"X-API-Key: {GOOD}", path=path)).status == 200
     assert ask(closed, request("GET", "/health")).status == ask(closed, request("GET", "/metrics")).status == 200
-    assert ask(closed, upgrade("/ws?token=aaa&event=e")).status == 101
+    assert ask(closed, upgrade("/ws?token=jacks-own-token&event=e")).status == 101
 
 
 def test_keys_and_tokens_stay_secret(closed: Server) -> None:
@@ -231,12 +231,12 @@ def test_keys_and_tokens_stay_secret(closed: Server) -> None:
         ask(closed, request("GET", "/metrics", f"X-API-Key: {GOOD}")),
         ask(closed, push("a", "e", "m", f"X-API-Key: {wrong}", "Bad Header: x")),
     ]
-    with connect(closed.ws_url("token=aaa&event=e"), compression=None) as connection:
+    with connect(closed.ws_url("token=jacks-own-token&event=e"), compression=None) as connection:
         connection.send(json.dumps({"token": wrong, "event": "e"}))
         eventually(lambda: closed.events("registration not taken"))
     eventually(lambda: closed.events("handshake refused"))
     everything = repr(replies) + closed.log_text()
-    assert [secret for secret in (GOOD, OTHER, wrong, "aaa") if secret in everything] == []
+    assert [secret for secret in (GOOD, OTHER, wrong, "jacks-own-token") if secret in everything] == []
 
 
 # -- [push] auth = "python" ----------------------------------------------------------
@@ -284,13 +284,13 @@ def test_api_address_serves_all_but_websockets(serve: Callable[..., Server], tmp
     by_port = {port: [ask(port, data).status for data in plain] for port in ports}
     public = next(port for port, statuses in by_port.items() if statuses == [404] * 3)
     api = next(port for port, statuses in by_port.items() if statuses == [200] * 3)
-    for path in ("/ws?token=aaa&event=e", "/echo"):
+    for path in ("/ws?token=jacks-own-token&event=e", "/echo"):
         assert ask(public, upgrade(path)).status == 101
         reply = ask(api, upgrade(path))
         assert reply.status == 404 and reply.json()["error"]["code"] == "not_found"
     refused = ask(public, request("POST", "/push", body=b"x" * 100000))
     assert refused.status == 404 and refused.json()["error"]["code"] == "not_found"
     assert ask(public, request("HEAD", "/health")).status == 404
-    with connect(f"ws://127.0.0.1:{public}/ws?token=aaa&event=e", compression=None) as connection:
+    with connect(f"ws://127.0.0.1:{public}/ws?token=jacks-own-token&event=e", compression=None) as connection:
         assert ask(api, plain[0]).body == b"message sent to 1 clients"
         assert connection.recv(timeout=5) == "m"
