@@ -101,7 +101,8 @@ class Push:
         for event, key in keys.items():
             group = self._hub.join(connection, key)
             log.debug("registered", extra=fields(connection=connection.id, user=identity.user, event=event))
-            if connection.wants_confirm:
+            # An event that is repeated while the broker has not answered yet is confirmed once.
+            if connection.wants_confirm and (group.confirmed or key not in held):
                 self._confirm(connection, group, event)
 
     def _confirm(self, connection: Connection, group: Group, event: str) -> None:

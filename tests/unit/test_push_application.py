@@ -1,0 +1,45 @@
+"""The simple protocol's application, with a connection that records what it is sent."""
+
+from collections.abc import Callable
+
+from fastpush.applications.push import Push
+from fastpush.config import Limits
+from fastpush.fanout import Group, Hub
+from fastpush.http.auth import Identity
+from fastpush.metrics import Counters
+from fastpush.protocol.frames import text_frame
+from fastpush.protocol.push import registered_text
+
+
+class Recorder:
+    """A connection as an application sees it."""
+
+    def __init__(self) -> None:
+        self.user = ""
+        self.groups: tuple[Group, ...] = ()
+        self.id = "recorder"
+        self.wants_confirm = True
+        self.wants_envelope = False
+        self.expires_at: float | None = None
+        self.sent: list[bytes] = []
+
+    def send(self, frame: bytes) -> bool:
+        self.sent.append(frame)
+        return True
+
+
+def test_a_repeated_event_waits_for_one_confirmation() -> None:
+    """An event that is registered again and again while the broker is away adds nothing that waits for it."""
+    announced: list[Callable[[], None]] = []
+    hub = Hub(lambda _, confirmed: announced.append(confirmed), lambda _: None)
+    push = Push(hub, Limits(), Counters(), token_auth=None, spawn=None)
+    connection = Recorder()
+    for _ in range(1000):
+        push.enter(connection, Identity("jack"), ("topic1",))
+    group = next(group for group in connection.groups if group.key != b"*")
+    assert len(group.waiters) == 1
+    for confirmed in announced:
+        confirmed()
+    assert connection.sent == [text_frame(registered_text("topic1"))]
+    push.enter(connection, Identity("jack"), ("topic1",))
+    assert len(connection.sent) == 2, "once the broker knows it, every registration is answered"
