@@ -23,6 +23,7 @@ from fastpush.config import Log
 
 _COLOURS = {"debug": "\033[2m", "warning": "\033[33m", "error": "\033[31m", "critical": "\033[31m"}
 _root = logging.getLogger("fastpush")
+_loop = logging.getLogger("asyncio")  # tells of exceptions that nobody has caught
 _process = {"process": "supervisor"}
 
 
@@ -102,10 +103,11 @@ def setup(config: Log) -> None:
     terminal = not config.file and sys.stderr.isatty()
     human = config.format == "human" or (config.format == "auto" and terminal)
     handler.setFormatter(HumanFormatter(colour=terminal and "NO_COLOR" not in os.environ) if human else JsonFormatter())
-    for old in list(_root.handlers):
-        _root.removeHandler(old)
-    _root.addHandler(handler)
-    _root.propagate = False
+    for logger in (_root, _loop):
+        for old in list(logger.handlers):
+            logger.removeHandler(old)
+        logger.addHandler(handler)
+        logger.propagate = False
     set_level(config.level)
     faulthandler.enable(handler.stream)
 

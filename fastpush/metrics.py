@@ -25,6 +25,7 @@ WORKER_METRICS: dict[str, Metric] = {
     "http_connections": Metric("fastpush_http_connections", "gauge", "Open TCP connections that are no WebSocket yet."),
     "registrations": Metric("fastpush_registrations", "gauge", "Routing keys with a subscriber, per worker."),
     "send_queue_bytes": Metric("fastpush_send_queue_bytes", "gauge", "Bytes waiting for slow clients."),
+    "slow_connections": Metric("fastpush_slow_connections", "gauge", "Connections with messages waiting for them."),
     "bus_queue_bytes": Metric("fastpush_bus_queue_bytes", "gauge", "Bytes waiting on the bus to the broker."),
     "accepted": Metric("fastpush_accepted_total", "counter", "TCP connections accepted."),
     **{
@@ -38,6 +39,7 @@ WORKER_METRICS: dict[str, Metric] = {
         for outcome in ("delivered", "unconfirmed", "refused", "unavailable", "unknown")
     },
     "deliveries": Metric("fastpush_deliveries_total", "counter", "Messages taken by connections."),
+    "writes": Metric("fastpush_writes_total", "counter", "Writes of messages to connections; each holds one or several."),
     "messages_received": Metric("fastpush_messages_received_total", "counter", "Messages from clients."),
     "registrations_failed": Metric(
         "fastpush_registrations_failed_total", "counter", "Registrations that were not taken."
@@ -46,7 +48,7 @@ WORKER_METRICS: dict[str, Metric] = {
         f"drops_{reason}": Metric(
             "fastpush_drops_total", "counter", "Messages taken and then not written, by reason.", "reason", reason
         )
-        for reason in ("slow", "lost")
+        for reason in ("slow", "oldest", "lost")
     },
     "closes": Metric("fastpush_closed_connections_total", "counter", "WebSocket connections closed."),
     "protocol_errors": Metric("fastpush_protocol_errors_total", "counter", "Rules of RFC 6455 broken by clients."),
@@ -80,9 +82,11 @@ class Counters:
     pushes_unavailable: int = 0
     pushes_unknown: int = 0
     deliveries: int = 0
+    writes: int = 0
     messages_received: int = 0
     registrations_failed: int = 0
     drops_slow: int = 0
+    drops_oldest: int = 0
     drops_lost: int = 0
     closes: int = 0
     protocol_errors: int = 0

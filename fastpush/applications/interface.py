@@ -15,13 +15,21 @@ class Connection(Receiver, Protocol):
     failure: why the last registration was not taken.  expires_at: unix seconds, when the token ends.
     """
 
-    id: str
     peer: str
     headers: Mapping[str, str]
     wants_confirm: bool
     must_register: bool
     failure: Exception | None
     expires_at: float | None
+
+    @property
+    def id(self) -> str:
+        """Unique among all connections of all workers."""
+        ...
+
+    def send(self, frame: bytes) -> bool:
+        """Take a frame for writing; False when it cannot. Never raises, never changes groups."""
+        ...
 
     def pause_reading(self) -> None:
         """Hold back later messages until `resume_reading`."""

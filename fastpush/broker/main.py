@@ -42,6 +42,7 @@ class Broker:
             clock=time.monotonic,
             confirm_seconds=context.config.bus.confirm_ms / 1000,
             resync_seconds=RESYNC_SECONDS,
+            queue_bytes=context.config.bus.queue_bytes,
             on_stalled=self._on_stalled,
         )
 

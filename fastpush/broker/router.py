@@ -59,9 +59,10 @@ class Peer:
     link:        NO_LINK once it is lost.
     is_complete: its key table has come; until then nothing of it has been confirmed.
     is_leaving:  it has drained; its link closes on purpose.
+    uncounted_bytes: of the publications it has not counted yet: what may wait in it for busy connections.
     """
 
-    __slots__ = ("is_complete", "is_leaving", "link", "number", "snapshot", "uncounted")
+    __slots__ = ("is_complete", "is_leaving", "link", "number", "snapshot", "uncounted", "uncounted_bytes")
 
     def __init__(self, link: WorkerLink, number: int) -> None:
         self.link = link
@@ -70,18 +71,20 @@ class Peer:
         self.is_leaving = False
         # Publications this worker has not counted yet, oldest first.
         self.uncounted: dict[int, Delivery] = {}
+        self.uncounted_bytes = 0
         self.snapshot: dict[str, Any] = {}
 
 
 class Delivery:
     """A push or drop under way."""
 
-    __slots__ = ("deadline", "origin", "request", "sent", "unconfirmed", "waiting")
+    __slots__ = ("deadline", "origin", "request", "sent", "size", "unconfirmed", "waiting")
 
-    def __init__(self, origin: WorkerLink, request: int, waiting: int, deadline: float) -> None:
+    def __init__(self, origin: WorkerLink, request: int, waiting: int, size: int, deadline: float) -> None:
         self.origin = origin
         self.request = request
         self.waiting = waiting
+        self.size = size
         self.deadline = deadline
         self.sent = 0
         self.unconfirmed = 0
@@ -105,6 +108,7 @@ class Router:
     workers:       numbers of the processes whose key tables must come before any push.
     clock:         returns seconds; deadlines are exact, `tick` notices them.
     confirm_seconds, resync_seconds: the deadlines of a count and of a key table.
+    queue_bytes:   most bytes that a worker may owe counts for; beyond it pushes to it are refused.
     on_stalled:    told the number of a worker whose table is overdue, again and again
                    until that has come or `on_gone` is called.
     """
@@ -117,6 +121,7 @@ class Router:
         clock: Callable[[], float],
         confirm_seconds: float,
         resync_seconds: float,
+        queue_bytes: int,
         on_stalled: Callable[[int], None],
     ) -> None:
         self.epoch = epoch
@@ -132,6 +137,7 @@ class Router:
         self._gone: dict[int, float] = {}
         self._resync_seconds = resync_seconds
         self._confirm_seconds = confirm_seconds
+        self._queue_bytes = queue_bytes
         self._on_stalled = on_stalled
         self._last_number = 0
         self._scrapes: dict[int, Scrape] = {}
@@ -232,7 +238,7 @@ class Router:
                     break
                 late.append(number)
             for number in late:
-                self._counted(peer.uncounted.pop(number), 0, confirmed=False)
+                self._counted(self._take_uncounted(peer, number), 0, confirmed=False)
         for number, scrape in list(self._scrapes.items()):
             if scrape.deadline <= now:
                 self._report(number)
@@ -294,7 +300,7 @@ class Router:
             self._refuse(origin, request, Status.NOT_READY)
             return
         for target in targets:
-            if target.link.is_full:
+            if target.link.is_full or target.uncounted_bytes >= self._queue_bytes:
                 self._refuse(origin, request, Status.NOT_READY if target.link is NO_LINK else Status.OVERLOADED)
                 return
         self.counts["publications"] += 1
@@ -302,10 +308,11 @@ class Router:
             origin.link.send(bus.encode_result(request, Status.DONE, 0, 0))
             return
         self._last_number = number = self._last_number + 1
-        delivery = Delivery(origin.link, request, len(targets), self._clock() + self._confirm_seconds)
+        delivery = Delivery(origin.link, request, len(targets), len(body), self._clock() + self._confirm_seconds)
         head = bus.encode_head(kind, number, len(body))
         for target in targets:
             target.uncounted[number] = delivery
+            target.uncounted_bytes += delivery.size
             target.link.send(head, body)
 
     def _refuse(self, origin: Peer, request: int, status: Status) -> None:
@@ -313,9 +320,13 @@ class Router:
         origin.link.send(bus.encode_result(request, status, 0, 0))
 
     def _count(self, peer: Peer, number: int, body: bytes) -> None:
-        delivery = peer.uncounted.pop(number, None)
-        if delivery is not None:  # else it came after the deadline and has been reported as unconfirmed
-            self._counted(delivery, bus.decode_count(body), confirmed=True)
+        if number in peer.uncounted:  # else it came after the deadline and has been reported as unconfirmed
+            self._counted(self._take_uncounted(peer, number), bus.decode_count(body), confirmed=True)
+
+    def _take_uncounted(self, peer: Peer, number: int) -> Delivery:
+        delivery = peer.uncounted.pop(number)
+        peer.uncounted_bytes -= delivery.size
+        return delivery
 
     def _counted(self, delivery: Delivery, sent: int, *, confirmed: bool) -> None:
         delivery.sent += sent

@@ -12,6 +12,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from fastpush.bus.link import Link
 from fastpush.errors import FastpushError
@@ -38,7 +39,8 @@ class BusClient:
     """The link to the broker, and every question it owes an answer to.
 
     number:      of this worker process.
-    deliver, close_user: called with what the broker sends; return the connections reached.
+    deliver:     called with a publication and whom to tell, once, how many connections took it.
+    close_user:  called with a user and event; returns the connections closed.
     key_table:   returns the keys that have subscribers or are about to.
     measure:     returns this worker's snapshot as JSON.
     answer_seconds: after that a push is answered UNKNOWN, whatever the broker does.
@@ -51,7 +53,7 @@ class BusClient:
         *,
         queue_bytes: int,
         answer_seconds: float,
-        deliver: Callable[[Publication], int],
+        deliver: Callable[[Publication, Callable[[int], None]], None],
         close_user: Callable[[bytes], int],
         key_table: Callable[[], Iterable[bytes]],
         measure: Callable[[], bytes],
@@ -257,9 +259,9 @@ class BusClient:
             _call(unconfirmed.popleft()[1])
 
     def _on_deliver(self, number: int, body: bytes) -> None:
-        count = self._deliver(bus.decode_publication(body))
-        if self._link is not None:
-            self._link.send(bus.encode_count(number, count))
+        assert self._link is not None
+        # The count belongs on this link: to another one the number may mean another publication.
+        self._deliver(bus.decode_publication(body), partial(_send_count, self._link, number))
 
     def _on_close(self, number: int, body: bytes) -> None:
         count = self._close_user(body)
@@ -285,6 +287,10 @@ class BusClient:
         on_report = self._reports.pop(number, None)
         if on_report is not None:
             on_report(body)
+
+
+def _send_count(link: Link, number: int, count: int) -> None:
+    link.send(bus.encode_count(number, count))
 
 
 def _call(callback: Callable[..., object], *arguments: object) -> None:

@@ -168,17 +168,24 @@ class Limits(Section, frozen=True):
     ] = 1048576
     push_users: Annotated[int, setting("Most users in the userId list of one push.", ge=1, le=1000000)] = 10000
     send_queue_messages: Annotated[
-        int, setting("Most messages waiting for one slow client; more close it with 1013.", ge=1, le=1000000)
+        int, setting("Most messages waiting for one slow client; slow_policy says what happens beyond.", ge=1, le=1000000)
     ] = 1000
     send_queue_bytes: Annotated[
         int,
         setting(
-            "Most bytes waiting for one slow client; more close it with 1013. A push larger than this is answered "
-            "with 413.",
+            "Most bytes waiting for one slow client; slow_policy says what happens beyond. A push larger than this is "
+            "answered with 413.",
             ge=1024,
             le=1073741824,
         ),
     ] = 1048576
+    slow_policy: Annotated[
+        Literal["disconnect", "drop-oldest"],
+        setting(
+            "What happens to a slow client at these bounds: it is closed with 1013, or its oldest waiting messages are "
+            "dropped and counted."
+        ),
+    ] = "disconnect"
     worker_send_bytes: Annotated[
         int,
         setting(
@@ -187,6 +194,38 @@ class Limits(Section, frozen=True):
             le=1099511627776,
         ),
     ] = 268435456
+
+
+class Fanout(Section, frozen=True):
+    """How a publication is written to many connections."""
+
+    max_delay_ms: Annotated[
+        float,
+        setting(
+            "Longest time for which messages of a busy routing key gather, so that several leave in one write. "
+            "An idle key's message never waits. 0: no longer than a turn of the event loop.",
+            ge=0,
+            le=1000,
+        ),
+    ] = 5
+    slice_ms: Annotated[
+        float,
+        setting("Time that writing to large groups may take before other work of the worker has its turn.", ge=0.1, le=100),
+    ] = 1
+
+
+class Compression(Section, frozen=True):
+    """Smaller messages for more CPU: a message is compressed once, however many receive it."""
+
+    enabled: Annotated[bool, setting("Offer permessage-deflate to clients that ask for it.")] = False
+    min_bytes: Annotated[int, setting("Smaller messages stay plain.", ge=0, le=1073741824)] = 1024
+    max_bytes: Annotated[
+        int,
+        setting("Larger messages stay plain: compressing them would hold up the worker.", ge=0, le=1073741824),
+    ] = 262144
+    level: Annotated[
+        int, setting("From fastest (1) to smallest (9); for support_gzip=1 in a URL, too.", ge=1, le=9)
+    ] = 1
 
 
 class Bus(Section, frozen=True):
@@ -326,6 +365,8 @@ class Config(Section, frozen=True):
     api: Api = Api()
     connections: Connections = Connections()
     limits: Limits = Limits()
+    fanout: Fanout = Fanout()
+    compression: Compression = Compression()
     bus: Bus = Bus()
     auth: Auth = Auth()
     push: Push = Push()

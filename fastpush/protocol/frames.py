@@ -1,22 +1,29 @@
 """WebSocket frames to messages, and messages to prebuilt frames (RFC 6455). No I/O.
 
 The frame codec hands over unmasked single frames; everything between frames is here:
-fragments, UTF-8, reserved bits and opcodes, the payload of close frames. What the
-server sends is built once as `bytes` and shared by all receivers.
+fragments, UTF-8, reserved bits and opcodes, compression, the payload of close frames.
+What the server sends is built once as `bytes` and shared by all receivers.
 
 A fragmented message is kept as it came, in one bytearray: decoded, it could take four
-times its bytes. Its text is checked as it grows, and decoded once it is whole.
+times its bytes. Its text is checked as it grows, and decoded once it is whole; what is
+compressed is inflated and checked once it is whole.
 """
 
 import struct
+import zlib
+from base64 import b64encode
 from codecs import utf_8_decode
 from enum import IntEnum
+from hashlib import sha1
 
 from fastpush.errors import CloseCode, ProtocolViolation
+from fastpush.protocol.deflate import compress, inflate
 
 CONTROL_BYTES_MAX = 125  # RFC 6455, 5.5
 _REASON_BYTES_MAX = CONTROL_BYTES_MAX - 2
 _FIN = 0x80
+_RSV1 = 0x40  # RFC 7692, 6: the first frame of a compressed message
+_GZIP_WINDOW_BITS = 31  # zlib's way to say: 15, with gzip's header and trailer
 _pack_16 = struct.Struct("!BBH").pack
 _pack_64 = struct.Struct("!BBQ").pack
 # An IntEnum member costs a comparison several times an int's.
@@ -25,6 +32,9 @@ _CONTROL = 0x8  # this and above are control frames
 
 # RFC 6455, 7.4, and the registry's later 1012 to 1014: what may stand in a close frame.
 _CLOSE_CODES = frozenset((1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)))
+
+
+_ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
 
 class Opcode(IntEnum):
@@ -43,24 +53,46 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
     Raises: ValueError: a control frame of more than 125 bytes.
     """
+    if opcode >= _CONTROL and len(payload) > CONTROL_BYTES_MAX:
+        raise ValueError(f"a control frame holds at most {CONTROL_BYTES_MAX} bytes, not {len(payload)}")
+    return _frame(_FIN | opcode, payload)
+
+
+def _frame(first: int, payload: bytes) -> bytes:
     size = len(payload)
     if size < 126:  # noqa: PLR2004 - the lengths that RFC 6455, 5.2 defines
-        return bytes((_FIN | opcode, size)) + payload
-    if opcode >= _CONTROL:
-        raise ValueError(f"a control frame holds at most {CONTROL_BYTES_MAX} bytes, not {size}")
+        return bytes((first, size)) + payload
     if size < 65536:  # noqa: PLR2004
-        return _pack_16(_FIN | opcode, 126, size) + payload
-    return _pack_64(_FIN | opcode, 127, size) + payload
+        return _pack_16(first, 126, size) + payload
+    return _pack_64(first, 127, size) + payload
 
 
 def text_frame(payload: bytes) -> bytes:
     """Return a text frame; the caller vouches for UTF-8."""
-    return frame(_TEXT, payload)
+    return _frame(_FIN | _TEXT, payload)
 
 
 def binary_frame(payload: bytes) -> bytes:
     """Return a binary frame."""
-    return frame(_BINARY, payload)
+    return _frame(_FIN | _BINARY, payload)
+
+
+def handshake_response(key: str, extensions: str | None = None) -> bytes:
+    """Return the 101 that answers a Sec-WebSocket-Key (RFC 6455, 4.2.2).
+
+    extensions: value of Sec-WebSocket-Extensions, for a client that offers them.
+    """
+    accept = b64encode(sha1(key.encode("ascii") + _ACCEPT_GUID, usedforsecurity=False).digest())
+    extra = b"" if extensions is None else b"Sec-WebSocket-Extensions: %b\r\n" % extensions.encode("ascii")
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (accept, extra)
+    )
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """Return a pong. Raises: ValueError: more than 125 bytes."""
+    return frame(Opcode.PONG, payload)
 
 
 def ping_frame(payload: bytes = b"") -> bytes:
@@ -73,6 +105,16 @@ def payload_of(built: bytes) -> memoryview:
     length = built[1]
     start = 2 if length < 126 else 4 if length == 126 else 10  # noqa: PLR2004
     return memoryview(built)[start:]
+
+
+def deflated_frame(built: bytes, level: int) -> bytes:
+    """Return a data frame built here as clients with permessage-deflate take it. level: zlib's, 1 to 9."""
+    return _frame(built[0] | _RSV1, compress(payload_of(built), level))
+
+
+def gzip_frame(built: bytes, level: int) -> bytes:
+    """Return a binary frame that holds the payload of one built here as gzip, without a time. level: zlib's, 1 to 9."""
+    return binary_frame(zlib.compress(payload_of(built), level, _GZIP_WINDOW_BITS))
 
 
 def close_frame(code: int | None, reason: str = "") -> bytes:
@@ -113,16 +155,17 @@ def close_payload(payload: bytes) -> tuple[int | None, str]:
 class _Fragments:
     """A message under way. checked: bytes of `received` that are whole UTF-8 characters (text only)."""
 
-    __slots__ = ("checked", "count", "is_text", "received")
+    __slots__ = ("checked", "count", "is_deflated", "is_text", "received")
 
-    def __init__(self, *, is_text: bool) -> None:
+    def __init__(self, *, is_text: bool, is_deflated: bool) -> None:
         self.is_text = is_text
+        self.is_deflated = is_deflated
         self.received = bytearray()
         self.checked = 0
         self.count = 0
 
 
-_DEAD = _Fragments(is_text=False)  # stands for: a violation was raised
+_DEAD = _Fragments(is_text=False, is_deflated=False)  # stands for: a violation was raised
 
 
 class MessageReader:
@@ -132,46 +175,52 @@ class MessageReader:
     After a ProtocolViolation the connection is to be closed; the reader has let go of what it
     held, and feeding it again is the caller's mistake (RuntimeError).
 
-    message_bytes: largest message, all its fragments together.  message_fragments: most frames of one message.
+    message_bytes: largest message, all its fragments together, as it came and once it is inflated.
+    message_fragments: most frames of one message.
+    deflate: whether permessage-deflate was agreed, without context takeover by the client.
     """
 
-    __slots__ = ("_fragments", "_message_bytes", "_message_fragments")
+    __slots__ = ("_deflate", "_fragments", "_message_bytes", "_message_fragments")
 
-    def __init__(self, message_bytes: int, message_fragments: int) -> None:
+    def __init__(self, message_bytes: int, message_fragments: int, *, deflate: bool = False) -> None:
+        self._deflate = deflate
         self._message_bytes = message_bytes
         self._message_fragments = message_fragments
         self._fragments: _Fragments | None = None
 
-    def feed(self, opcode: int, fin: bool, rsv: bool, payload: bytes) -> str | bytes | None:  # noqa: FBT001 - bits
+    def feed(self, opcode: int, fin: bool, rsv1: bool, payload: bytes) -> str | bytes | None:  # noqa: FBT001 - bits
         """Take a data or continuation frame; return the message it completes: str for text, bytes for binary.
 
-        Raises: ProtocolViolation 1002, 1007 (as soon as text cannot become UTF-8), 1009.
+        RSV2 and RSV3 are the caller's to refuse.
+        Raises: ProtocolViolation 1002, 1007 (as soon as uncompressed text cannot become UTF-8), 1009.
         Cost: one decode for unfragmented text; fragmented text is decoded twice.
         """
         fragments = self._fragments
-        if fragments is None and fin and not rsv and len(payload) <= self._message_bytes:  # nearly always
+        if fragments is None and fin and not rsv1 and len(payload) <= self._message_bytes:  # nearly always
             if opcode == _TEXT:
                 return self._text(payload)
             if opcode == _BINARY:
                 return payload
-        return self._feed(fragments, opcode, payload, fin=fin, rsv=rsv)
+        return self._feed(fragments, opcode, payload, fin=fin, rsv1=rsv1)
 
     def _feed(
-        self, fragments: _Fragments | None, opcode: int, payload: bytes, *, fin: bool, rsv: bool
+        self, fragments: _Fragments | None, opcode: int, payload: bytes, *, fin: bool, rsv1: bool
     ) -> str | bytes | None:
         if fragments is _DEAD:
             raise RuntimeError("a frame after a protocol violation")
-        if rsv:
+        if rsv1 and not self._deflate:
             raise self._violation(CloseCode.PROTOCOL_ERROR, "reserved bits are set")
         if opcode not in {_CONTINUATION, _TEXT, _BINARY}:
             raise self._violation(CloseCode.PROTOCOL_ERROR, f"opcode {opcode} is reserved")
         if opcode == _CONTINUATION:
             if fragments is None:
                 raise self._violation(CloseCode.PROTOCOL_ERROR, "continuation of nothing")
+            if rsv1:  # RFC 7692, 6.1
+                raise self._violation(CloseCode.PROTOCOL_ERROR, "RSV1 is set in a continuation")
         elif fragments is not None:
             raise self._violation(CloseCode.PROTOCOL_ERROR, "new message inside a fragmented one")
         else:
-            fragments = self._fragments = _Fragments(is_text=opcode == _TEXT)
+            fragments = self._fragments = _Fragments(is_text=opcode == _TEXT, is_deflated=rsv1)
         return self._add(fragments, payload, fin=fin)
 
     def _add(self, fragments: _Fragments, payload: bytes, *, fin: bool) -> str | bytes | None:
@@ -183,12 +232,20 @@ class MessageReader:
             raise self._violation(CloseCode.MESSAGE_TOO_BIG, f"message is larger than {self._message_bytes} bytes")
         received += payload
         if not fin:
-            if fragments.is_text:
+            if fragments.is_text and not fragments.is_deflated:
                 self._check(fragments)
             return None
-        message = self._text(received) if fragments.is_text else bytes(received)
+        whole = self._inflate(received) if fragments.is_deflated else received
+        message = self._text(whole) if fragments.is_text else bytes(whole)
         self._fragments = None
         return message
+
+    def _inflate(self, received: bytearray) -> bytes:
+        try:
+            return inflate(received, self._message_bytes)
+        except ProtocolViolation:
+            self._fragments = _DEAD
+            raise
 
     def _check(self, fragments: _Fragments) -> None:
         """Check the text from the last whole character on; one at the end may be unfinished."""

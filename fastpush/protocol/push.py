@@ -1,6 +1,6 @@
 """The simple protocol: what clients say on /ws, what back-ends post, how a push looks. No I/O.
 
-    client     {"token": "…", "event": "…"}  or  /ws?token=…&event=…&envelope=1&confirm=1&heartbeat=25
+    client     {"token": "…", "event": "…"}  or  /ws?token=…&event=…&envelope=1&confirm=1&support_gzip=1&heartbeat=25
     back-end   {"userId": "…" or ["…", …], "event": "…", "message": "…"}
 
 Fields and parameters that nobody asked for are ignored. All text that comes out can be
@@ -22,7 +22,7 @@ _OTHER_PARAMETERS_MAX = 32  # beside events
 _SHOWN_CHARACTERS = 20  # of a wrong value
 _BAD_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 _SECONDS = re.compile("[0-9]{1,4}")
-_OPTIONS = frozenset(("token", "envelope", "confirm", "heartbeat"))
+_OPTIONS = frozenset(("token", "envelope", "confirm", "support_gzip", "heartbeat"))
 _new_tuple = tuple.__new__  # what a NamedTuple's constructor ends in, at half of the cost
 
 
@@ -44,13 +44,15 @@ class PushRequest(NamedTuple):
 class UrlOptions(NamedTuple):
     """What the URL of a WebSocket request asks for.
 
-    token: None when the client will register by message.  heartbeat: seconds, 0 for none.
+    token: None when the client will register by message.  gzip: pushes as gzip in binary messages.
+    heartbeat: seconds, 0 for none.
     """
 
     token: str | None
     events: tuple[str, ...]
     envelope: bool
     confirm: bool
+    gzip: bool
     heartbeat: int
 
 
@@ -132,6 +134,7 @@ def parse_query(query: str, *, name_bytes: int, registrations: int) -> UrlOption
         tuple(events),
         envelope=_switch(options, "envelope"),
         confirm=_switch(options, "confirm"),
+        gzip=_switch(options, "support_gzip"),
         heartbeat=_heartbeat(options.get("heartbeat")),
     )
 

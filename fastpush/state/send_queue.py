@@ -10,14 +10,15 @@ class SendQueue:
     """Frames waiting for one connection, oldest first.
 
     Frames are shared with other connections' queues, never copied in. `queued_bytes`
-    is the real cost: bytes plus ENTRY_BYTES for each frame.
+    is the real cost: bytes plus ENTRY_BYTES for each frame.  dropped: frames that made room.
     """
 
-    __slots__ = ("_frames", "queued_bytes")
+    __slots__ = ("_frames", "dropped", "queued_bytes")
 
     def __init__(self) -> None:
         self._frames: deque[bytes] = deque()
         self.queued_bytes = 0
+        self.dropped = 0
 
     def __len__(self) -> int:
         """Return the number of frames waiting."""
@@ -28,6 +29,13 @@ class SendQueue:
         cost = len(frame) + ENTRY_BYTES
         self._frames.append(frame)
         self.queued_bytes += cost
+        return cost
+
+    def drop_oldest(self) -> int:
+        """Remove the oldest frame and return its cost in bytes."""
+        cost = len(self._frames.popleft()) + ENTRY_BYTES
+        self.queued_bytes -= cost
+        self.dropped += 1
         return cost
 
     def take(self, write_bytes: int) -> bytes:

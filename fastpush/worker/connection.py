@@ -1,4 +1,4 @@
-"""One open WebSocket: picows' frames in, messages to the application, frames out.
+"""One open WebSocket: a client's frames in, messages to the application, frames out.
 
 States, and every transition (a connection only ever moves down):
 
@@ -8,14 +8,13 @@ States, and every transition (a connection only ever moves down):
       │       close_timeout_seconds
     CLOSED    the TCP connection is gone, by whatever way
 
-picows delivers single frames. A violation that it finds by itself it tells its logger first;
-`_Reports` is that logger and raises, so that picows does nothing more, and every
-violation takes one way: out of all groups, what was queued, a close frame with the reason,
-our end of the TCP connection closed, and whatever still comes is read and forgotten
+A connection is the transport's protocol itself and borrows a codec for what it reads (worker/codec.py).
+Every violation takes one way: out of all groups, what was queued, a close frame with the
+reason, our end of the TCP connection closed, and whatever still comes is read and forgotten
 (RFC 6455, 7.1.7). Closed at once instead, bytes that are under way would be answered by
 a reset, on which some systems throw the close frame away.
 
-Data frames are prebuilt bytes written straight to the transport. uvloop holds at most
+All frames are prebuilt bytes written straight to the transport. uvloop holds at most
 the rest of one write (high-water mark 0); what comes after `pause_writing` waits in the
 send queue, as references to shared frames, where it is bounded and counted. Of the pongs
 that a paused connection is owed the last one is kept (RFC 6455, 5.5.3).
@@ -23,31 +22,37 @@ that a paused connection is owed the last one is kept (RFC 6455, 5.5.3).
 
 import asyncio
 import logging
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from picows import WSAutoPingStrategy, WSFrame, WSListener, WSMsgType, WSTransport
-from picows.picows import WSProtocol  # type: ignore[attr-defined]
-
 from fastpush.applications.interface import Application
 from fastpush.errors import CloseCode, ProtocolViolation
+from fastpush.fanout import DEFLATE, PLAIN
 from fastpush.log import fields
-from fastpush.protocol.frames import MessageReader, close_payload, close_reason, text_frame
+from fastpush.protocol.frames import (
+    MessageReader,
+    Opcode,
+    close_frame,
+    close_payload,
+    handshake_response,
+    ping_frame,
+    pong_frame,
+    text_frame,
+)
 from fastpush.state.send_queue import ENTRY_BYTES, SendQueue
 from fastpush.worker.timers import TICK_SECONDS, ticks
 
 if TYPE_CHECKING:
     from fastpush.fanout import Group
+    from fastpush.worker.codec import Codec
     from fastpush.worker.environment import Environment
 
 log = logging.getLogger("fastpush.connection")
 
 HEARTBEAT_FRAME = text_frame(b"heartbeat")
-# picows doubles a read buffer that one read has nearly filled. Bounded reads bound it by what one
-# frame needs; unbounded, whoever sends faster than we read could grow it to megabytes.
-_READ_BYTES = 16384
+_PING = ping_frame()
+_CLOSE, _PING_OPCODE, _PONG = int(Opcode.CLOSE), int(Opcode.PING), int(Opcode.PONG)
 
 
 class State(IntEnum):
@@ -58,15 +63,16 @@ class State(IntEnum):
     CLOSED = 2
 
 
-class Connection(WSListener):
+class Connection(asyncio.BufferedProtocol):
     """An open WebSocket.
 
-    user: "" until the first registration.  groups: owned by the hub.
+    user: "" until the first registration.  groups: owned by the hub.  form: how it wants its messages.
     heartbeat_ticks: 0 for none.  expires_at: unix seconds, when the user's token ends.
     """
 
     __slots__ = (
         "_close_due",
+        "_codec",
         "_heard",
         "_heartbeat_due",
         "_opened",
@@ -80,17 +86,17 @@ class Connection(WSListener):
         "environment",
         "expires_at",
         "failure",
+        "form",
         "groups",
         "headers",
         "heartbeat_ticks",
-        "id",
         "inbox",
         "must_register",
         "peer",
+        "serial",
         "state",
         "user",
         "wants_confirm",
-        "wants_envelope",
     )
 
     def __init__(
@@ -100,11 +106,11 @@ class Connection(WSListener):
         self.application = application
         self.peer = peer
         self.headers = headers
-        self.id = uuid.uuid4().hex
+        self.serial = next(environment.serials)
         self.state = State.OPEN
         self.user = ""
         self.groups: tuple[Group, ...] = ()
-        self.wants_envelope = False
+        self.form = PLAIN
         self.wants_confirm = False
         self.heartbeat_ticks = 0
         self.must_register = False
@@ -113,57 +119,44 @@ class Connection(WSListener):
         self.inbox: list[str | bytes] | None = None
         self.close_code = 0
         self.due = -1
-        self._transport: WSTransport | None = None
+        self._transport: Any = None  # uvloop's, which is no asyncio.Transport by class
+        self._codec: Codec | None = None  # while a frame is incomplete
         self._queue: SendQueue | None = None
         self._reader: MessageReader | None = None
         self._opened = self._heard = environment.wheel.now
         self._pinged = -1  # tick of a ping that waits for any sign of life
         self._heartbeat_due = self._close_due = 0
 
+    @property
+    def id(self) -> str:
+        """Unique among all connections of all workers (S0-17)."""
+        return f"{self.environment.id_prefix}{self.serial:012x}"
+
     # -- opening ---------------------------------------------------------------
 
-    def take_over(self, transport: asyncio.Transport, key: str, unread: bytes) -> None:
+    def take_over(self, transport: asyncio.Transport, key: str, unread: bytes, extensions: str | None = None) -> None:
         """Answer the checked handshake with 101 and own `transport` from now on.
 
-        The request given to picows is a canonical one with the client's key: the real one
-        was checked before, may be one that picows does not accept (Firefox sends
-        `Connection: keep-alive, Upgrade`), and would stay in memory.
-        unread: bytes that came behind the request.
+        key: Sec-WebSocket-Key.  unread: bytes that came behind the request.
+        extensions: the answer to those that the client offers.
         """
-        settings = self.environment.config
-        protocol = _Protocol(
-            None, None, False, lambda _: self, _REPORTS, True, None, False, 0, 0,
-            WSAutoPingStrategy.PING_WHEN_IDLE, False,
-            settings.limits.message_bytes, None, settings.server.read_buffer_bytes,
-        )  # fmt: skip
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-        replay = memoryview(
-            b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: " + key.encode("ascii") + b"\r\n\r\n" + unread
-        )
-        while replay and transport.get_protocol() is protocol:  # which a violation changes
-            space = protocol.get_buffer(-1)
-            size = min(len(space), len(replay))
-            space[:size] = replay[:size]
-            protocol.buffer_updated(size)
-            replay = replay[size:]
-
-    def on_ws_connected(self, transport: WSTransport) -> None:
+        if extensions is not None:
+            self.form |= DEFLATE
         self._transport = transport
-        underlying = transport.underlying_transport
-        underlying.set_write_buffer_limits(0)
-        if self._queue is None and underlying.get_write_buffer_size():
+        transport.set_protocol(self)
+        transport.set_write_buffer_limits(0)
+        if transport.get_write_buffer_size() and self._queue is None:
             self.pause_writing()  # paused before the upgrade, by answers that the client has not read
-        # picows keeps both for as long as the connection lives; nobody reads them again.
-        transport.request.headers = None  # type: ignore[assignment]
-        transport.response.headers = None  # type: ignore[assignment]
         environment = self.environment
         environment.connections.add(self)
         environment.counters.handshakes_upgraded += 1
+        self._write(handshake_response(key, extensions))
         self.application.on_open(self)
         self.plan()
-        log.debug("connection opened", extra=fields(connection=self.id, peer=self.peer, worker=environment.number))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("connection opened", extra=fields(connection=self.id, peer=self.peer, worker=environment.number))
+        if unread:
+            self._feed(memoryview(unread))
 
     @property
     def is_open(self) -> bool:
@@ -172,32 +165,60 @@ class Connection(WSListener):
 
     # -- reading ---------------------------------------------------------------
 
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.environment.codecs.space
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._feed(self.environment.codecs.space[:nbytes])
+
+    def _feed(self, received: memoryview) -> None:
+        codecs = self.environment.codecs
+        codec = self._codec
+        is_borrowed = codec is None
+        if codec is None:
+            codec = codecs.take()
+        try:
+            is_between = codec.feed(received, self)
+        except ProtocolViolation as violation:
+            self._codec = None
+            self._on_violation(violation, codec.unread_close_code)
+        except Exception:
+            self._codec = None
+            log.exception("reading failed", extra=fields(connection=self.id, user=self.user, peer=self.peer))
+            self._hang_up(CloseCode.INTERNAL_ERROR, "")
+        else:
+            self._codec = None if is_between else codec
+            if is_between and is_borrowed:  # one that was kept may have grown
+                codecs.give_back(codec)
+
+    def on_frame(self, opcode: int, fin: bool, rsv1: bool, rsv23: bool, payload: bytes) -> None:  # noqa: FBT001 - bits
+        """Take a frame from the codec."""
         self._heard = self.environment.wheel.now
         self._pinged = -1
-        opcode = frame.msg_type
         if self.state != State.OPEN:
-            if opcode == WSMsgType.CLOSE and self._transport is not None and not self._has_hung_up:
-                self._transport.disconnect()  # the answer to our close frame
+            if opcode == _CLOSE and not self._has_hung_up:
+                self._transport.close()  # the answer to our close frame
             return
         try:
-            if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            if rsv23 or (rsv1 and opcode >= _CLOSE):
                 raise ProtocolViolation(CloseCode.PROTOCOL_ERROR, "reserved bits are set")  # noqa: TRY301
-            if opcode == WSMsgType.CLOSE:
-                self._on_close_frame(frame.get_payload_as_bytes())
-            elif opcode == WSMsgType.PING:
-                self._on_ping(frame.get_payload_as_bytes())
-            elif opcode != WSMsgType.PONG:
-                self._on_data_frame(opcode.value, frame)
+            if opcode == _CLOSE:
+                self._on_close_frame(payload)
+            elif opcode == _PING_OPCODE:
+                self._on_ping(payload)
+            elif opcode != _PONG:
+                self._on_data_frame(opcode, fin, rsv1, payload)
         except ProtocolViolation as violation:
             self._fail(violation)
 
-    def _on_data_frame(self, opcode: int, frame: WSFrame) -> None:
+    def _on_data_frame(self, opcode: int, fin: bool, rsv1: bool, payload: bytes) -> None:  # noqa: FBT001 - bits
         reader = self._reader
         if reader is None:
             limits = self.environment.config.limits
-            reader = self._reader = MessageReader(limits.message_bytes, limits.message_fragments)
-        message = reader.feed(opcode, bool(frame.fin), False, frame.get_payload_as_bytes())
+            reader = self._reader = MessageReader(
+                limits.message_bytes, limits.message_fragments, deflate=bool(self.form & DEFLATE)
+            )
+        message = reader.feed(opcode, fin, rsv1, payload)
         if message is not None:
             self.environment.counters.messages_received += 1
             if self.inbox is not None:
@@ -213,44 +234,35 @@ class Connection(WSListener):
             self.close(CloseCode.INTERNAL_ERROR, "")
 
     def _on_ping(self, payload: bytes) -> None:
-        assert self._transport is not None
         if self._queue is None:
-            self._transport.send_pong(payload)
+            self._write(pong_frame(payload))
         else:  # not written: who pings and never reads must not fill our memory with pongs
             self.environment.send_queues.paused[self] = payload
 
     def _on_close_frame(self, payload: bytes) -> None:
         """Answer with the same code and no reason, an empty one with an empty one, and end the connection."""
-        transport = self._transport
-        assert transport is not None
         code, _ = close_payload(payload)
         self._leave(code or 1005)
         self._give_up_queue("lost")
-        if code is None:
-            transport.send(WSMsgType.CLOSE, None)
-        else:
-            transport.send_close(code)  # type: ignore[arg-type]
-        transport.disconnect()
+        self._write(close_frame(code))
+        self._transport.close()
 
-    def on_end_of_file(self) -> None:
+    def eof_received(self) -> bool:
         """The client has closed its end of the TCP connection: without a close frame it is gone."""
         if self.state == State.OPEN:
             self._leave(1006)
             self._give_up_queue("lost")
+        return False
 
-    def on_violation(self, violation: ProtocolViolation) -> None:
-        """picows has found a violation."""
-        handshake = self._transport.close_handshake if self._transport is not None else None
-        if self.state == State.OPEN and handshake is not None and handshake.recv is not None:
-            # picows reads one frame ahead: this is about what came behind a close frame that it
-            # did not deliver, and that one is what has to be answered.
-            code = int(handshake.recv.code)  # type: ignore[call-overload]
-            try:
-                self._on_close_frame(code.to_bytes(2, "big") if code else b"")
-            except ProtocolViolation as unsendable:
-                self._fail(unsendable)
-        else:
+    def _on_violation(self, violation: ProtocolViolation, unread_close_code: int | None) -> None:
+        """The codec has found a violation, perhaps right behind a close frame: then that is what is answered."""
+        if self.state != State.OPEN or unread_close_code is None:
             self._fail(violation)
+            return
+        try:
+            self._on_close_frame(unread_close_code.to_bytes(2, "big") if unread_close_code else b"")
+        except ProtocolViolation as unsendable:
+            self._fail(unsendable)
 
     def _fail(self, violation: ProtocolViolation) -> None:
         """Close for a violation: tell the client why, and take nothing from it any more."""
@@ -260,27 +272,20 @@ class Connection(WSListener):
 
     def _hang_up(self, code: CloseCode, reason: str) -> None:
         self.close(code, reason)
-        if self._transport is not None and not self._has_hung_up:
-            underlying = self._transport.underlying_transport
-            underlying.write_eof()
-            underlying.set_protocol(_Forgetful(underlying.get_protocol()))
+        transport = self._transport
+        if transport is not None and not self._has_hung_up:
+            transport.write_eof()
+            transport.set_protocol(_Forgetful(self))
 
     @property
     def _has_hung_up(self) -> bool:
-        transport = self._transport
-        return transport is not None and isinstance(transport.underlying_transport.get_protocol(), _Forgetful)
-
-    def on_failure(self, error: Exception) -> None:
-        """picows has failed, or a callback that it called."""
-        where = fields(connection=self.id, user=self.user, peer=self.peer)
-        log.error("frame codec failed", exc_info=error, extra=where)
-        self._hang_up(CloseCode.INTERNAL_ERROR, "")
+        return self._transport is not None and isinstance(self._transport.get_protocol(), _Forgetful)
 
     def pause_reading(self) -> None:
         """Take no more from the client until `resume_reading`; what was read already waits in `inbox`."""
         self.inbox = []
         if self._transport is not None:
-            self._transport.underlying_transport.pause_reading()
+            self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Hand over what has waited, and read on."""
@@ -292,44 +297,61 @@ class Connection(WSListener):
             if self.inbox is not None:  # paused again by that message
                 self.inbox = [*waiting[position + 1 :], *self.inbox]
                 return
-        if self._transport is not None and not self._transport.is_disconnected:
-            self._transport.underlying_transport.resume_reading()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     # -- writing ---------------------------------------------------------------
 
     def send(self, frame: bytes) -> bool:
-        """Write a data frame, or queue it behind what a slow client has not taken.
+        """Write a data frame, or queue it behind what a slow client has not taken; return whether it was taken."""
+        return self.send_joined(frame, (frame,)) == 1
 
-        Returns: whether it was taken. Never raises, never changes a group: a connection
-        over its limits marks itself and is closed after the walk.
+    def send_joined(self, joined: bytes, frames: Sequence[bytes]) -> int:
+        """Write `joined`, which is `frames` joined, or queue the frames behind what a slow client has not taken.
+
+        Returns how many frames were taken, from the first on. Never raises, never changes a group: a
+        connection over its limits marks itself and is closed after the walk.
         """
-        transport = self._transport
-        if self.state or transport is None:  # OPEN is 0
-            return False
+        if self.state:  # OPEN is 0
+            return 0
         if self._queue is not None:
-            return self._enqueue(self._queue, frame)
-        underlying = transport.underlying_transport
+            return self._enqueue(self._queue, frames)
+        transport = self._transport
         try:
-            underlying.write(frame)
+            transport.write(joined)
         except (OSError, RuntimeError):  # uvloop: the transport was closed under us
-            underlying.abort()
-        if underlying.is_closing():  # and a write that failed is told in no other way
+            transport.abort()
+        if transport.is_closing():  # and a write that failed is told in no other way
             self.environment.hub.mark_slow(self)
-            return False
-        return True
+            return 0
+        return len(frames)
 
-    def _enqueue(self, queue: SendQueue, frame: bytes) -> bool:
+    def _write(self, frame: bytes) -> None:
+        """Write a control frame, whatever is queued."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame)
+
+    def _enqueue(self, queue: SendQueue, frames: Sequence[bytes]) -> int:
         environment = self.environment
         limits = environment.config.limits
-        # An empty queue takes any frame: pushes that are too large for it are refused with 413.
-        if len(queue) and (
-            len(queue) >= limits.send_queue_messages
-            or queue.queued_bytes + len(frame) + ENTRY_BYTES > limits.send_queue_bytes
-        ):
-            environment.hub.mark_slow(self)
-            return False
-        environment.send_queues.grow(queue.append(frame))
-        return True
+        for taken, frame in enumerate(frames):
+            # An empty queue takes any frame: pushes that are too large for it are refused with 413.
+            while len(queue) and (
+                len(queue) >= limits.send_queue_messages
+                or queue.queued_bytes + len(frame) + ENTRY_BYTES > limits.send_queue_bytes
+            ):
+                if limits.slow_policy == "disconnect":
+                    environment.hub.mark_slow(self)
+                    return taken
+                self._drop_oldest(queue)
+            environment.send_queues.grow(queue.append(frame))
+        return len(frames)
+
+    def _drop_oldest(self, queue: SendQueue) -> None:
+        if not queue.dropped:
+            log.info("drops oldest messages", extra=fields(connection=self.id, user=self.user, peer=self.peer))
+        self.environment.send_queues.shrink(queue.drop_oldest())
+        self.environment.counters.drops_oldest += 1
 
     @property
     def queued_bytes(self) -> int:
@@ -337,6 +359,8 @@ class Connection(WSListener):
         return self._queue.queued_bytes if self._queue is not None else 0
 
     def pause_writing(self) -> None:
+        if self._queue is None:
+            log.debug("slow", extra=fields(connection=self.id, user=self.user, peer=self.peer))
         self._queue = SendQueue()
         self.environment.send_queues.paused[self] = None
 
@@ -352,15 +376,22 @@ class Connection(WSListener):
         send_queues = self.environment.send_queues
         pong = send_queues.paused.pop(self, None)
         if pong is not None and self.state == State.OPEN:
-            transport.send_pong(pong)
-        underlying = transport.underlying_transport
-        while self._queue is None and len(queue) and not underlying.is_closing():
+            self._write(pong_frame(pong))
+        while self._queue is None and len(queue) and not transport.is_closing():
             before = queue.queued_bytes
             data = queue.take(self.environment.config.server.write_buffer_bytes)
             send_queues.shrink(before - queue.queued_bytes)
-            underlying.write(data)
+            transport.write(data)
         if len(queue):
             self._queue = queue
+        else:
+            self._tell_dropped(queue)
+
+    def _tell_dropped(self, queue: SendQueue) -> None:
+        """Say how many messages a slow client has missed, when that is over."""
+        if queue.dropped:
+            told = fields(connection=self.id, user=self.user, reason="oldest", messages=queue.dropped)
+            log.info("messages dropped", extra=told)
 
     # -- time ------------------------------------------------------------------
 
@@ -395,8 +426,7 @@ class Connection(WSListener):
                 return None
         elif now >= self._heard + times.ping_interval:
             self._pinged = now
-            assert self._transport is not None
-            self._transport.send_ping()
+            self._write(_PING)
         if self.heartbeat_ticks and now >= self._heartbeat_due:
             self._heartbeat_due = now + self.heartbeat_ticks
             self.send(HEARTBEAT_FRAME)
@@ -420,6 +450,8 @@ class Connection(WSListener):
         """Leave all groups, send a close frame behind what was queued, wait for the client's; again does nothing."""
         if self.state != State.OPEN:
             return
+        if code != CloseCode.TRY_AGAIN_LATER:
+            self.environment.hub.leave(self)  # while it still takes what is on its way to it
         self._leave(code)
         transport = self._transport
         if transport is None:
@@ -429,15 +461,15 @@ class Connection(WSListener):
         elif self._queue is not None and len(self._queue):
             # Taken messages come before the close frame; close_timeout_seconds bounds the wait.
             self.environment.send_queues.shrink(self._queue.queued_bytes)
-            transport.underlying_transport.write(self._queue.take(self._queue.queued_bytes))
-        transport.send_close(code, close_reason(reason))  # type: ignore[arg-type]
+            self._write(self._queue.take(self._queue.queued_bytes))
+        self._write(close_frame(code, reason))
         if self.inbox is not None:
             self.inbox = None
-            transport.underlying_transport.resume_reading()
+            transport.resume_reading()
 
     def close_slow(self) -> None:
         """End a connection whose client does not take its messages, or whose last write has failed."""
-        if self._transport is not None and self._transport.underlying_transport.is_closing():
+        if self._transport is not None and self._transport.is_closing():
             self._abort("write failed")
         else:
             self.close(CloseCode.TRY_AGAIN_LATER, "too slow")
@@ -455,7 +487,10 @@ class Connection(WSListener):
         queue, self._queue = self._queue, None
         environment = self.environment
         environment.send_queues.paused.pop(self, None)
-        if queue is not None and len(queue):
+        if queue is None:
+            return
+        self._tell_dropped(queue)
+        if len(queue):
             environment.send_queues.shrink(queue.queued_bytes)
             if reason == "slow":
                 environment.counters.drops_slow += len(queue)
@@ -471,9 +506,9 @@ class Connection(WSListener):
             self._leave(1006)
         log.debug("aborted", extra=fields(connection=self.id, reason=reason))
         if self._transport is not None:
-            self._transport.disconnect(graceful=False)
+            self._transport.abort()
 
-    def on_ws_disconnected(self, transport: WSTransport) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """The TCP connection is gone: forget everything about it, whatever the way."""
         environment = self.environment
         if self.state == State.OPEN:
@@ -483,8 +518,7 @@ class Connection(WSListener):
         environment.connections.discard(self)
         environment.counters.closes += 1
         self._give_up_queue("lost")
-        self._transport = None
-        self._reader = None
+        self._transport = self._reader = self._codec = None
         self.inbox = None
         log.info(
             "connection closed",
@@ -497,27 +531,6 @@ class Connection(WSListener):
                 seconds=round((environment.wheel.now - self._opened) * TICK_SECONDS, 1),
             ),
         )
-
-
-class _Protocol(WSProtocol):  # type: ignore[misc]
-    """picows' protocol, with bounded reads, and told of what it keeps to itself. Nothing is added to its size."""
-
-    __slots__ = ()
-
-    def get_buffer(self, size_hint: int) -> memoryview:
-        return WSProtocol.get_buffer(self, size_hint)[:_READ_BYTES]  # type: ignore[no-any-return]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        try:
-            WSProtocol.buffer_updated(self, nbytes)
-        except ProtocolViolation as violation:
-            self.listener.on_violation(violation)
-        except Exception as error:  # noqa: BLE001 - it is logged there
-            self.listener.on_failure(error)
-
-    def eof_received(self) -> bool:
-        self.listener.on_end_of_file()
-        return False
 
 
 class _Forgetful(asyncio.BufferedProtocol):
@@ -545,33 +558,3 @@ class _Forgetful(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._protocol.connection_lost(exc)
-
-
-class _Reports:
-    """What picows takes for its logger: it raises what picows would act upon.
-
-    A standard Logger would make picows create a child logger a connection.
-    """
-
-    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
-        return False
-
-    def error(self, text: str, *args: Any) -> None:
-        if args and isinstance(args[0], tuple):
-            # error("WS parser error: %s, initiate disconnect", (close code, reason))
-            code, reason = args[0]
-            raise ProtocolViolation(CloseCode(int(code)), reason)
-        raise RuntimeError(text % args)
-
-    def exception(self, text: str, *args: Any) -> None:
-        raise RuntimeError(text % args)
-
-    def warning(self, text: str, *args: Any) -> None:
-        log.warning("frame codec", extra=fields(reason=text % args))
-
-    def debug(self, text: str, *args: Any) -> None: ...
-
-    def info(self, text: str, *args: Any) -> None: ...
-
-
-_REPORTS = _Reports()

@@ -1,18 +1,27 @@
 """What all connections of a worker share, and the one bound over all their send queues."""
 
 import asyncio
+import itertools
+import logging
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastpush.config import Config
 from fastpush.fanout import Hub
+from fastpush.log import fields
 from fastpush.metrics import Counters
+from fastpush.worker.codec import Codecs
 from fastpush.worker.timers import TimerWheel, ticks
 
 if TYPE_CHECKING:
     from fastpush.worker.connection import Connection
+
+log = logging.getLogger("fastpush.connection")
+
+_ID_BYTES = 10  # random, of a worker process; its serial numbers complete an id to 16 bytes
 
 
 class SendQueues:
@@ -44,6 +53,7 @@ class SendQueues:
         self._relieving = True
         asyncio.get_running_loop().call_soon(self._relieved)
         excess = self.queued_bytes - self._limit_bytes * 9 // 10
+        log.warning("send queues full", extra=fields(bytes=self.queued_bytes, connections=len(self.paused)))
         for connection in sorted(self.paused, key=lambda paused: paused.queued_bytes, reverse=True):
             if excess <= 0:
                 break
@@ -81,6 +91,7 @@ class Environment:
     """The state of a worker that its connections use.
 
     number: of this worker process.  clock: unix time in seconds.
+    id_prefix, serials: what the ids of its connections are made of.
     """
 
     number: int
@@ -89,6 +100,9 @@ class Environment:
     wheel: TimerWheel
     counters: Counters
     send_queues: SendQueues
+    codecs: Codecs
     connection_ticks: ConnectionTicks
     connections: "set[Connection]" = field(default_factory=set)
     clock: Callable[[], float] = time.time
+    id_prefix: str = field(default_factory=lambda: secrets.token_hex(_ID_BYTES))
+    serials: Iterator[int] = field(default_factory=lambda: itertools.count(1))

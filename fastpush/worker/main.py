@@ -31,7 +31,7 @@ from fastpush.http.push import PushService
 from fastpush.log import fields
 from fastpush.metrics import Counters
 from fastpush.protocol import control
-from fastpush.protocol.bus import Publication
+from fastpush.worker.codec import Codecs
 from fastpush.worker.dispatch import HELD_BYTES, HttpConnection
 from fastpush.worker.environment import ConnectionTicks, Environment, SendQueues
 from fastpush.worker.services import Services
@@ -65,19 +65,28 @@ class Worker:
             context.number,
             queue_bytes=config.bus.queue_bytes,
             answer_seconds=config.bus.confirm_ms / 1000 + _ANSWER_MARGIN_SECONDS,
-            deliver=self._deliver,
+            deliver=lambda publication, counted: self._hub.deliver(publication, counted),  # noqa: PLW0108 - no hub yet
             close_user=self._close_user,
             key_table=self._key_table,
             measure=self._measure,
         )
-        self._hub = Hub(self._bus.announce, self._bus.withdraw)
+        counters = Counters()
+        self._hub = Hub(
+            self._bus.announce,
+            self._bus.withdraw,
+            fanout=config.fanout,
+            compression=config.compression,
+            write_bytes=config.server.write_buffer_bytes,
+            counters=counters,
+        )
         self._environment = Environment(
             number=context.number,
             config=config,
             hub=self._hub,
             wheel=TimerWheel(),
-            counters=Counters(),
+            counters=counters,
             send_queues=SendQueues(config.limits.worker_send_bytes, self._hub),
+            codecs=Codecs(config.limits.message_bytes, config.server.read_buffer_bytes),
             connection_ticks=ConnectionTicks.of(config),
         )
 
@@ -282,11 +291,6 @@ class Worker:
     def _key_table(self) -> Iterable[bytes]:
         return self._hub.keys()
 
-    def _deliver(self, publication: Publication) -> int:
-        count = self._hub.deliver(publication)
-        self._environment.counters.deliveries += count
-        return count
-
     def _close_user(self, body: bytes) -> int:
         user, event = orjson.loads(body)
         found = self._hub.connections(user, event)
@@ -302,6 +306,7 @@ class Worker:
             "http_connections": len(self._services.http_connections),
             "registrations": len(self._hub),
             "send_queue_bytes": environment.send_queues.queued_bytes,
+            "slow_connections": len(environment.send_queues.paused),
             "bus_queue_bytes": self._bus.queued_bytes,
         }
         return orjson.dumps({"counters": environment.counters.snapshot(), "gauges": gauges})

@@ -15,10 +15,12 @@ from fastpush import errors
 from fastpush.applications.interface import Application
 from fastpush.applications.push import Push
 from fastpush.errors import AuthUnavailable, CloseCode, RequestError, TokenRejected
+from fastpush.fanout import ENVELOPE, GZIP, PLAIN
 from fastpush.http.auth import Identity
 from fastpush.http.head import Head
 from fastpush.http.push import internal_error
 from fastpush.log import fields
+from fastpush.protocol.deflate import negotiate
 from fastpush.protocol.push import EVERYBODY, UrlOptions, parse_query, user_key
 from fastpush.worker.connection import Connection
 
@@ -101,11 +103,13 @@ def _open(
     transport, unread = taken
     connection = Connection(services.environment, application, http.peer, services.kept_headers(head.headers))
     if options is not None:
-        connection.wants_envelope = options.envelope
+        connection.form = (ENVELOPE if options.envelope else PLAIN) | (GZIP if options.gzip else PLAIN)
         connection.wants_confirm = options.confirm
         if options.heartbeat:
             connection.start_heartbeat(options.heartbeat)
-    connection.take_over(transport, head.headers["sec-websocket-key"], unread)
+    offered = head.headers.get("sec-websocket-extensions") if services.environment.config.compression.enabled else None
+    extensions = negotiate(offered) if offered else None
+    connection.take_over(transport, head.headers["sec-websocket-key"], unread, extensions)
     return connection
 
 

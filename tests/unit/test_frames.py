@@ -1,19 +1,23 @@
 """Frames: what is built, what a client's frames add up to, which close codes may be sent.
 
-Independent oracles: the websockets library builds and checks frames, bytes.decode on the whole
-text says what is UTF-8.
+Independent oracles: the websockets library builds, compresses and checks frames, the standard
+library's gzip reads what is written here, bytes.decode on the whole text says what is UTF-8.
 """
 
+import gzip
 import itertools
+import random
 import struct
 import sys
 
 import pytest
+from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Close, Frame
 from websockets.frames import Opcode as OtherOpcode
 
 from fastpush.errors import ProtocolViolation
 from fastpush.protocol import frames
+from fastpush.protocol.deflate import compress
 from fastpush.protocol.frames import MessageReader, Opcode
 
 TEXT, BINARY, CONTINUATION = Opcode.TEXT, Opcode.BINARY, Opcode.CONTINUATION
@@ -39,22 +43,22 @@ NOT_UTF8 = (
 UNFINISHED = (b"\xc3", b"\xe2", b"\xe2\x82", b"\xf0", b"\xf0\x9f", b"\xf0\x9f\x98", b"\xed\x9f", b"\xf4\x8f\xbf")
 
 
-def reader(message_bytes: int = 1 << 20, message_fragments: int = 1024) -> MessageReader:
-    return MessageReader(message_bytes, message_fragments)
+def reader(message_bytes: int = 1 << 20, message_fragments: int = 1024, *, deflate: bool = False) -> MessageReader:
+    return MessageReader(message_bytes, message_fragments, deflate=deflate)
 
 
-def feed_all(into: MessageReader, opcode: int, parts: list[bytes]) -> str | bytes | None:
-    """Feed one message in `parts`; nothing may come out before the last."""
+def feed_all(into: MessageReader, opcode: int, parts: list[bytes], *, rsv1: bool = False) -> str | bytes | None:
+    """Feed one message in `parts`, RSV1 in the first; nothing may come out before the last."""
     for position, part in enumerate(parts):
         last = position == len(parts) - 1
-        message = into.feed(CONTINUATION if position else opcode, last, False, part)
+        message = into.feed(CONTINUATION if position else opcode, last, rsv1 and not position, part)
         assert last or message is None
     return message
 
 
-def violation(into: MessageReader, opcode: int, payload: bytes, *, fin: bool = True, rsv: bool = False) -> int:
+def violation(into: MessageReader, opcode: int, payload: bytes, *, fin: bool = True, rsv1: bool = False) -> int:
     with pytest.raises(ProtocolViolation) as raised:
-        into.feed(opcode, fin, rsv, payload)
+        into.feed(opcode, fin, rsv1, payload)
     assert len(raised.value.reason.encode()) <= 123
     return raised.value.code
 
@@ -122,6 +126,33 @@ def test_ping_frame() -> None:
     """A ping may be empty or carry a payload."""
     assert frames.ping_frame() == b"\x89\x00"
     assert frames.ping_frame(b"hi") == b"\x89\x02hi"
+
+
+@pytest.mark.parametrize("size", BORDER_SIZES)
+@pytest.mark.parametrize("level", [1, 9])
+def test_deflated_frame(size: int, level: int) -> None:
+    """A deflated frame is the plain one with RSV1, and an independent peer reads the same payload, again and again."""
+    payload = (b"topic1 " * (size // 7 + 1))[:size]
+    peer = PerMessageDeflate(True, True, 15, 15)
+    for plain, opcode in ((frames.text_frame(payload), Opcode.TEXT), (frames.binary_frame(payload), Opcode.BINARY)):
+        ((first, deflated),) = decoded(frames.deflated_frame(plain, level))
+        assert first == 0xC0 | opcode
+        assert size < 125 or len(deflated) < size / 10 + 20
+        for _ in range(2):
+            assert peer.decode(Frame(OtherOpcode(opcode), deflated, rsv1=True)).data == payload
+
+
+@pytest.mark.parametrize("size", BORDER_SIZES)
+def test_gzip_frame(size: int) -> None:
+    """S2-13, S2-14: a gzip frame is one binary frame that holds gzip of the payload, of any size, always the same."""
+    payload = ("新闻 topic1 " * (size // 7 + 1)).encode()[:size]
+    plain = frames.text_frame(payload)
+    ((first, compressed),) = decoded(frames.gzip_frame(plain, 1))
+    assert first == 0x82
+    assert gzip.decompress(compressed) == payload
+    assert compressed[:2] == b"\x1f\x8b"
+    assert compressed[4:8] == bytes(4), "a time would tell one building from another"
+    assert frames.gzip_frame(plain, 1) == frames.gzip_frame(plain, 1)
 
 
 # Close frames
@@ -423,11 +454,11 @@ def test_nothing_is_kept_between_messages() -> None:
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY, CONTINUATION])
 def test_reserved_bits(opcode: int) -> None:
-    """Reserved bits are 1002, in a first frame and in a fragment."""
-    assert violation(reader(), opcode, b"a", rsv=True) == 1002
+    """RSV1 that was not agreed on is 1002, in a first frame and in a fragment."""
+    assert violation(reader(), opcode, b"a", rsv1=True) == 1002
     one = reader()
     one.feed(TEXT, False, False, b"a")
-    assert violation(one, opcode, b"a", rsv=True) == 1002
+    assert violation(one, opcode, b"a", rsv1=True) == 1002
 
 
 @pytest.mark.parametrize("opcode", [3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
@@ -477,11 +508,153 @@ def test_new_message_inside_a_fragmented_one(opcode: int, *, fin: bool) -> None:
 def test_dead_after_a_violation(bad: tuple[int, bool, bool, bytes]) -> None:
     """After any violation the reader takes nothing more: another frame is the caller's mistake."""
     one = reader(10)
-    assert violation(one, bad[0], bad[3], fin=bad[1], rsv=bad[2]) in {1002, 1007, 1009}
+    assert violation(one, bad[0], bad[3], fin=bad[1], rsv1=bad[2]) in {1002, 1007, 1009}
     for opcode in (TEXT, CONTINUATION):
         with pytest.raises(RuntimeError):
             one.feed(opcode, True, False, b"a")
     assert held_bytes(one) < 400
+
+
+# Compressed messages (RFC 7692)
+
+HELLO = bytes.fromhex("f2 48 cd c9 c9 07 00")  # RFC 7692, 7.2.3.1
+
+
+def test_compressed_whole() -> None:
+    """A frame with RSV1 is inflated: text to str, binary to bytes; plain messages come between as before."""
+    one = reader(deflate=True)
+    for _ in range(3):
+        assert one.feed(TEXT, True, True, HELLO) == "Hello"
+        assert one.feed(BINARY, True, True, HELLO) == b"Hello"
+        assert one.feed(TEXT, True, False, b"plain") == "plain"
+        assert feed_all(one, BINARY, [b"pl", b"ain"]) == b"plain"
+    assert type(one.feed(BINARY, True, True, HELLO)) is bytes
+    assert held_bytes(one) == held_bytes(reader())
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 4])
+def test_compressed_in_every_split(parts: int) -> None:
+    """A compressed message cut anywhere into 1 to 4 fragments, empty ones too, comes out as the whole."""
+    data = compress(MULTI_BYTE[:3].encode(), 9)
+    one = reader(deflate=True)
+    for split in splits(data, parts):
+        assert feed_all(one, TEXT, split, rsv1=True) == MULTI_BYTE[:3]
+        assert feed_all(one, BINARY, split, rsv1=True) == MULTI_BYTE[:3].encode()
+
+
+def test_compressed_byte_by_byte() -> None:
+    """A compressed message in fragments of one byte comes out as the whole, and plain ones after it are checked."""
+    text = MULTI_BYTE * 20
+    data = compress(text.encode(), 1)
+    one = reader(deflate=True)
+    assert feed_all(one, TEXT, [data[at : at + 1] for at in range(len(data))], rsv1=True) == text
+    assert violation(one, TEXT, b"\xff", fin=False) == 1007
+
+
+def test_compressed_empty_message() -> None:
+    """A compressed empty message is one byte (RFC 7692, 7.2.3.6), before or after empty fragments."""
+    one = reader(deflate=True)
+    assert one.feed(TEXT, True, True, b"\x00") == ""
+    assert one.feed(BINARY, True, True, b"\x00") == b""
+    assert feed_all(one, TEXT, [b"", b"\x00", b""], rsv1=True) == ""
+
+
+def test_rsv1_in_a_continuation() -> None:
+    """RSV1 belongs to a message's first frame: in a continuation it is 1002, whatever the first frame said."""
+    for first in (False, True):
+        for fin in (False, True):
+            one = reader(deflate=True)
+            one.feed(BINARY, False, first, HELLO[:3])
+            assert violation(one, CONTINUATION, HELLO[3:], fin=fin, rsv1=True) == 1002
+    assert violation(reader(deflate=True), CONTINUATION, HELLO, rsv1=True) == 1002
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY, 3, 7, 11])
+def test_rules_about_frames_hold_for_compressed_ones(opcode: int) -> None:
+    """A new message inside a fragmented one and reserved opcodes are 1002 with RSV1, too."""
+    for first in (False, True):
+        one = reader(deflate=True)
+        one.feed(BINARY, False, first, HELLO[:3])
+        assert violation(one, opcode, HELLO, rsv1=True) == 1002
+    if opcode > BINARY:
+        assert violation(reader(deflate=True), opcode, HELLO, rsv1=True) == 1002
+
+
+@pytest.mark.parametrize("bad", [*NOT_UTF8, *UNFINISHED])
+def test_compressed_text_not_utf8(bad: bytes) -> None:
+    """Text that is not UTF-8 once it is inflated is 1007, fragmented or not; as binary it is taken."""
+    data = compress(b"ok" + bad, 1)
+    assert violation(reader(deflate=True), TEXT, data, rsv1=True) == 1007
+    one = reader(deflate=True)
+    one.feed(TEXT, False, True, data[:3])
+    assert violation(one, CONTINUATION, data[3:]) == 1007
+    assert reader(deflate=True).feed(BINARY, True, True, data) == b"ok" + bad
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_size_limit_of_a_compressed_message(opcode: int) -> None:
+    """message_bytes bounds what a message inflates to: exactly so many are taken, one more is 1009."""
+    data = compress(b"x" * 1000, 9)
+    assert len(reader(1000, deflate=True).feed(opcode, True, True, data) or "") == 1000
+    assert violation(reader(999, deflate=True), opcode, data, rsv1=True) == 1009
+    one = reader(999, deflate=True)
+    one.feed(opcode, False, True, data[:5])
+    assert violation(one, CONTINUATION, data[5:]) == 1009
+
+
+def test_size_limit_of_what_is_received() -> None:
+    """message_bytes bounds the compressed bytes that are collected, too, and message_fragments their frames."""
+    one = reader(10, deflate=True)
+    one.feed(TEXT, False, True, bytes(10))
+    assert violation(one, CONTINUATION, b"\x00", fin=False) == 1009
+    assert violation(reader(10, deflate=True), TEXT, bytes(11), rsv1=True) == 1009
+    one = reader(10, 2, deflate=True)
+    one.feed(TEXT, False, True, b"")
+    one.feed(CONTINUATION, False, False, b"")
+    assert violation(one, CONTINUATION, HELLO) == 1009
+
+
+@pytest.mark.parametrize("bad", [b"", b"\xff", HELLO[:-1], HELLO + b"\xff", b"\xf2\x00\x11\x00\x00"])
+def test_damaged_message(bad: bytes) -> None:
+    """What is no deflate data, not all of it, or refers to an earlier message is 1002, and ends the reader."""
+    one = reader(deflate=True)
+    assert one.feed(TEXT, True, True, HELLO) == "Hello"
+    assert violation(one, TEXT, bad, rsv1=True) == 1002
+    with pytest.raises(RuntimeError):
+        one.feed(TEXT, True, True, HELLO)
+    assert held_bytes(one) < 400
+
+
+def test_round_trips_with_an_independent_peer() -> None:
+    """Random messages in random fragments of the websockets library come out as they were, and ours there."""
+    chance = random.Random(7692)
+    peer = PerMessageDeflate(True, True, 15, 15)
+    one = reader(deflate=True)
+    for _ in range(300):
+        alphabet = chance.choice(["a", "ab {}", MULTI_BYTE.replace("\ud7ff", "")])
+        text = "".join(chance.choices(alphabet, k=chance.choice([0, 1, 5, 200, 5000])))
+        sent = peer.encode(Frame(OtherOpcode.TEXT, text.encode()))
+        assert sent.rsv1
+        data = bytes(sent.data)
+        cuts = sorted(chance.choices(range(len(data) + 1), k=chance.randrange(6)))
+        parts = [data[a:b] for a, b in itertools.pairwise((0, *cuts, len(data)))]
+        assert feed_all(one, TEXT, parts, rsv1=True) == text
+        ((_, deflated),) = decoded(frames.deflated_frame(frames.text_frame(text.encode()), chance.randint(1, 9)))
+        assert peer.decode(Frame(OtherOpcode.TEXT, deflated, rsv1=True)).data == text.encode()
+        assert one.feed(TEXT, True, True, deflated) == text
+
+
+def test_fragments_of_an_independent_peer() -> None:
+    """Fragments that the peer compressed one by one, each ended by a flush, come out as one message."""
+    parts = [MULTI_BYTE.encode()[:5], b"", MULTI_BYTE.encode()[5:]]
+    peer = PerMessageDeflate(True, True, 15, 15)
+    one = reader(deflate=True)
+    for _ in range(2):
+        for position, part in enumerate(parts):
+            opcode = OtherOpcode.CONT if position else OtherOpcode.TEXT
+            sent = peer.encode(Frame(opcode, part, fin=position == 2))
+            message = one.feed(int(sent.opcode), sent.fin, sent.rsv1, bytes(sent.data))
+        assert message == MULTI_BYTE
 
 
 def test_readers_are_apart() -> None:

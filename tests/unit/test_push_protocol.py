@@ -154,7 +154,8 @@ def query_refusal(query: str, **limits: int) -> str:
 @pytest.mark.parametrize("query", ["", "&", "&&", "x=1", "_=1700000000", "x", "Token=a&EVENT=b"])
 def test_query_of_nothing(query: str) -> None:
     """Without parameters of ours nothing is asked for; unknown ones are ignored, and names have one spelling."""
-    assert options(query) == UrlOptions(token=None, events=(), envelope=False, confirm=False, heartbeat=0)
+    nothing = UrlOptions(token=None, events=(), envelope=False, confirm=False, gzip=False, heartbeat=0)
+    assert options(query) == nothing
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -163,7 +164,7 @@ def test_query_registers(name: str) -> None:
     events = [name, "other"]
     for quoting in (urlencode, lambda pairs: "&".join(f"{key}={quote(value, safe='')}" for key, value in pairs)):
         query = quoting([("event", events[0]), ("token", name), ("event", events[1]), ("_", "1")])
-        assert options(query) == (name, tuple(events), False, False, 0)
+        assert options(query) == (name, tuple(events), False, False, False, 0)
 
 
 def test_query_of_bare_utf8() -> None:
@@ -205,10 +206,10 @@ def test_query_repeated_events() -> None:
     assert options("token=a&event=x&event=y&event=x").events == ("x", "y")
 
 
-@pytest.mark.parametrize("name", ["token", "envelope", "confirm", "heartbeat"])
+@pytest.mark.parametrize("name", ["token", "envelope", "confirm", "support_gzip", "heartbeat"])
 def test_query_repeated(name: str) -> None:
     """What may be given once is refused twice, even with the same value."""
-    query = "token=a&event=e&envelope=1&confirm=1&heartbeat=5"
+    query = "token=a&event=e&envelope=1&confirm=1&support_gzip=1&heartbeat=5"
     assert query_refusal(f"{query}&{name}=1") == f"{name} is repeated"
 
 
@@ -243,11 +244,13 @@ def test_query_parameter_limit() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["envelope", "confirm"])
-def test_query_flags(name: str) -> None:
-    """A flag is 0 or 1; anything else is refused with what was found."""
-    assert getattr(options(f"{name}=1"), name) is True
-    assert getattr(options(f"{name}=0"), name) is False
+@pytest.mark.parametrize(
+    ("name", "field"), [("envelope", "envelope"), ("confirm", "confirm"), ("support_gzip", "gzip")]
+)
+def test_query_flags(name: str, field: str) -> None:
+    """A flag is 0 or 1, and means one thing alone; anything else is refused with what was found."""
+    assert options(f"{name}=1") == options("")._replace(**{field: True})
+    assert options(f"{name}=0") == options("")
     for value in ("2", "", "true", "01", "1 ", "\u0661"):
         assert query_refusal(urlencode({name: value})) == f"{name} must be 0 or 1, found {value!a}"
     assert query_refusal(f"{name}={'x' * 5000}").endswith("x...'")

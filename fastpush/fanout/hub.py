@@ -1,56 +1,61 @@
-"""Fan-out: which local connections want a routing key, and one frame to all of them.
+"""Which local connections want a routing key, and what the broker is told of it.
 
 A group is the local connections of one key. The broker is told a key by its first
-connection here and untold by its last. A frame is built once by the worker that took
-the push; here the same `bytes` object goes to every receiver and every send queue.
-While a group is walked nothing may change it: receivers only mark themselves, and are
-closed after the walk.
+connection here and untold by its last.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from fastpush.errors import CloseCode
+from fastpush.config import Compression, Fanout
+from fastpush.fanout.batch import Receiver
+from fastpush.fanout.pump import SMALL_GROUP, Counted, Pump
+from fastpush.metrics import Counters
 from fastpush.protocol.bus import Publication
-from fastpush.protocol.frames import payload_of, text_frame
-from fastpush.protocol.push import EVERYBODY, envelope, parse_user_key
+from fastpush.protocol.push import EVERYBODY, parse_user_key
 
-
-class Receiver(Protocol):
-    """What the hub needs of a connection."""
-
-    user: str
-    groups: "tuple[Group, ...]"
-    wants_envelope: bool
-
-    def send(self, frame: bytes) -> bool:
-        """Take a frame for writing; False when it cannot. Never raises, never changes groups."""
-        ...
-
-    def close(self, code: CloseCode, reason: str) -> None:
-        """Leave all groups and begin the close handshake; again does nothing."""
-        ...
-
-    def close_slow(self) -> None:
-        """End this connection; called after the walk in which it marked itself."""
-        ...
+if TYPE_CHECKING:
+    from fastpush.fanout.pump import Flow
 
 
 class Group:
     """The local connections of one routing key.
 
+    members: a tuple while they are few, which is what most groups stay, else a set.
+    flow: what is on its way to them; None for nothing.
     holds: handshakes under way that keep the key announced before they have a connection.
     """
 
-    __slots__ = ("confirmed", "holds", "key", "members", "waiters")
+    __slots__ = ("confirmed", "flow", "holds", "key", "members", "waiters")
 
     def __init__(self, key: bytes) -> None:
         self.key = key
-        self.members: set[Receiver] = set()
+        self.members: tuple[Receiver, ...] | set[Receiver] = ()
+        self.flow: Flow | None = None
         self.holds = 0
         self.confirmed = False
         self.waiters: list[Callable[[], object]] | None = None
+
+    def add(self, receiver: Receiver) -> bool:
+        """Make `receiver` a member; False when it is one."""
+        members = self.members
+        if receiver in members:
+            return False
+        if isinstance(members, set):
+            members.add(receiver)
+        elif len(members) < SMALL_GROUP:
+            self.members = (*members, receiver)
+        else:
+            self.members = {*members, receiver}
+        return True
+
+    def discard(self, receiver: Receiver) -> None:
+        """Make `receiver` no member."""
+        if isinstance(self.members, set):
+            self.members.discard(receiver)
+        else:
+            self.members = tuple(member for member in self.members if member is not receiver)
 
     def confirm(self) -> None:
         """The broker knows the key: every push it takes from now on comes here."""
@@ -65,16 +70,25 @@ class Hub:
 
     announce(key, confirmed): tell the broker; `confirmed` is called when it knows.
     withdraw(key): tell the broker that nobody here wants it any more.
+    write_bytes: most of one write, if it is not one message.
     """
 
     def __init__(
-        self, announce: Callable[[bytes, Callable[[], None]], None], withdraw: Callable[[bytes], None]
+        self,
+        announce: Callable[[bytes, Callable[[], None]], None],
+        withdraw: Callable[[bytes], None],
+        *,
+        fanout: Fanout,
+        compression: Compression,
+        write_bytes: int,
+        counters: Counters,
     ) -> None:
         self._announce = announce
         self._withdraw = withdraw
         self._groups: dict[bytes, Group] = {}
         self._users: dict[str, list[Receiver]] = {}
         self._slow: list[Receiver] = []
+        self._pump = Pump(fanout, compression, counters, write_bytes=write_bytes)
 
     def __len__(self) -> int:
         """Return the number of keys with a subscriber here."""
@@ -120,14 +134,17 @@ class Hub:
 
     def _enter(self, receiver: Receiver, key: bytes) -> Group:
         group = self._group(key)
-        group.members.add(receiver)
+        if group.add(receiver):
+            self._pump.welcome(group, receiver)
         return group
 
     def leave(self, receiver: Receiver) -> None:
-        """Take `receiver` out of all its groups; again changes nothing."""
+        """Give `receiver` what is on its way to it, and take it out of all its groups; again changes nothing."""
         groups, receiver.groups = receiver.groups, ()
         for group in groups:
-            group.members.discard(receiver)
+            if group.flow is not None:
+                self._pump.settle(group, receiver)
+            group.discard(receiver)
             self._forget_if_empty(group)
         if groups:
             of_user = self._users[receiver.user]
@@ -144,6 +161,8 @@ class Hub:
 
     def _forget_if_empty(self, group: Group) -> None:
         if not group.members and not group.holds:
+            if group.flow is not None:
+                self._pump.forget(group)
             del self._groups[group.key]
             self._withdraw(group.key)
 
@@ -154,34 +173,26 @@ class Hub:
             return list(of_user)
         return [receiver for receiver in of_user if (user, event) in _registrations(receiver)]
 
-    def deliver(self, publication: Publication) -> int:
-        """Hand the publication's frame to every local receiver once; return how many took it.
+    def deliver(self, publication: Publication, counted: Counted) -> None:
+        """Write the publication to every local receiver, once to each.
 
-        Cost: one `send` a receiver; the envelope form, if anybody wants it, is built once.
+        `counted` is called with the number of those that took it: at once, or when a busy key has been written to.
         """
-        keys, _, frame = publication
+        keys = publication.keys
         if len(keys) == 1:
             group = self._groups.get(keys[0])
             if group is None:
-                return 0
-            members = group.members
-        else:
-            members = set().union(*(self._groups[key].members for key in keys if key in self._groups))
-        wrapped: bytes | None = None
-        count = 0
-        for receiver in members:
-            if receiver.wants_envelope:
-                if wrapped is None:
-                    wrapped = _envelope_frame(publication)
-                count += receiver.send(wrapped)
+                counted(0)
+            elif group.flow is None and len(group.members) <= SMALL_GROUP:
+                self._pump.write(group.members, publication, counted)
             else:
-                count += receiver.send(frame)
-        if self._slow:
-            self._close_slow()
-        return count
+                self._pump.add(group, publication, counted)
+            return
+        groups = [self._groups[key] for key in keys if key in self._groups]
+        self._pump.add_to_several(groups, publication, counted)
 
     def mark_slow(self, receiver: Receiver) -> None:
-        """Have `receiver` closed once the walk under way, if any, is over."""
+        """Have `receiver` closed in the next turn of the loop, when no receivers are walked."""
         if not self._slow:
             asyncio.get_running_loop().call_soon(self._close_slow)
         self._slow.append(receiver)
@@ -194,8 +205,3 @@ class Hub:
 
 def _registrations(receiver: Receiver) -> Iterator[tuple[str, str]]:
     return (parse_user_key(group.key) for group in receiver.groups if group.key != EVERYBODY)
-
-
-def _envelope_frame(publication: Publication) -> bytes:
-    message = str(payload_of(publication.frame), "utf-8")
-    return text_frame(envelope(publication.event.decode(), message))

@@ -1,0 +1,3 @@
+#!/bin/sh
+# start.sh FOLDER PORT
+GOMAXPROCS=1 exec "$1/centrifuge" "$2"

@@ -1,0 +1,117 @@
+"""What is written: a publication in each wire form that somebody wants, and several joined to one write.
+
+A receiver's `form` says how it wants its messages; ENVELOPE may be added to the others:
+
+    PLAIN     the pushed text itself
+    ENVELOPE  {"event", "message"}
+    DEFLATE   permessage-deflate, for messages that are worth it
+    GZIP      a binary message that holds gzip (S2-14)
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from fastpush.config import Compression
+from fastpush.errors import CloseCode
+from fastpush.protocol.bus import Publication
+from fastpush.protocol.frames import deflated_frame, gzip_frame, payload_of, text_frame
+from fastpush.protocol.push import envelope
+
+if TYPE_CHECKING:
+    from fastpush.fanout.hub import Group
+
+PLAIN, ENVELOPE, DEFLATE, GZIP = 0, 1, 2, 4
+
+
+class Receiver(Protocol):
+    """What fan-out needs of a connection.
+
+    user, groups: written by the hub.  form: one of the wire forms above.
+    """
+
+    user: str
+    groups: "tuple[Group, ...]"
+    form: int
+
+    def send_joined(self, joined: bytes, frames: Sequence[bytes]) -> int:
+        """Take whole messages: `joined` in one write, or its `frames` into the send queue.
+
+        Returns how many frames were taken, from the first on. Never raises, never changes groups.
+        """
+        ...
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Leave all groups and begin the close handshake; again does nothing."""
+        ...
+
+    def close_slow(self) -> None:
+        """End this connection; called after the walk in which it marked itself."""
+        ...
+
+
+class Batch:
+    """Publications of one key, or one publication of several keys, on their way to receivers.
+
+    Cost: each wire form is made once, when its first receiver comes.
+    """
+
+    __slots__ = ("_compression", "_fewer", "_forms", "_taken", "publications", "writes")
+
+    def __init__(self, publications: Sequence[Publication], compression: Compression) -> None:
+        self.publications = publications
+        self._compression = compression
+        self._forms: dict[int, tuple[bytes, Sequence[bytes]]] = {}
+        self.writes = 0  # receivers that were given something
+        self._taken = 0  # of them: took all of it
+        self._fewer: list[int] | None = None  # of the others: how many took each publication
+
+    def give(self, receiver: Receiver) -> None:
+        """Hand over all of it."""
+        self.writes += 1
+        made = self._forms.get(receiver.form)
+        if made is None:
+            made = self._make(receiver.form)
+        joined, frames = made
+        taken = receiver.send_joined(joined, frames)
+        if taken == len(frames):
+            self._taken += 1
+        elif taken:
+            self._count(0, taken)
+
+    def give_from(self, receiver: Receiver, first: int) -> None:
+        """Hand over what comes from the publication at position `first` on, to one that joined later."""
+        self.writes += 1
+        _, frames = self._forms.get(receiver.form) or self._make(receiver.form)
+        later = frames[first:]
+        self._count(first, first + receiver.send_joined(b"".join(later), later))
+
+    def _count(self, first: int, end: int) -> None:
+        if self._fewer is None:
+            self._fewer = [0] * len(self.publications)
+        for position in range(first, end):
+            self._fewer[position] += 1
+
+    def counts(self) -> list[int]:
+        """Return for each publication how many receivers took it."""
+        if self._fewer is None:
+            return [self._taken] * len(self.publications)
+        return [self._taken + fewer for fewer in self._fewer]
+
+    def _make(self, form: int) -> tuple[bytes, Sequence[bytes]]:
+        frames = [frame_in_form(publication, form, self._compression) for publication in self.publications]
+        joined = frames[0] if len(frames) == 1 else b"".join(frames)
+        self._forms[form] = made = (joined, frames)
+        return made
+
+
+def frame_in_form(publication: Publication, form: int, compression: Compression) -> bytes:
+    """Return the frame that a receiver of `form` is sent."""
+    frame = publication.frame
+    if form & ENVELOPE:
+        message = str(payload_of(frame), "utf-8")
+        frame = text_frame(envelope(publication.event.decode(), message))
+    if form & GZIP:
+        return gzip_frame(frame, compression.level)
+    if form & DEFLATE and compression.min_bytes <= len(frame) <= compression.max_bytes:
+        return deflated_frame(frame, compression.level)
+    return frame

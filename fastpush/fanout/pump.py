@@ -1,0 +1,274 @@
+"""When a key's messages are written: self-clocking gathering, and slices.
+
+An idle key is written at once. From then on it is busy for as long as its write took
+(at most max_delay_ms): what comes meanwhile gathers, and leaves as one write a receiver.
+So load makes batches grow by itself, and silence makes them vanish.
+
+    add ──► gathered ──► flush, in slices of slice_ms ──► counted
+              ▲  waits for the flush before it, and for ready_at
+
+Slices of several keys take turns, in the order in which the keys were first touched, so a
+broadcast to tens of thousands holds up neither other keys nor pings and handshakes. Keys of
+a few receivers are not worth a clock: they are written at once, by the hub, unless
+a flush of theirs is under way.
+
+Bounds: a batch is at most write_bytes, or one message; what has gathered is bounded by
+the broker, which counts all that this worker has not confirmed ([bus] queue_bytes).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from fastpush.config import Compression, Fanout
+from fastpush.fanout.batch import Batch, Receiver
+from fastpush.metrics import Counters
+from fastpush.protocol.bus import Publication
+
+if TYPE_CHECKING:
+    from fastpush.fanout.hub import Group
+
+Counted = Callable[[int], object]
+
+SMALL_GROUP = 8
+_CLOCK_EVERY = 16  # receivers between two looks at the clock
+_TIMER_SECONDS = 0.001  # resolution of the loop's timers; less is waited for by a turn of the loop
+_NEVER = float("inf")
+
+
+class Gathered:
+    """A publication that waits for its key's next flush.
+
+    settled: receivers that left meanwhile, and were given it before.
+    """
+
+    __slots__ = ("counted", "publication", "settled")
+
+    def __init__(self, publication: Publication, counted: Counted) -> None:
+        self.publication = publication
+        self.counted = counted
+        self.settled = 0
+
+
+class Flush:
+    """A batch on its way to the receivers that it has not reached yet."""
+
+    __slots__ = ("batch", "gathered", "groups", "remaining", "seconds")
+
+    def __init__(
+        self, groups: "Sequence[Group]", batch: Batch, remaining: set[Receiver], gathered: Sequence[Gathered]
+    ) -> None:
+        self.groups = groups
+        self.batch = batch
+        self.remaining = remaining
+        self.gathered = gathered
+        self.seconds = 0.0
+
+
+class Flow:
+    """What a key that is, or was, busy has gathered.
+
+    flush: under way.  newcomers: those that joined while something had gathered, each with the number
+    of publications that are older.  ready_at: when the next flush may begin.  wake: what waits for that.
+    """
+
+    __slots__ = ("flush", "gathered", "gathered_bytes", "newcomers", "ready_at", "wake")
+
+    def __init__(self) -> None:
+        self.flush: Flush | None = None
+        self.gathered: list[Gathered] = []
+        self.gathered_bytes = 0
+        self.newcomers: dict[Receiver, int] = {}
+        self.ready_at = 0.0
+        self.wake: asyncio.Handle | None = None
+
+
+class Pump:
+    """Writes what groups are sent. write_bytes: of a batch."""
+
+    def __init__(self, fanout: Fanout, compression: Compression, counters: Counters, *, write_bytes: int) -> None:
+        self._max_delay_seconds = fanout.max_delay_ms / 1000
+        self._slice_seconds = fanout.slice_ms / 1000
+        self._compression = compression
+        self._counters = counters
+        self._write_bytes = write_bytes
+        self._flushes: deque[Flush] = deque()
+        self._is_scheduled = False  # a turn of this pump; until then `_deadline` holds
+        self._deadline = 0.0
+
+    def write(self, members: Iterable[Receiver], publication: Publication, counted: Counted) -> None:
+        """Write at once to a few receivers."""
+        batch = Batch((publication,), self._compression)
+        for receiver in members:
+            batch.give(receiver)
+        (count,) = batch.counts()
+        self._counters.deliveries += count
+        self._counters.writes += batch.writes
+        counted(count)
+
+    def add(self, group: "Group", publication: Publication, counted: Counted) -> None:
+        """Write to `group`, now or when it is ready; `counted` is told how many took it."""
+        flow = group.flow
+        if flow is None:
+            flow = group.flow = Flow()
+        flow.gathered.append(Gathered(publication, counted))
+        flow.gathered_bytes += len(publication.frame)
+        if flow.flush is None and (flow.wake is None or flow.gathered_bytes >= self._write_bytes):
+            self._begin_when_ready(group, flow)
+            self._go()
+
+    def add_to_several(self, groups: "Sequence[Group]", publication: Publication, counted: Counted) -> None:
+        """Write to the members of all `groups`, once to each, behind what these have gathered."""
+        for group in groups:
+            self.finish(group)
+        members: set[Receiver] = set().union(*(group.members for group in groups))
+        flush = Flush(groups, Batch((publication,), self._compression), members, (Gathered(publication, counted),))
+        for group in groups:
+            if group.flow is None:
+                group.flow = Flow()
+            group.flow.flush = flush
+        self._flushes.append(flush)
+        self._go()
+
+    def finish(self, group: "Group") -> None:
+        """Write all that `group` has gathered, however long that takes."""
+        flow = group.flow
+        while flow is not None and (flow.flush is not None or flow.gathered):
+            flush = flow.flush or self._begin(group, flow)
+            self._write(flush, _NEVER)
+            self._flushes.remove(flush)
+            self._end(flush)
+            flow = group.flow
+
+    def settle(self, group: "Group", receiver: Receiver) -> None:
+        """Give a receiver that leaves `group` all that is on its way to it there."""
+        flow = group.flow
+        if flow is None:
+            return
+        flush = flow.flush
+        if flush is not None and receiver in flush.remaining:
+            flush.remaining.discard(receiver)
+            flush.batch.give(receiver)
+        first = flow.newcomers.pop(receiver, 0)
+        if len(flow.gathered) > first:
+            batch = Batch([gathered.publication for gathered in flow.gathered], self._compression)
+            batch.give_from(receiver, first)
+            for gathered, count in zip(flow.gathered, batch.counts(), strict=True):
+                gathered.settled += count
+
+    def welcome(self, group: "Group", receiver: Receiver) -> None:
+        """Let a receiver that joins `group` have nothing that is older."""
+        flow = group.flow
+        if flow is not None and flow.gathered:
+            flow.newcomers[receiver] = len(flow.gathered)
+
+    def forget(self, group: "Group") -> None:
+        """Answer for what an empty group has gathered: all who left were given it."""
+        self.finish(group)
+        if group.flow is not None and group.flow.wake is not None:
+            group.flow.wake.cancel()
+
+    # -- from gathered to written ------------------------------------------------
+
+    def _begin_when_ready(self, group: "Group", flow: Flow) -> None:
+        wait = flow.ready_at - perf_counter()
+        if wait <= 0 or flow.gathered_bytes >= self._write_bytes:
+            self._begin(group, flow)
+        elif wait < _TIMER_SECONDS:
+            flow.wake = asyncio.get_running_loop().call_soon(self._wake, group, flow)
+        else:
+            flow.wake = asyncio.get_running_loop().call_later(wait, self._wake, group, flow)
+
+    def _wake(self, group: "Group", flow: Flow) -> None:
+        flow.wake = None
+        if flow.flush is None and flow.gathered:
+            self._begin(group, flow)
+            self._go()
+
+    def _begin(self, group: "Group", flow: Flow) -> Flush:
+        """Make a flush of what has gathered, as much as one write takes."""
+        if flow.wake is not None:
+            flow.wake.cancel()
+            flow.wake = None
+        gathered = flow.gathered
+        count, size = 1, len(gathered[0].publication.frame)
+        for later in gathered[1:]:
+            if size + len(later.publication.frame) > self._write_bytes:
+                break
+            count += 1
+            size += len(later.publication.frame)
+        leaving, flow.gathered = gathered[:count], gathered[count:]
+        flow.gathered_bytes -= size
+        batch = Batch([gathered.publication for gathered in leaving], self._compression)
+        flow.flush = flush = Flush((group,), batch, set(group.members), leaving)
+        newcomers, flow.newcomers = flow.newcomers, {}
+        for receiver, first in newcomers.items():
+            flush.remaining.discard(receiver)
+            if first < count:
+                batch.give_from(receiver, first)
+            else:
+                flow.newcomers[receiver] = first - count
+        self._flushes.append(flush)
+        return flush
+
+    def _go(self) -> None:
+        """Write within what is left of this turn's slice; the rest in turns of its own."""
+        if not self._is_scheduled:
+            self._schedule()
+        self._work()
+
+    def _schedule(self) -> None:
+        self._is_scheduled = True
+        self._deadline = perf_counter() + self._slice_seconds
+        asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._is_scheduled = False
+        if self._flushes:
+            self._schedule()
+            self._work()
+
+    def _work(self) -> None:
+        flushes, deadline = self._flushes, self._deadline
+        while flushes and perf_counter() < deadline:
+            flush = flushes[0]
+            self._write(flush, deadline)
+            if flush.remaining:
+                flushes.rotate(-1)  # the others' turn
+            else:
+                flushes.popleft()
+                self._end(flush)
+
+    def _write(self, flush: Flush, deadline: float) -> None:
+        """Write to remaining receivers, until `deadline`."""
+        remaining, give = flush.remaining, flush.batch.give
+        pop = remaining.pop
+        began = now = perf_counter()
+        while remaining and now < deadline:
+            for _ in range(min(_CLOCK_EVERY, len(remaining))):
+                give(pop())
+            now = perf_counter()
+        flush.seconds += now - began
+
+    def _end(self, flush: Flush) -> None:
+        """Answer for a flush that has reached everybody, and plan its groups' next ones."""
+        ready_at = perf_counter() + min(flush.seconds, self._max_delay_seconds)
+        for group in flush.groups:
+            flow = group.flow
+            assert flow is not None
+            flow.flush = None
+            flow.ready_at = ready_at
+            if flow.gathered:
+                self._begin_when_ready(group, flow)
+                if not self._is_scheduled:
+                    self._schedule()
+            elif len(group.members) <= SMALL_GROUP:
+                group.flow = None
+        counters, batch = self._counters, flush.batch
+        counters.writes += batch.writes
+        for gathered, taken in zip(flush.gathered, batch.counts(), strict=True):
+            count = taken + gathered.settled
+            counters.deliveries += count
+            gathered.counted(count)
