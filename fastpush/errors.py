@@ -5,6 +5,7 @@ FastpushError
 ├── StartError           the host's: port taken, directory not ours   exit code 1
 ├── ProtocolViolation    a WebSocket peer broke a rule                closed with .code
 ├── RegistrationError    a registration cannot be taken; the connection stays open
+├── TooManyConnections   of the user that registers by message   closed with 1008
 ├── TokenRejected        the token names nobody                       401 / 4501
 ├── AuthUnavailable      whoever could tell cannot be reached         503 / 1013
 └── RequestError         an HTTP request is answered with .status
@@ -52,6 +53,10 @@ class ProtocolViolation(FastpushError):
 
 class RegistrationError(FastpushError):
     """A registration message cannot be taken; its text is the reason shown to the client."""
+
+
+class TooManyConnections(FastpushError):
+    """The user has as many connections on this host as one may have."""
 
 
 class TokenRejected(FastpushError):
@@ -113,6 +118,11 @@ def too_large(reason: str) -> RequestError:
 def unavailable(reason: str, retry_seconds: int = 1) -> RequestError:
     """503: a promise that nobody received the push; retrying is safe."""
     return RequestError(503, "unavailable", reason, text=reason, headers=(("Retry-After", str(retry_seconds)),))
+
+
+def too_many(reason: str) -> RequestError:
+    """429: this user or address has as many connections as it may; later it may have fewer."""
+    return RequestError(429, "too_many_connections", reason, text=reason, headers=(("Retry-After", "10"),))
 
 
 def unknown_outcome() -> RequestError:

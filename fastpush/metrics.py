@@ -25,6 +25,9 @@ WORKER_METRICS: dict[str, Metric] = {
     "http_connections": Metric("fastpush_http_connections", "gauge", "Open TCP connections that are no WebSocket yet."),
     "registrations": Metric("fastpush_registrations", "gauge", "Routing keys with a subscriber, per worker."),
     "send_queue_bytes": Metric("fastpush_send_queue_bytes", "gauge", "Bytes waiting for slow clients."),
+    "loop_lag_seconds": Metric(
+        "fastpush_loop_lag_seconds", "gauge", "How late the worker's event loop was, at most within the last second."
+    ),
     "slow_connections": Metric("fastpush_slow_connections", "gauge", "Connections with messages waiting for them."),
     "bus_queue_bytes": Metric("fastpush_bus_queue_bytes", "gauge", "Bytes waiting on the bus to the broker."),
     "accepted": Metric("fastpush_accepted_total", "counter", "TCP connections accepted."),
@@ -32,15 +35,31 @@ WORKER_METRICS: dict[str, Metric] = {
         f"handshakes_{outcome}": Metric(
             "fastpush_handshakes_total", "counter", "WebSocket handshakes by outcome.", "outcome", outcome
         )
-        for outcome in ("upgraded", "bad_request", "forbidden", "unauthorized", "unavailable")
+        for outcome in (
+            "upgraded",
+            "bad_request",
+            "forbidden",
+            "unauthorized",
+            "unavailable",
+            "lag",
+            "rate",
+            "connections",
+            "user_connections",
+            "address_connections",
+        )
     },
     **{
         f"pushes_{outcome}": Metric("fastpush_pushes_total", "counter", "Push requests by outcome.", "outcome", outcome)
         for outcome in ("delivered", "unconfirmed", "refused", "unavailable", "unknown")
     },
     "deliveries": Metric("fastpush_deliveries_total", "counter", "Messages taken by connections."),
-    "writes": Metric("fastpush_writes_total", "counter", "Writes of messages to connections; each holds one or several."),
+    "writes": Metric(
+        "fastpush_writes_total", "counter", "Writes of messages to connections; each holds one or several."
+    ),
     "messages_received": Metric("fastpush_messages_received_total", "counter", "Messages from clients."),
+    "messages_over_rate": Metric(
+        "fastpush_messages_over_rate_total", "counter", "Connections closed for more messages a second than allowed."
+    ),
     "registrations_failed": Metric(
         "fastpush_registrations_failed_total", "counter", "Registrations that were not taken."
     ),
@@ -76,6 +95,11 @@ class Counters:
     handshakes_forbidden: int = 0
     handshakes_unauthorized: int = 0
     handshakes_unavailable: int = 0
+    handshakes_lag: int = 0
+    handshakes_rate: int = 0
+    handshakes_connections: int = 0
+    handshakes_user_connections: int = 0
+    handshakes_address_connections: int = 0
     pushes_delivered: int = 0
     pushes_unconfirmed: int = 0
     pushes_refused: int = 0
@@ -84,6 +108,7 @@ class Counters:
     deliveries: int = 0
     writes: int = 0
     messages_received: int = 0
+    messages_over_rate: int = 0
     registrations_failed: int = 0
     drops_slow: int = 0
     drops_oldest: int = 0
@@ -91,6 +116,11 @@ class Counters:
     closes: int = 0
     protocol_errors: int = 0
     http_errors: int = 0
+
+    def count_handshake(self, outcome: str) -> None:
+        """Count a handshake that ended so; hot paths count by themselves."""
+        name = f"handshakes_{outcome}"
+        setattr(self, name, getattr(self, name) + 1)
 
     def snapshot(self) -> dict[str, int]:
         """Return all counts by name."""

@@ -10,13 +10,15 @@ from fastpush.config import Config, Limits
 from fastpush.http.app import HttpApp
 from fastpush.http.auth import push_auth
 from fastpush.http.guard import Guard
+from fastpush.http.proxies import TrustedProxies
 from fastpush.http.push import OnResult, PushService
 from fastpush.metrics import Counters
 from fastpush.protocol.bus import Status
 from fastpush.worker.dispatch import HELD_BYTES, HttpConnection
 from fastpush.worker.environment import ConnectionTicks, Environment
+from fastpush.worker.overload import Overload, RefusalLog
 from fastpush.worker.services import Services
-from fastpush.worker.timers import TimerWheel
+from fastpush.worker.timers import TICK_SECONDS, TimerWheel
 
 DONE = (int(Status.DONE), 1, 0)
 
@@ -106,7 +108,7 @@ class Parts:
         self.services = Services(
             environment=environment,
             guard=Guard([], []),
-            websocket_paths={},
+            trusted_proxies=TrustedProxies([]),
             push_path=config.server.push_path,
             lean_body_bytes=min(config.limits.push_body_bytes, HELD_BYTES),
             push_auth=push_auth(config),
@@ -114,6 +116,10 @@ class Parts:
             push_service=service,
             auth_headers=(),
             call_soon=asyncio.get_running_loop().call_soon,
+            now=lambda: self.wheel.now * TICK_SECONDS,
+            overload=Overload(config.limits, environment, 0),
+            refusals=RefusalLog(0),
+            admission=None,
         )
         self.services.app = HttpApp(
             config, service, lambda: self.services.push_auth, lambda report: report(b"{}"), lambda: 1

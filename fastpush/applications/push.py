@@ -7,11 +7,18 @@ register_timeout_seconds, the failure is counted, logged at debug level, and tol
 
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from fastpush.applications.interface import Connection
 from fastpush.config import Limits
-from fastpush.errors import AuthUnavailable, CloseCode, FastpushError, RegistrationError, TokenRejected
+from fastpush.errors import (
+    AuthUnavailable,
+    CloseCode,
+    FastpushError,
+    RegistrationError,
+    TokenRejected,
+    TooManyConnections,
+)
 from fastpush.fanout import Group, Hub
 from fastpush.http.auth import Identity, TokenAuth
 from fastpush.log import fields
@@ -24,11 +31,20 @@ log = logging.getLogger("fastpush.push")
 NO_HEADERS: Mapping[str, str] = {}
 
 
+class UserCounts(Protocol):
+    """Counts a user's connections on the whole host."""
+
+    async def register(self, connection: Any, user: str) -> bool:
+        """Count `connection` under `user`, once; False when the user has as many as it may."""
+        ...
+
+
 class Push:
     """Registers connections for (user, event).
 
     token_auth: who a client is; replaced on reload.
     spawn: runs a coroutine in the background, for authentication that has to wait.
+    user_counts: None where users may have any number of connections.
     """
 
     def __init__(
@@ -38,12 +54,14 @@ class Push:
         counters: Counters,
         token_auth: TokenAuth,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
+        user_counts: UserCounts | None = None,
     ) -> None:
         self.token_auth = token_auth
         self._hub = hub
         self._limits = limits
         self._counters = counters
         self._spawn = spawn
+        self._user_counts = user_counts
 
     def on_open(self, connection: Connection) -> None:
         """A connection must register in time."""
@@ -55,7 +73,7 @@ class Push:
         try:
             token, event = parse_registration(data, self._limits.name_bytes)
             found = self.token_auth.authenticate(token, connection.headers)
-            if isinstance(found, Identity):
+            if isinstance(found, Identity) and (connection.user or self._user_counts is None):
                 self.enter(connection, found, (event,))
             else:
                 # One at a time: later messages of this client wait, and so does the client.
@@ -66,7 +84,9 @@ class Push:
 
     async def _finish(self, connection: Connection, found: Any, event: str) -> None:
         try:
-            identity = await found
+            identity = found if isinstance(found, Identity) else await found
+            if self._user_counts is not None and not connection.user and connection.is_open:
+                await self._count(self._user_counts, connection, identity)
             if connection.is_open:
                 self.enter(connection, identity, (event,))
         except FastpushError as error:
@@ -77,10 +97,9 @@ class Push:
         finally:
             connection.resume_reading()
 
-    async def authenticate(self, token: str, headers: Mapping[str, str]) -> Identity:
-        """Return who a token names. Raises: TokenRejected, AuthUnavailable."""
-        found = self.token_auth.authenticate(token, headers)
-        return found if isinstance(found, Identity) else await found
+    async def _count(self, user_counts: UserCounts, connection: Connection, identity: Identity) -> None:
+        if not await user_counts.register(connection, identity.user):
+            raise TooManyConnections("too many connections of this user")
 
     def enter(self, connection: Connection, identity: Identity, events: Sequence[str]) -> None:
         """Let `connection` have the user's `events` from now on.
@@ -121,6 +140,8 @@ class Push:
             connection.send(text_frame(error_text(str(error), event)))
         if isinstance(error, AuthUnavailable):
             connection.close(CloseCode.TRY_AGAIN_LATER, "authentication is not available")
+        elif isinstance(error, TooManyConnections):
+            connection.close(CloseCode.POLICY_VIOLATION, str(error))
 
     def close_reason(self, connection: Connection) -> tuple[CloseCode, str]:
         """Name the last failure of a client that did not register in time."""

@@ -11,6 +11,9 @@ What the broker does not know may have subscribers, so nobody is told less than 
                                or the supervisor says that the process has ended
     a worker that drained      says GOODBYE, and is forgotten
 
+Connections of a user or an address are counted by the same rules: while a table is
+missing nobody knows how many there are, and whoever asks for one more waits.
+
 A table that does not come within resync_seconds is reported, so that its worker is killed.
 """
 
@@ -24,6 +27,7 @@ from fastpush.log import fields
 from fastpush.metrics import add_snapshots
 from fastpush.protocol import bus
 from fastpush.protocol.bus import Status
+from fastpush.state.admissions import Admissions
 from fastpush.state.routes import Routes
 
 log = logging.getLogger("fastpush.broker")
@@ -36,7 +40,7 @@ class WorkerLink(Protocol):
 
     @property
     def is_full(self) -> bool: ...
-    def send(self, *parts: bytes) -> None: ...
+    def send(self, *parts: bus.Body) -> None: ...
     def close(self) -> None: ...
 
 
@@ -45,7 +49,7 @@ class _NoLink:
 
     is_full = True
 
-    def send(self, *parts: bytes) -> None: ...
+    def send(self, *parts: bus.Body) -> None: ...
 
     def close(self) -> None: ...
 
@@ -126,6 +130,9 @@ class Router:
     ) -> None:
         self.epoch = epoch
         self.routes: Routes[Peer] = Routes()
+        self.admissions: Admissions[Peer] = Admissions()
+        # Of whoever asks for an admission while a table is missing: at most the workers' handshakes under way.
+        self._askers: list[tuple[Peer, int, bytes]] = []
         self._clock = clock
         self._peers: dict[WorkerLink, Peer] = {}
         self._lost: dict[int, Peer] = {}
@@ -143,7 +150,7 @@ class Router:
         self._scrapes: dict[int, Scrape] = {}
         self._departed: dict[str, int] = {}
         self.counts = {"publications": 0, "refused": 0, "unconfirmed": 0}
-        self._handlers: dict[int, Callable[[Peer, int, bytes], None]] = {
+        self._handlers: dict[int, Callable[[Peer, int, Any], None]] = {
             bus.SUBSCRIBE: self._subscribe,
             bus.UNSUBSCRIBE: self._unsubscribe,
             bus.COMPLETE: self._complete,
@@ -152,6 +159,9 @@ class Router:
             bus.COUNT: self._count,
             bus.SCRAPE: self._scrape,
             bus.SNAPSHOT: self._snapshot,
+            bus.ADMIT: self._admit,
+            bus.RELEASE: self._release,
+            bus.HOLD: self._hold,
             bus.GOODBYE: self._goodbye,
         }
 
@@ -165,7 +175,7 @@ class Router:
         """Whether no worker is connected."""
         return not self._peers
 
-    def on_message(self, link: WorkerLink, kind: int, number: int, body: bytes) -> None:
+    def on_message(self, link: WorkerLink, kind: int, number: int, body: bus.Body) -> None:
         """Take one message from a worker.
 
         Raises: BusError, when the link is of no use: nobody says HELLO first, or the kind is unknown.
@@ -191,6 +201,7 @@ class Router:
         peer.uncounted.clear()
         for number in list(self._scrapes):
             self._measured(number, peer.number)
+        self._askers = [asker for asker in self._askers if asker[0] is not peer]
         worker = peer.number
         if worker in self._gone or peer.is_leaving:
             self._forget(peer)
@@ -200,10 +211,14 @@ class Router:
             self._due[worker] = self._clock() + self._resync_seconds
             log.warning("worker lost", extra=fields(worker=worker))
         else:  # its earlier table stands, or is still missing; or it never had one
-            self.routes.remove(peer)
+            self._discard_table(peer)
+
+    def _discard_table(self, peer: Peer) -> None:
+        self.routes.remove(peer)
+        self.admissions.forget(peer)
 
     def _forget(self, peer: Peer) -> None:
-        self.routes.remove(peer)
+        self._discard_table(peer)
         add_snapshots(self._departed, peer.snapshot.get("counters", {}))
 
     def on_gone(self, worker: int) -> None:
@@ -211,10 +226,10 @@ class Router:
         # What it has sent before its end is still read: its link closes by itself behind that.
         # Only a process that it has forked can hold the link open.
         self._gone[worker] = self._clock() + self._resync_seconds
-        self._settle(worker)
         lost = self._lost.pop(worker, None)
         if lost is not None:
             self._forget(lost)
+        self._settle(worker)
 
     def _settle(self, worker: int) -> None:
         """Expect no table of this worker any more."""
@@ -223,6 +238,10 @@ class Router:
             self._missing.remove(worker)
             if not self._missing:
                 log.info("routes complete", extra=fields(keys=len(self.routes), workers=len(self._peers)))
+        if not self._due:
+            askers, self._askers = self._askers, []
+            for asker in askers:
+                self._admit(*asker)
 
     def tick(self) -> None:
         """Apply deadlines; called every few tens of milliseconds."""
@@ -265,6 +284,20 @@ class Router:
     def _unsubscribe(self, peer: Peer, number: int, key: bytes) -> None:
         self.routes.discard(peer, key)
 
+    def _admit(self, peer: Peer, request: int, body: bytes) -> None:
+        if self._due:
+            self._askers.append((peer, request, body))
+            return
+        name, limit = bus.decode_admit(body)
+        admitted = self.admissions.admit(peer, name, limit)
+        peer.link.send(bus.encode(bus.ADMITTED, request, b"\1" if admitted else b"\0"))
+
+    def _release(self, peer: Peer, number: int, name: bytes) -> None:
+        self.admissions.release(peer, name)
+
+    def _hold(self, peer: Peer, count: int, name: bytes) -> None:
+        self.admissions.hold(peer, name, count)
+
     def _complete(self, peer: Peer, number: int, body: bytes) -> None:
         peer.is_complete = True
         self._return(peer)
@@ -278,11 +311,11 @@ class Router:
         """Let what a worker says over this link stand for all that it said over an earlier one."""
         lost = self._lost.pop(peer.number, None)
         if lost is not None:
-            self.routes.remove(lost)
+            self._discard_table(lost)
             peer.snapshot = peer.snapshot or lost.snapshot
         self._settle(peer.number)
 
-    def _publish(self, peer: Peer, request: int, body: bytes) -> None:
+    def _publish(self, peer: Peer, request: int, body: bus.Body) -> None:
         keys = bus.decode_keys(body)
         subscribers = self.routes.subscribers
         if len(keys) == 1:
@@ -294,7 +327,7 @@ class Router:
     def _drop(self, peer: Peer, request: int, body: bytes) -> None:
         self._send_out(peer, request, bus.CLOSE, (*self._peers.values(), *self._lost.values()), body)
 
-    def _send_out(self, origin: Peer, request: int, kind: int, targets: tuple[Peer, ...], body: bytes) -> None:
+    def _send_out(self, origin: Peer, request: int, kind: int, targets: tuple[Peer, ...], body: bus.Body) -> None:
         """Send `body` to every target and owe `origin` their counts; to all of them or to none."""
         if self._missing:
             self._refuse(origin, request, Status.NOT_READY)

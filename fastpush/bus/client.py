@@ -10,9 +10,10 @@ for a broker that is still starting.
 import asyncio
 import itertools
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from fastpush.bus.link import Link
 from fastpush.errors import FastpushError
@@ -32,6 +33,7 @@ class BusUnavailable(FastpushError):
     """The push was not sent to the broker; nobody received it."""
 
 
+OnAdmitted = Callable[[bool], None]
 OnResult = Callable[[int, int, int], None]  # Status, connections that took it, workers that did not count
 
 
@@ -76,9 +78,11 @@ class BusClient:
         self._reports: dict[int, Callable[[bytes | None], None]] = {}
         self._announcements = itertools.count(1)
         self._unconfirmed: deque[tuple[int, Callable[[], None]]] = deque()
+        self._askers: dict[int, tuple[bytes, int, OnAdmitted]] = {}
+        self._admitted: Counter[bytes] = Counter()  # what a new broker is told
         self.epoch = 0
         self.welcomed = asyncio.Event()  # a broker has answered, for the first time
-        self._handlers: dict[int, Callable[[int, bytes], None]] = {
+        self._handlers: dict[int, Callable[[int, Any], None]] = {
             bus.WELCOME: self._on_welcome,
             bus.SUBSCRIBED: self._on_subscribed,
             bus.DELIVER: self._on_deliver,
@@ -86,6 +90,7 @@ class BusClient:
             bus.RESULT: self._on_result,
             bus.MEASURE: self._on_measure,
             bus.REPORT: self._on_report,
+            bus.ADMITTED: self._on_admitted,
         }
 
     @property
@@ -131,10 +136,14 @@ class BusClient:
         link.send(bus.encode(bus.HELLO, self._number))
         for key in self._key_table():
             link.send(bus.encode(bus.SUBSCRIBE, 0, key))
+        for name, count in self._admitted.items():
+            link.send(bus.encode(bus.HOLD, count, name))
         announcement = next(self._announcements)
         link.send(bus.encode(bus.COMPLETE, announcement))
         waiting = [confirmed for _, confirmed in self._unconfirmed]
         self._unconfirmed = deque((announcement, confirmed) for confirmed in waiting)
+        for request, (name, limit, _) in self._askers.items():
+            link.send(bus.encode(bus.ADMIT, request, bus.encode_admit(name, limit)))
 
     def close(self) -> None:
         """End the link for good: nobody here wants anything any more."""
@@ -160,11 +169,31 @@ class BusClient:
         """Tell the broker that `key` has no subscriber here any more."""
         self._tell(bus.UNSUBSCRIBE, 0, key)
 
-    def _tell(self, kind: int, announcement: int, key: bytes) -> None:
+    def admit(self, name: bytes, limit: int, on_admitted: OnAdmitted) -> None:
+        """Ask for one more connection of `name` on the whole host, which may have `limit`; pair a yes with `release`.
+
+        Without a link the question waits for the next broker.
+        """
+        request = next(self._requests)
+        self._askers[request] = (name, limit, on_admitted)
+        self._tell(bus.ADMIT, request, bus.encode_admit(name, limit))
+
+    def release(self, name: bytes) -> None:
+        """Tell the broker that an admitted connection of `name` has ended."""
+        self._admitted[name] -= 1
+        if not self._admitted[name]:
+            del self._admitted[name]
+        self._tell(bus.RELEASE, 0, name)
+
+    def admitted(self, name: bytes) -> int:
+        """Return how many connections of `name` this worker holds."""
+        return self._admitted[name]
+
+    def _tell(self, kind: int, number: int, body: bytes) -> None:
         link = self._link
         if link is None:
             return
-        link.send(bus.encode(kind, announcement, key))
+        link.send(bus.encode(kind, number, body))
         if link.queued_bytes > _OVERRUN * self._queue_bytes:
             log.warning("broker does not read", extra=fields(bytes=link.queued_bytes))
             link.abort()
@@ -225,7 +254,7 @@ class BusClient:
         for request in late:
             self._answer(request, Status.UNKNOWN, 0, 0)
 
-    def _on_message(self, link: Link, kind: int, number: int, body: bytes) -> None:
+    def _on_message(self, link: Link, kind: int, number: int, body: bus.Body) -> None:
         handler = self._handlers.get(kind)
         if handler is None:
             raise bus.BusError(f"unknown message type {kind}")
@@ -258,7 +287,7 @@ class BusClient:
         while unconfirmed and unconfirmed[0][0] <= number:
             _call(unconfirmed.popleft()[1])
 
-    def _on_deliver(self, number: int, body: bytes) -> None:
+    def _on_deliver(self, number: int, body: bus.Body) -> None:
         assert self._link is not None
         # The count belongs on this link: to another one the number may mean another publication.
         self._deliver(bus.decode_publication(body), partial(_send_count, self._link, number))
@@ -282,6 +311,13 @@ class BusClient:
     def _on_measure(self, number: int, body: bytes) -> None:
         if self._link is not None:
             self._link.send(bus.encode(bus.SNAPSHOT, number, self._measure()))
+
+    def _on_admitted(self, number: int, body: bytes) -> None:
+        name, _, on_admitted = self._askers.pop(number)
+        is_admitted = body == b"\1"
+        if is_admitted:
+            self._admitted[name] += 1
+        _call(on_admitted, is_admitted)
 
     def _on_report(self, number: int, body: bytes) -> None:
         on_report = self._reports.pop(number, None)

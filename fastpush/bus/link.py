@@ -7,7 +7,7 @@ who sends asks `is_full` first and tells its own caller when it is.
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from fastpush.log import fields
 from fastpush.protocol import bus
@@ -29,7 +29,7 @@ class Link(asyncio.Protocol):
 
     def __init__(
         self,
-        on_message: Callable[["Link", int, int, bytes], None],
+        on_message: Callable[["Link", int, int, Any], None],
         on_closed: Callable[["Link"], None],
         queue_bytes: int,
     ) -> None:
@@ -37,7 +37,8 @@ class Link(asyncio.Protocol):
         self._on_closed = on_closed
         self._queue_bytes = queue_bytes
         self._decoder = bus.Decoder(MESSAGE_BYTES_MAX)
-        self._gathered: list[bytes] = []
+        self._gathered: list[bus.Body] = []
+        self._has_large = False
         self._transport: asyncio.Transport | None = None
         self._call_soon = asyncio.get_running_loop().call_soon
         self.is_full = False  # the bound is reached: refuse new work, its answers still pass
@@ -83,18 +84,25 @@ class Link(asyncio.Protocol):
         transport = self._transport
         return transport.get_write_buffer_size() if transport is not None else 0
 
-    def send(self, *parts: bytes) -> None:
-        """Send a message given in one or several parts; nothing happens on a closed link."""
+    def send(self, *parts: bus.Body) -> None:
+        """Send a message given in one or several parts, a large one last; nothing happens on a closed link."""
         if self._transport is None:
             return
         gathered = self._gathered
         if not gathered:
             self._call_soon(self._flush)
         gathered += parts
+        if len(parts[-1]) >= bus.LARGE_BYTES:
+            self._has_large = True
 
     def _flush(self) -> None:
         gathered, self._gathered = self._gathered, []
-        if gathered and self._transport is not None:
+        has_large, self._has_large = self._has_large, False
+        if not gathered or self._transport is None:
+            return
+        if has_large:
+            self._transport.writelines(gathered)  # writev: nothing is copied here
+        else:
             self._transport.write(b"".join(gathered))
 
     def close(self) -> None:

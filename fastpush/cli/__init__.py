@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration.
 import click
 
 from fastpush import __version__
+from fastpush.cli.bench import bench
 from fastpush.cli.check import check
 from fastpush.cli.listen import listen
 from fastpush.cli.push import drop, push
@@ -20,5 +21,5 @@ def main() -> None:
     """Push messages to users' WebSocket connections, on all cores of one host."""
 
 
-for command in (serve, check, push, drop, listen, token, status):
+for command in (serve, check, push, drop, listen, token, status, bench):
     main.add_command(command)

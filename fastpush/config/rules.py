@@ -8,7 +8,7 @@ import binascii
 import re
 from collections import Counter
 from collections.abc import Iterator
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -58,6 +58,9 @@ def problems(config: Config) -> Iterator[Problem]:
     for index, origin in enumerate(config.server.origins):
         if text := _origin_problem(origin):
             yield Problem(("server", "origins", index), text)
+    for index, network in enumerate(config.server.trusted_proxies):
+        if text := _network_problem(network):
+            yield Problem(("server", "trusted_proxies", index), text)
     yield from _auth_problems(config)
     yield from _push_problems(config)
 
@@ -126,7 +129,7 @@ def _listen_problems(config: Config) -> Iterator[Problem]:
             seen.setdefault(address, f"[{table}] listen")
 
 
-# Paths and origins
+# Paths, origins and proxies
 
 
 def _path_problems(config: Config) -> Iterator[Problem]:
@@ -172,6 +175,18 @@ def _origin_problem(origin: str) -> str:
     text = f'found {found(origin)}; must be scheme://host or scheme://host:port as browsers send it, "*" or "null"'
     near = _nearest_origin(origin)
     return f"{text}; did you mean {shown(near)}?" if near else text
+
+
+def _network_problem(text: str) -> str:
+    try:
+        ip_network(text)
+    except ValueError:
+        problem = f"found {found(text)}; must be an IP address, or a network such as 10.0.0.0/8"
+        try:
+            return f"{problem}; did you mean {shown(str(ip_network(text, strict=False)))}?"
+        except ValueError:
+            return problem
+    return ""
 
 
 def _nearest_origin(origin: str) -> str:

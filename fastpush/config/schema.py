@@ -83,6 +83,14 @@ class Server(Section, frozen=True):
             'scheme://host[:port]; "*" allows every page, "null" sandboxed pages and local files.'
         ),
     ] = []
+    trusted_proxies: Annotated[
+        list[str],
+        setting(
+            "Addresses or networks of proxies in front. Of a client that comes through one the address counts that "
+            "X-Forwarded-For names, for limits and in the log; without any that header is ignored.",
+            form='an array of addresses and networks, ["127.0.0.1", "10.0.0.0/8"]',
+        ),
+    ] = []
     runtime_directory: Annotated[
         str,
         setting(
@@ -155,6 +163,59 @@ class Limits(Section, frozen=True):
     register_timeout_seconds: Annotated[
         float, setting("A client that has not registered by then is closed with 1008.", ge=0.1, le=3600)
     ] = 10
+    handshakes_per_second: Annotated[
+        int,
+        setting(
+            "Most WebSocket handshakes a second that one worker takes up, a second's worth at once; more get 503. "
+            "0: no limit.",
+            ge=0,
+            le=1000000,
+        ),
+    ] = 0
+    connections: Annotated[
+        int,
+        setting(
+            "Most WebSockets of one worker; more get 503. 0: as many as its file descriptors allow, with some kept "
+            "back for pushes.",
+            ge=0,
+            le=100000000,
+        ),
+    ] = 0
+    connections_per_user: Annotated[
+        int,
+        setting(
+            "Most connections of one user on this host; one more gets 429, or 1008 when it registers by message. "
+            "0: no limit.",
+            ge=0,
+            le=1000000,
+        ),
+    ] = 0
+    connections_per_address: Annotated[
+        int,
+        setting(
+            "Most connections from one address on this host, of IPv6 from one /64; one more gets 429. Behind a proxy "
+            "set [server] trusted_proxies first, or all clients share its address. 0: no limit.",
+            ge=0,
+            le=1000000,
+        ),
+    ] = 0
+    max_lag_ms: Annotated[
+        int,
+        setting(
+            "A worker whose event loop is so far behind answers new handshakes with 503 until it has caught up. "
+            "0: never.",
+            ge=0,
+            le=60000,
+        ),
+    ] = 500
+    messages_per_second: Annotated[
+        int,
+        setting(
+            "Most messages a second from one client, a second's worth at once; more close with 1008. 0: no limit.",
+            ge=0,
+            le=1000000,
+        ),
+    ] = 0
     message_bytes: Annotated[
         int, setting("Largest message from a client; a larger one closes with 1009.", ge=128, le=67108864)
     ] = 65536
@@ -168,7 +229,8 @@ class Limits(Section, frozen=True):
     ] = 1048576
     push_users: Annotated[int, setting("Most users in the userId list of one push.", ge=1, le=1000000)] = 10000
     send_queue_messages: Annotated[
-        int, setting("Most messages waiting for one slow client; slow_policy says what happens beyond.", ge=1, le=1000000)
+        int,
+        setting("Most messages waiting for one slow client; slow_policy says what happens beyond.", ge=1, le=1000000),
     ] = 1000
     send_queue_bytes: Annotated[
         int,
@@ -210,7 +272,9 @@ class Fanout(Section, frozen=True):
     ] = 5
     slice_ms: Annotated[
         float,
-        setting("Time that writing to large groups may take before other work of the worker has its turn.", ge=0.1, le=100),
+        setting(
+            "Time that writing to large groups may take before other work of the worker has its turn.", ge=0.1, le=100
+        ),
     ] = 1
 
 

@@ -15,7 +15,7 @@ from fastpush.errors import RequestError, illegal_request, too_large, unauthoriz
 from fastpush.metrics import Counters
 from fastpush.protocol import push as protocol
 from fastpush.protocol.bus import Status, encode_publication
-from fastpush.protocol.frames import text_frame
+from fastpush.protocol.frames import text_header
 from fastpush.state.send_queue import ENTRY_BYTES
 
 PUBLICATION_KEYS_MAX = 65535
@@ -99,8 +99,9 @@ class PushService:
         self._drop(orjson.dumps([user, event]), lambda *result: on_outcome(_outcome(*result)))
 
     def _send(self, keys: list[bytes], event: str, message: str, on_outcome: OnOutcome) -> None:
-        frame = text_frame(message.encode())
-        if len(frame) + ENTRY_BYTES > self._limits.send_queue_bytes:
+        payload = message.encode()
+        header = text_header(len(payload))
+        if len(header) + len(payload) + ENTRY_BYTES > self._limits.send_queue_bytes:
             most = self._limits.send_queue_bytes
             raise too_large(f"message is larger than a send queue ([limits] send_queue_bytes = {most})")
         if len(keys) > PUBLICATION_KEYS_MAX:
@@ -116,7 +117,7 @@ class PushService:
                 self._counters.pushes_delivered += 1
             on_outcome(outcome)
 
-        self._publish(encode_publication(keys, event.encode(), frame), on_result)
+        self._publish(encode_publication(keys, event.encode(), header, payload), on_result)
 
     def _count_refusal(self, error: RequestError) -> None:
         counters = self._counters

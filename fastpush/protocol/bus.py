@@ -16,10 +16,19 @@
     COUNT        publication number; u32            RESULT       request; status, sent, unconfirmed
     SCRAPE       request                            MEASURE      scrape
     SNAPSHOT     scrape or 0; body: JSON            REPORT       request; body: JSON
+    ADMIT        request; u32 limit, name           ADMITTED     request; 1 or 0
+    RELEASE      0; name: one admitted less
+    HOLD         number of those admitted; name     (part of the table, before COMPLETE)
     GOODBYE      0: the link closes on purpose
 
+ADMIT asks for one more connection of a name (of a user, of an address) on the whole host.
+It is sent only where a limit is configured.
+
 A publication's body is made once, by the worker that took the push, and travels
-unchanged: keys, event, and the WebSocket frame that receivers write as it is.
+unchanged: keys, event, and the WebSocket frame that receivers write as it is. Each process
+copies a large one once at most: the first one into the body, the broker not at all (it cuts
+views out of what it has read), and each receiving worker into the frame that all its
+connections share. What the kernel's sockets copy comes on top.
 """
 
 import struct
@@ -30,7 +39,8 @@ from typing import NamedTuple
 from fastpush.errors import FastpushError
 
 HELLO, SUBSCRIBE, UNSUBSCRIBE, COMPLETE, PUBLISH, DROP, COUNT, SCRAPE, SNAPSHOT, GOODBYE = range(1, 11)
-WELCOME, SUBSCRIBED, DELIVER, CLOSE, RESULT, MEASURE, REPORT = range(65, 72)
+ADMIT, RELEASE, HOLD = range(11, 14)
+WELCOME, SUBSCRIBED, DELIVER, CLOSE, RESULT, MEASURE, REPORT, ADMITTED = range(65, 73)
 
 _HEAD = struct.Struct("<IBQ")
 _pack_head = _HEAD.pack
@@ -42,6 +52,12 @@ _unpack_u32 = struct.Struct("<I").unpack_from
 _unpack_key_count = struct.Struct("<HI").unpack_from
 _RESULT = struct.Struct("<BIH")
 _EPOCH = struct.Struct("<Q")
+
+
+Body = bytes | memoryview
+"""What a message carries: bytes, or a view of LARGE_BYTES and more, valid for as long as it is kept."""
+
+LARGE_BYTES = 16384  # from here on a copy costs more than what it takes to do without
 
 
 class BusError(FastpushError):
@@ -75,45 +91,45 @@ def encode_head(kind: int, number: int, body_bytes: int) -> bytes:
     return _pack_head(body_bytes + 9, kind, number)
 
 
-def encode_publication(keys: list[bytes], event: bytes, frame: bytes) -> bytes:
-    """Return a publication's body. Bounds: 65,535 keys; the caller limits their length."""
+def encode_publication(keys: list[bytes], event: bytes, *frame: bytes) -> bytes:
+    """Return a publication's body; the frame may come in parts. Bounds: 65,535 keys; the caller limits their length."""
     if len(keys) == 1:
         key = keys[0]
-        return b"".join((_pack_key_count(1, len(key)), key, _pack_u32(len(event)), event, frame))
+        return b"".join((_pack_key_count(1, len(key)), key, _pack_u32(len(event)), event, *frame))
     parts = [_pack_key_count(len(keys), len(keys[0])), keys[0]]
     for key in keys[1:]:
         parts += (_pack_u32(len(key)), key)
-    parts += (_pack_u32(len(event)), event, frame)
+    parts += (_pack_u32(len(event)), event, *frame)
     return b"".join(parts)
 
 
-def decode_keys(body: bytes) -> list[bytes]:
+def decode_keys(body: Body) -> list[bytes]:
     """Return a publication's keys without touching the rest."""
     count, size = _unpack_key_count(body)
     if count == 1:
-        return [body[6 : 6 + size]]
+        return [bytes(body[6 : 6 + size])]
     return _walk_keys(body, count)[0]
 
 
-def decode_publication(body: bytes) -> Publication:
+def decode_publication(body: Body) -> Publication:
     """Return what `encode_publication` was given; the frame is the one copy made."""
     count, size = _unpack_key_count(body)
     if count == 1:
         at = 6 + size
-        keys = [body[6:at]]
+        keys = [bytes(body[6:at])]
     else:
         keys, at = _walk_keys(body, count)
     (size,) = _unpack_u32(body, at)
     start = at + 4 + size
-    return Publication(keys, body[at + 4 : start], body[start:])
+    return Publication(keys, bytes(body[at + 4 : start]), bytes(body[start:]))
 
 
-def _walk_keys(body: bytes, count: int) -> tuple[list[bytes], int]:
+def _walk_keys(body: Body, count: int) -> tuple[list[bytes], int]:
     keys, at = [], 2
     for _ in range(count):
         (size,) = _unpack_u32(body, at)
         at += 4
-        keys.append(body[at : at + size])
+        keys.append(bytes(body[at : at + size]))
         at += size
     return keys, at
 
@@ -137,6 +153,16 @@ def encode_result(request: int, status: Status, sent: int, unconfirmed: int) -> 
 def decode_result(body: bytes) -> tuple[int, int, int]:
     """Return the outcome in a RESULT: (Status, connections that took it, workers that did not count in time)."""
     return _RESULT.unpack(body)
+
+
+def encode_admit(name: bytes, limit: int) -> bytes:
+    """Return the body of an ADMIT."""
+    return _pack_u32(limit) + name
+
+
+def decode_admit(body: bytes) -> tuple[bytes, int]:
+    """Return the name and the limit of an ADMIT."""
+    return body[4:], _unpack_u32(body)[0]
 
 
 def encode_epoch(epoch: int) -> bytes:
@@ -163,27 +189,28 @@ class Decoder:
         self._message_bytes = message_bytes
         self._partial = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    def feed(self, data: bytes) -> Iterator[tuple[int, int, Body]]:
         """Yield (type, number, body) for each message that `data` completes."""
+        received: bytes | bytearray = data
         if self._partial:
-            # bytearray grows in place: a large message in many reads is not copied at each.
+            # bytearray grows in place: a large message in many reads is copied once.
             self._partial += data
             if len(self._partial) < _LENGTH_BYTES or len(self._partial) < self._need(self._partial):
                 return
-            data = bytes(self._partial)
-            self._partial.clear()
-        at, size = 0, len(data)
+            received, self._partial = self._partial, bytearray()
+        at, size = 0, len(received)
         while at + _HEAD_BYTES <= size:
-            length, kind, number = _HEAD.unpack_from(data, at)
+            length, kind, number = _HEAD.unpack_from(received, at)
             end = at + _LENGTH_BYTES + length
             if end > size:
                 break
             if length < _HEAD_BYTES - _LENGTH_BYTES:
                 raise BusError(f"message of {length} bytes on the bus, at least 9 expected")
-            yield kind, number, data[at + _HEAD_BYTES : end]
+            start = at + _HEAD_BYTES
+            yield kind, number, bytes(received[start:end]) if length < LARGE_BYTES else memoryview(received)[start:end]
             at = end
         if at < size:
-            self._partial += data[at:]
+            self._partial += received[at:]
             if len(self._partial) >= _LENGTH_BYTES:
                 self._need(self._partial)
 

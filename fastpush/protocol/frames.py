@@ -59,12 +59,20 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 def _frame(first: int, payload: bytes) -> bytes:
-    size = len(payload)
+    return _header(first, len(payload)) + payload
+
+
+def _header(first: int, size: int) -> bytes:
     if size < 126:  # noqa: PLR2004 - the lengths that RFC 6455, 5.2 defines
-        return bytes((first, size)) + payload
+        return bytes((first, size))
     if size < 65536:  # noqa: PLR2004
-        return _pack_16(first, 126, size) + payload
-    return _pack_64(first, 127, size) + payload
+        return _pack_16(first, 126, size)
+    return _pack_64(first, 127, size)
+
+
+def text_header(size: int) -> bytes:
+    """Return what comes before a text of `size` bytes, for a frame that is put together elsewhere."""
+    return _header(_FIN | _TEXT, size)
 
 
 def text_frame(payload: bytes) -> bytes:

@@ -40,6 +40,7 @@ from fastpush.protocol.frames import (
     pong_frame,
     text_frame,
 )
+from fastpush.state.rate import TokenBucket
 from fastpush.state.send_queue import ENTRY_BYTES, SendQueue
 from fastpush.worker.timers import TICK_SECONDS, ticks
 
@@ -67,6 +68,7 @@ class Connection(asyncio.BufferedProtocol):
     """An open WebSocket.
 
     user: "" until the first registration.  groups: owned by the hub.  form: how it wants its messages.
+    admitted: names that it is counted by on this host (worker/admission.py).
     heartbeat_ticks: 0 for none.  expires_at: unix seconds, when the user's token ends.
     """
 
@@ -78,8 +80,10 @@ class Connection(asyncio.BufferedProtocol):
         "_opened",
         "_pinged",
         "_queue",
+        "_rate",
         "_reader",
         "_transport",
+        "admitted",
         "application",
         "close_code",
         "due",
@@ -110,6 +114,7 @@ class Connection(asyncio.BufferedProtocol):
         self.state = State.OPEN
         self.user = ""
         self.groups: tuple[Group, ...] = ()
+        self.admitted: tuple[bytes, ...] = ()
         self.form = PLAIN
         self.wants_confirm = False
         self.heartbeat_ticks = 0
@@ -123,6 +128,7 @@ class Connection(asyncio.BufferedProtocol):
         self._codec: Codec | None = None  # while a frame is incomplete
         self._queue: SendQueue | None = None
         self._reader: MessageReader | None = None
+        self._rate: TokenBucket | None = None  # of the client's messages, from the first on
         self._opened = self._heard = environment.wheel.now
         self._pinged = -1  # tick of a ping that waits for any sign of life
         self._heartbeat_due = self._close_due = 0
@@ -221,10 +227,25 @@ class Connection(asyncio.BufferedProtocol):
         message = reader.feed(opcode, fin, rsv1, payload)
         if message is not None:
             self.environment.counters.messages_received += 1
-            if self.inbox is not None:
+            if not self._is_within_rate():
+                self.close(CloseCode.POLICY_VIOLATION, "message rate")
+            elif self.inbox is not None:
                 self.inbox.append(message)  # an earlier one is still being handled; reading is paused
             else:
                 self._on_message(message)
+
+    def _is_within_rate(self) -> bool:
+        most = self.environment.config.limits.messages_per_second
+        if not most:
+            return True
+        now = self.environment.wheel.now * TICK_SECONDS
+        if self._rate is None:
+            self._rate = TokenBucket(most, now)
+        if self._rate.take(now):
+            return True
+        self.environment.counters.messages_over_rate += 1
+        log.info("message rate", extra=fields(connection=self.id, user=self.user, peer=self.peer))
+        return False
 
     def _on_message(self, message: str | bytes) -> None:
         try:
@@ -516,6 +537,8 @@ class Connection(asyncio.BufferedProtocol):
         self.state = State.CLOSED
         environment.wheel.cancel(self)
         environment.connections.discard(self)
+        if self.admitted:
+            environment.release(self.admitted)
         environment.counters.closes += 1
         self._give_up_queue("lost")
         self._transport = self._reader = self._codec = None

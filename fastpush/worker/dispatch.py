@@ -33,8 +33,9 @@ from fastpush.http.head import HEAD_END, Head, bad_request, parse_head
 from fastpush.http.push import Outcome, Reply, internal_error, push_key_missing, render, wants_json
 from fastpush.http.window import Window
 from fastpush.log import fields
+from fastpush.worker.overload import OVERLOADED
 from fastpush.worker.timers import ticks
-from fastpush.worker.upgrade import upgrade
+from fastpush.worker.upgrade import Handshake
 
 if TYPE_CHECKING:
     from fastpush.worker.services import Services
@@ -81,12 +82,12 @@ class HttpConnection(asyncio.Protocol):
         "_is_partial",
         "_last",
         "_paused",
+        "_peer",
         "_services",
         "_stage",
         "_stuck",
         "_window",
         "due",
-        "peer",
         "role",
         "transport",
     )
@@ -95,7 +96,7 @@ class HttpConnection(asyncio.Protocol):
         self._services = services
         self.role = role
         self.due = -1
-        self.peer = ""
+        self._peer: str | None = None
         self.transport: asyncio.Transport | None = None
         self._stage = HEAD
         self._held = b""
@@ -107,15 +108,23 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         services = self._services
+        environment = services.environment
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
-        peer = transport.get_extra_info("peername")
-        self.peer = f"{peer[0]}:{peer[1]}" if peer else ""
         services.http_connections.add(self)
-        services.environment.counters.accepted += 1
-        log.debug("accepted", extra=fields(peer=self.peer, worker=services.environment.number))
-        wheel = services.environment.wheel
+        environment.counters.accepted += 1
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("accepted", extra=fields(peer=self.peer, worker=environment.number))
+        wheel = environment.wheel
         self._active = wheel.now
-        wheel.schedule(self, wheel.now + services.environment.connection_ticks.head)
+        wheel.schedule(self, wheel.now + environment.connection_ticks.head)
+
+    @property
+    def peer(self) -> str:
+        """The client as logs show it: address:port, or the address that a trusted proxy has named."""
+        if self._peer is None:  # asked for by requests, not by each connection that a flood makes
+            peer = None if self.transport is None else self.transport.get_extra_info("peername")
+            self._peer = f"{peer[0]}:{peer[1]}" if peer else ""
+        return self._peer
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._window is not None:
@@ -248,8 +257,22 @@ class HttpConnection(asyncio.Protocol):
         self._is_partial = False
         data = held if end == len(held) else held[:end]
         self._held = held[end:]
+        services = self._services
+        if data.startswith(services.handshake_starts) and self.role != "api":
+            overloaded = services.overload.outcome(services.now())
+            if overloaded:
+                self._turn_away(overloaded)
+                return False
         self._dispatch(parse_head(data), data)
         return True
+
+    def _turn_away(self, outcome: str) -> None:
+        """Refuse a handshake at the least cost: the worker is overloaded."""
+        services = self._services
+        services.environment.counters.count_handshake(outcome)
+        services.refusals.count(outcome)
+        self.transport.write(_TURNED_AWAY[outcome])  # type: ignore[union-attr]
+        self._close(linger=bool(self._held))
 
     def _wait_for_head(self, most: int) -> None:
         """Check what there is of a head. Raises: RequestError, when it cannot become one."""
@@ -326,7 +349,11 @@ class HttpConnection(asyncio.Protocol):
 
     def _upgrade(self, head: Head) -> None:
         self._stage = BUSY
-        self._services.spawn(upgrade(self._services, self, head))
+        services = self._services
+        address = self.peer.rpartition(":")[0]
+        if services.trusted_proxies:
+            self._peer = address = services.trusted_proxies.client(address, head.headers)
+        Handshake(services, self, head, address).begin()
 
     def _open_window(self, head: Head, data: bytes) -> None:
         assert self.transport is not None
@@ -362,14 +389,9 @@ class HttpConnection(asyncio.Protocol):
         if self.transport is None or self._stage >= LINGER:
             return
         is_last = self._is_last(keep_alive=keep_alive)
-        lines = [b"HTTP/1.1 %d %b" % (reply.status, _REASONS[reply.status]), self._services.date_header()]
-        lines += [f"{name}: {value}".encode("latin-1") for name, value in reply.headers]
-        lines.append(b"Content-Length: %d" % len(reply.body))
-        if is_last:
-            lines.append(b"Connection: close")
         is_wanted = self._head is None or self._head.method != "HEAD"
-        lines += (b"", reply.body if is_wanted else b"")
-        self.transport.write(b"\r\n".join(lines))
+        head = _reply_head(reply, keep_alive=not is_last, date=self._services.date_header())
+        self.transport.write(head + reply.body if is_wanted else head)
         self._finish(keep_alive=not is_last, linger=linger)
 
     def _is_last(self, *, keep_alive: bool) -> bool:
@@ -430,6 +452,26 @@ class HttpConnection(asyncio.Protocol):
             self._window.keep_alive = False
         elif self._stage in {HEAD, LINGER}:
             self._close(linger=False)
+
+
+def _reply_head(reply: Reply, *, keep_alive: bool, date: bytes = b"") -> bytes:
+    """Return what is written before a reply's body; an error of ours need not have a date (RFC 9110, 6.6.1)."""
+    lines = [b"HTTP/1.1 %d %b" % (reply.status, _REASONS[reply.status])]
+    if date:
+        lines.append(date)
+    lines += [f"{name}: {value}".encode("latin-1") for name, value in reply.headers]
+    lines.append(b"Content-Length: %d" % len(reply.body))
+    if not keep_alive:
+        lines.append(b"Connection: close")
+    return b"\r\n".join((*lines, b"", b""))
+
+
+def _whole_reply(error: RequestError) -> bytes:
+    reply = render(error, as_json=False)
+    return _reply_head(reply, keep_alive=False) + reply.body
+
+
+_TURNED_AWAY = {outcome: _whole_reply(error) for outcome, error in OVERLOADED.items()}
 
 
 def _too_slow() -> RequestError:

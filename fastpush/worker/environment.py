@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastpush.connection")
 
-_ID_BYTES = 10  # random, of a worker process; its serial numbers complete an id to 16 bytes
-
 
 class SendQueues:
     """Bytes waiting for all clients of a worker.
@@ -91,6 +89,7 @@ class Environment:
     """The state of a worker that its connections use.
 
     number: of this worker process.  clock: unix time in seconds.
+    release: called with the names that an ended connection was admitted by (worker/admission.py).
     id_prefix, serials: what the ids of its connections are made of.
     """
 
@@ -100,9 +99,16 @@ class Environment:
     wheel: TimerWheel
     counters: Counters
     send_queues: SendQueues
-    codecs: Codecs
     connection_ticks: ConnectionTicks
     connections: "set[Connection]" = field(default_factory=set)
     clock: Callable[[], float] = time.time
-    id_prefix: str = field(default_factory=lambda: secrets.token_hex(_ID_BYTES))
-    serials: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    release: Callable[[tuple[bytes, ...]], None] = lambda _: None
+    codecs: Codecs = field(init=False)
+    id_prefix: str = field(init=False)
+    serials: Iterator[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.codecs = Codecs(self.config.limits.message_bytes, self.config.server.read_buffer_bytes)
+        # With a serial number it is a UUID of version 8 (RFC 9562): random a process, not a connection.
+        self.id_prefix = f"{secrets.token_hex(6)}8{secrets.token_hex(2)[1:]}8{secrets.token_hex(2)[1:]}"
+        self.serials = itertools.count(1)

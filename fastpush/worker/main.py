@@ -27,19 +27,23 @@ from fastpush.fanout import Hub
 from fastpush.http.app import HttpApp
 from fastpush.http.auth import push_auth, token_auth
 from fastpush.http.guard import Guard
+from fastpush.http.proxies import TrustedProxies
 from fastpush.http.push import PushService
 from fastpush.log import fields
 from fastpush.metrics import Counters
 from fastpush.protocol import control
-from fastpush.worker.codec import Codecs
+from fastpush.worker.admission import Admission
 from fastpush.worker.dispatch import HELD_BYTES, HttpConnection
 from fastpush.worker.environment import ConnectionTicks, Environment, SendQueues
+from fastpush.worker.memory import Trimmer
+from fastpush.worker.overload import Overload, RefusalLog
 from fastpush.worker.services import Services
 from fastpush.worker.timers import TICK_SECONDS, TimerWheel
 
 log = logging.getLogger("fastpush.worker")
 
 SNAPSHOT_TICKS = 10
+CATCH_UP_TICKS = 5
 _END_SECONDS = 0.5  # to end a process that has drained
 _ANSWER_MARGIN_SECONDS = 0.1  # the broker answers at confirm_ms; this is for when it cannot
 
@@ -60,6 +64,7 @@ class Worker:
         self._draining = asyncio.Event()
         self._drain_seconds = config.server.drain_seconds
         self._servers: dict[int, list[asyncio.Server]] = {}
+        self._trimmer = Trimmer()
         self._bus = BusClient(
             context.bus_path,
             context.number,
@@ -86,7 +91,6 @@ class Worker:
             wheel=TimerWheel(),
             counters=counters,
             send_queues=SendQueues(config.limits.worker_send_bytes, self._hub),
-            codecs=Codecs(config.limits.message_bytes, config.server.read_buffer_bytes),
             connection_ticks=ConnectionTicks.of(config),
         )
 
@@ -124,7 +128,7 @@ class Worker:
         services = Services(
             environment=environment,
             guard=Guard(open_keys(config), config.server.origins),
-            websocket_paths={},
+            trusted_proxies=TrustedProxies(config.server.trusted_proxies),
             push_path=config.server.push_path,
             lean_body_bytes=min(config.limits.push_body_bytes, HELD_BYTES),
             push_auth=push_auth(config),
@@ -132,16 +136,39 @@ class Worker:
             push_service=push_service,
             auth_headers=_auth_headers(config),
             call_soon=loop.call_soon,
+            now=loop.time,
+            overload=Overload(config.limits, environment, loop.time()),
+            refusals=RefusalLog(loop.time()),
+            admission=self._admission(),
         )
-        self._push = Push(self._hub, config.limits, environment.counters, token_auth(config), services.spawn)
+        self._push = Push(
+            self._hub,
+            config.limits,
+            environment.counters,
+            token_auth(config),
+            services.spawn,
+            services.admission,
+        )
         paths: dict[str, Application] = {config.server.websocket_path: self._push}
         if config.echo.enabled:
             paths[config.echo.path] = Echo()
-        services.websocket_paths = paths
+        services.set_websocket_paths(paths)
         return services
 
+    def _admission(self) -> Admission | None:
+        limits, environment = self._config.limits, self._environment
+        if not (limits.connections_per_user or limits.connections_per_address):
+            return None
+        admission = Admission(limits, self._bus, environment.connections)
+        environment.release = admission.release
+        return admission
+
     async def _listen(self, slot: int, listeners: tuple[Listener, ...]) -> None:
-        """Accept from a slot's listeners, unless that was called off meanwhile."""
+        """Accept from a slot's listeners, unless that was called off meanwhile.
+
+        libuv (since 1.45) takes one connection of a listener in each turn of the loop and leaves the others in
+        the kernel's queue: however many connect, what is established is served between any two of them.
+        """
         loop = asyncio.get_running_loop()
         self._servers[slot] = servers = []
         for listener in listeners:
@@ -169,16 +196,32 @@ class Worker:
 
     async def _main_loop(self) -> None:
         """Let the clock tick until it is time to drain."""
-        self._tick()
+        self._tick(asyncio.get_running_loop().time())
         await self._draining.wait()
 
-    def _tick(self) -> None:
-        """Advance all deadlines; the clock goes on through the drain."""
+    def _tick(self, due: float) -> None:
+        """Advance all deadlines to now; the clock goes on through the drain.
+
+        due: when this call was to come, on the loop's clock. Of the time that a loop was behind, what is longer
+        than CATCH_UP_TICKS is left out: who could not be heard meanwhile is not late.
+        """
         loop = asyncio.get_running_loop()
-        loop.call_later(TICK_SECONDS, self._tick)
-        self._environment.wheel.advance()
-        if self._environment.wheel.now % SNAPSHOT_TICKS == 0:
-            self._bus.send_snapshot()
+        now = loop.time()
+        late = max(0.0, now - due)
+        passed = min(int(late / TICK_SECONDS), CATCH_UP_TICKS) + 1
+        due = max(due + passed * TICK_SECONDS, now)
+        loop.call_at(due, self._tick, due)
+        self._services.overload.observe_lag(late)
+        for _ in range(passed):
+            self._environment.wheel.advance()
+            if self._environment.wheel.now % SNAPSHOT_TICKS == 0:
+                self._end_second()
+
+    def _end_second(self) -> None:
+        self._services.overload.end_second()
+        self._services.refusals.end_second()
+        self._trimmer.end_second(self._environment.counters.closes)
+        self._bus.send_snapshot()
 
     # -- shutdown ----------------------------------------------------------------
 
@@ -308,6 +351,7 @@ class Worker:
             "send_queue_bytes": environment.send_queues.queued_bytes,
             "slow_connections": len(environment.send_queues.paused),
             "bus_queue_bytes": self._bus.queued_bytes,
+            "loop_lag_seconds": round(self._services.overload.worst_lag, 3),
         }
         return orjson.dumps({"counters": environment.counters.snapshot(), "gauges": gauges})
 

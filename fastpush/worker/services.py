@@ -12,8 +12,11 @@ from fastpush.applications.push import NO_HEADERS
 from fastpush.http.app import HttpApp
 from fastpush.http.auth import PushAuth
 from fastpush.http.guard import Guard
+from fastpush.http.proxies import TrustedProxies
 from fastpush.http.push import Outcome, PushService, render
+from fastpush.worker.admission import Admission
 from fastpush.worker.environment import Environment
+from fastpush.worker.overload import Overload, RefusalLog
 from fastpush.worker.timers import TICK_SECONDS
 
 if TYPE_CHECKING:
@@ -31,12 +34,16 @@ class Services:
 
     auth_headers:      headers of an upgrade request that authentication looks at later; None: all.
     lean_body_bytes:   a larger push goes to aiohttp.
+    handshake_starts:  how the request lines of the applications' handshakes begin.
+    trusted_proxies:   whose X-Forwarded-For is believed.
+    admission:         None where no limit counts users or addresses.
+    now():             seconds of the loop's clock.
     push_auth_is_sync: whether a push may be authorized without waiting; else it goes to aiohttp.
     """
 
     environment: Environment
     guard: Guard
-    websocket_paths: Mapping[str, Application]
+    trusted_proxies: TrustedProxies
     push_path: str
     lean_body_bytes: int
     push_auth: PushAuth
@@ -44,12 +51,23 @@ class Services:
     push_service: PushService
     auth_headers: tuple[str, ...] | None
     call_soon: Callable[..., object]
+    now: Callable[[], float]
+    overload: Overload
+    refusals: RefusalLog
+    admission: Admission | None
     app: HttpApp = field(init=False)
+    websocket_paths: Mapping[str, Application] = field(default_factory=dict)
+    handshake_starts: tuple[bytes, ...] = ()
     http_connections: "set[HttpConnection]" = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _replies: dict[Outcome, bytes] = field(default_factory=dict)
     _date: bytes = b""
     _date_second: int = -1
+
+    def set_websocket_paths(self, paths: Mapping[str, Application]) -> None:
+        """Serve these applications."""
+        self.websocket_paths = paths
+        self.handshake_starts = tuple(f"GET {path}{end}".encode() for path in paths for end in "? ")
 
     def date_header(self) -> bytes:
         """Return the Date header's line, made once a second."""

@@ -3,25 +3,32 @@
 A registration by URL is confirmed by the broker before the 101 is sent, so that a push
 made right after it arrives. A browser cannot read the status of a refused handshake:
 with an Origin header a bad token is told by 101 and close code 4501 instead.
+
+Each step of a Handshake calls the next one, at once or when somebody has answered:
+
+    begin ──► address ──► token ──► user ──► keys ──► 101
+              counted     known     counted  confirmed
+
+Nothing is asked where no limit is set; only authentication that has to wait is a task.
 """
 
-import asyncio
 import base64
 import binascii
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 from fastpush import errors
-from fastpush.applications.interface import Application
 from fastpush.applications.push import Push
 from fastpush.errors import AuthUnavailable, CloseCode, RequestError, TokenRejected
-from fastpush.fanout import ENVELOPE, GZIP, PLAIN
+from fastpush.fanout import ENVELOPE, GZIP, PLAIN, Group
 from fastpush.http.auth import Identity
 from fastpush.http.head import Head
 from fastpush.http.push import internal_error
 from fastpush.log import fields
 from fastpush.protocol.deflate import negotiate
 from fastpush.protocol.push import EVERYBODY, UrlOptions, parse_query, user_key
+from fastpush.worker.admission import address_name, user_name
 from fastpush.worker.connection import Connection
 
 if TYPE_CHECKING:
@@ -31,36 +38,242 @@ if TYPE_CHECKING:
 log = logging.getLogger("fastpush.upgrade")
 
 _KEY_BYTES = 16
+_OUTCOMES = {401: "unauthorized", 403: "forbidden", 503: "unavailable"}
 
 
-async def upgrade(services: "Services", http: "HttpConnection", head: Head) -> None:
-    """Grant or refuse the upgrade that `head` asks for."""
-    counters = services.environment.counters
-    try:
+class Handshake:
+    """One request for a WebSocket, until it is granted or refused.
+
+    address: the client's, for limits.
+    due: see TimerWheel; it stands there while it waits for the broker, at most register_timeout_seconds.
+    _http: None once it is over.  _admitted: names counted for it.  _groups: keys held for it.
+    """
+
+    __slots__ = (
+        "_address", "_admitted", "_application", "_groups", "_head", "_http", "_identity", "_options", "_services",
+        "_unconfirmed", "due",
+    )  # fmt: skip
+
+    def __init__(self, services: "Services", http: "HttpConnection", head: Head, address: str) -> None:
+        self._services = services
+        self._http: HttpConnection | None = http
+        self._head = head
+        self._address = address
+        self._options: UrlOptions | None = None
+        self._identity: Identity | None = None
+        self._admitted: tuple[bytes, ...] = ()
+        self._groups: list[Group] = []
+        self._unconfirmed = 0
+        self.due = -1
+        services.overload.handshakes += 1
+
+    def begin(self) -> None:
+        """Grant or refuse the upgrade, now or later."""
+        self._take(self._check)
+
+    def _take(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Take one step; what it raises is the client's answer, and nobody else's trouble."""
+        try:
+            step(*arguments)
+        except Exception as error:  # noqa: BLE001 - it is logged there
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        match error:
+            case RequestError():
+                self._refuse(error, _OUTCOMES.get(error.status, "bad_request"))
+            case TokenRejected() | AuthUnavailable():
+                self._reject(error)
+            case _:
+                log.error("handshake failed", exc_info=error, extra=fields(path=self._head.path))
+                if self._http is not None:
+                    self._http.refuse_upgrade(internal_error(error))
+                self._end()
+
+    # -- the steps ---------------------------------------------------------------
+
+    def _check(self) -> None:
+        head, services = self._head, self._services
         check_handshake(head)
         if not services.guard.allows_origin(head.headers):
-            raise errors.forbidden("this Origin is not in [server] origins")  # noqa: TRY301
-        application = services.websocket_paths[head.path]
+            raise errors.forbidden("this Origin is not in [server] origins")
+        self._application = application = services.websocket_paths[head.path]
         if isinstance(application, Push):
-            await _open_push(services, http, head, application)
+            limits = services.environment.config.limits
+            self._options = parse_query(head.query, name_bytes=limits.name_bytes, registrations=limits.registrations)
+        admission = services.admission
+        if admission is not None and admission.per_address:
+            self._ask(address_name(self._address), self._on_address)
         else:
-            _open(services, http, head, application)
-    except RequestError as error:
-        match error.status:
-            case 401:
-                counters.handshakes_unauthorized += 1
-            case 403:
-                counters.handshakes_forbidden += 1
-            case 503:
-                counters.handshakes_unavailable += 1
-            case _:
-                counters.handshakes_bad_request += 1
-        told = fields(peer=http.peer, path=head.path, code=error.status, reason=error.reason)
-        log.info("handshake refused", extra=told)
-        http.refuse_upgrade(error)
-    except Exception as error:
-        log.exception("handshake failed", extra=fields(peer=http.peer, path=head.path))
-        http.refuse_upgrade(internal_error(error))
+            self._authenticate()
+
+    def _ask(self, name: bytes, then: Callable[[bool], None]) -> None:
+        """Have the broker count a connection more of `name`."""
+        admission = self._services.admission
+        assert admission is not None
+        self._wait_for_broker()
+        admission.admit(name, lambda is_admitted: self._on_admitted(name, then, is_admitted))
+
+    def _on_admitted(self, name: bytes, then: Callable[[bool], None], is_admitted: bool) -> None:  # noqa: FBT001
+        self._services.environment.wheel.cancel(self)
+        if is_admitted:
+            self._admitted = (*self._admitted, name)
+        if self._http is None:  # it was given up before the answer came
+            self._end()
+        else:
+            self._take(then, is_admitted)
+
+    def _on_address(self, is_admitted: bool) -> None:  # noqa: FBT001
+        services = self._services
+        assert services.admission is not None
+        services.admission.watch(self._address, services.now())
+        if is_admitted:
+            self._authenticate()
+        else:
+            text = "too many connections from one address ([limits] connections_per_address)"
+            self._refuse(errors.too_many(text), "address_connections")
+
+    def _authenticate(self) -> None:
+        options = self._options
+        if options is None or options.token is None:
+            self._open()
+            return
+        assert isinstance(self._application, Push)
+        found = self._application.token_auth.authenticate(options.token, self._head.headers)
+        if isinstance(found, Identity):
+            self._identify(found)
+        else:
+            self._services.spawn(self._await_identity(found))
+
+    async def _await_identity(self, found: Awaitable[Identity]) -> None:
+        try:
+            identity = await found
+        except Exception as error:  # noqa: BLE001 - it is logged there
+            self._fail(error)
+        else:
+            self._take(self._identify, identity)
+
+    def _identify(self, identity: Identity) -> None:
+        self._identity = identity
+        admission = self._services.admission
+        if admission is not None and admission.per_user:
+            self._ask(user_name(identity.user), self._on_user)
+        else:
+            self._announce()
+
+    def _on_user(self, is_admitted: bool) -> None:  # noqa: FBT001
+        if is_admitted:
+            self._announce()
+        else:
+            text = "too many connections of this user ([limits] connections_per_user)"
+            self._refuse(errors.too_many(text), "user_connections")
+
+    def _announce(self) -> None:
+        """Hold the keys that the connection will join until the broker knows them."""
+        hub, identity, options = self._services.environment.hub, self._identity, self._options
+        assert identity is not None
+        assert options is not None
+        user = identity.user
+        keys = (EVERYBODY, *[user_key(user, event) for event in options.events])
+        self._groups = groups = [hub.hold(key) for key in keys]
+        for group in groups:
+            if not group.confirmed:
+                self._unconfirmed += 1
+                hub.when_confirmed(group, self._on_confirmed)
+        if self._unconfirmed:
+            self._wait_for_broker()
+        else:
+            self._open()
+
+    def _on_confirmed(self) -> None:
+        self._unconfirmed -= 1
+        if not self._unconfirmed and self._http is not None:
+            self._take(self._open)
+
+    def _wait_for_broker(self) -> None:
+        environment = self._services.environment
+        environment.wheel.schedule(self, environment.wheel.now + environment.connection_ticks.register_timeout)
+
+    def on_timer(self, now: int) -> None:
+        """The broker has not answered in time; see TimerWheel."""
+        self._refuse(errors.unavailable("the broker did not confirm the registration in time"), "unavailable")
+
+    # -- the end -----------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Have picows answer 101, and join."""
+        # Nothing is waited for between the 101 and the join: no push can come in between.
+        connection = self._hand_over()
+        identity, options, application = self._identity, self._options, self._application
+        if connection is not None and connection.is_open and identity is not None:
+            assert options is not None
+            assert isinstance(application, Push)
+            application.enter(connection, identity, options.events)
+        self._end()
+
+    def _hand_over(self) -> Connection | None:
+        """Let a Connection own the transport; None when the client has gone."""
+        http, head, services, options = self._http, self._head, self._services, self._options
+        assert http is not None
+        peer, taken = http.peer, http.hand_over()
+        if taken is None:
+            return None
+        transport, unread = taken
+        connection = Connection(services.environment, self._application, peer, services.kept_headers(head.headers))
+        if self._admitted:
+            connection.admitted, self._admitted = self._admitted, ()
+        if options is not None:
+            connection.form = (ENVELOPE if options.envelope else PLAIN) | (GZIP if options.gzip else PLAIN)
+            connection.wants_confirm = options.confirm
+            if options.heartbeat:
+                connection.start_heartbeat(options.heartbeat)
+        extensions = None
+        if services.environment.config.compression.enabled and (
+            offered := head.headers.get("sec-websocket-extensions")
+        ):
+            extensions = negotiate(offered)
+        connection.take_over(transport, head.headers["sec-websocket-key"], unread, extensions)
+        return connection
+
+    def _reject(self, error: TokenRejected | AuthUnavailable) -> None:
+        """Tell of a bad token by status, or to a page by close code."""
+        is_rejected = isinstance(error, TokenRejected)
+        if "origin" not in self._head.headers:
+            refusal = errors.unauthorized(str(error)) if is_rejected else errors.unavailable(str(error))
+            self._refuse(refusal, _OUTCOMES[refusal.status])
+            return
+        self._services.environment.counters.count_handshake("unauthorized" if is_rejected else "unavailable")
+        self._options = None
+        connection = self._hand_over()
+        if connection is not None and is_rejected:
+            connection.close(CloseCode.TOKEN_REJECTED, "token rejected")
+        elif connection is not None:
+            connection.close(CloseCode.TRY_AGAIN_LATER, "authentication is not available")
+        self._end()
+
+    def _refuse(self, error: RequestError, outcome: str) -> None:
+        http, services = self._http, self._services
+        if http is not None:
+            services.environment.counters.count_handshake(outcome)
+            services.refusals.add(
+                outcome, services.now(), peer=http.peer, path=self._head.path, code=error.status, reason=error.reason
+            )
+            http.refuse_upgrade(error)
+        self._end()
+
+    def _end(self) -> None:
+        """Give back what was taken for the handshake; again does nothing."""
+        environment = self._services.environment
+        if self._http is not None:
+            self._http = None
+            self._services.overload.handshakes -= 1
+        environment.wheel.cancel(self)
+        groups, self._groups = self._groups, []
+        for group in groups:
+            environment.hub.release(group)
+        names, self._admitted = self._admitted, ()
+        if names:
+            environment.release(names)
 
 
 def check_handshake(head: Head) -> None:
@@ -87,76 +300,3 @@ def check_handshake(head: Head) -> None:
         valid = False
     if not valid:
         raise errors.illegal_request("Sec-WebSocket-Key must be 16 bytes in base64")
-
-
-def _open(
-    services: "Services",
-    http: "HttpConnection",
-    head: Head,
-    application: Application,
-    options: UrlOptions | None = None,
-) -> Connection | None:
-    """Hand the connection over to picows, which answers 101; None when the client has gone."""
-    taken = http.hand_over()
-    if taken is None:
-        return None
-    transport, unread = taken
-    connection = Connection(services.environment, application, http.peer, services.kept_headers(head.headers))
-    if options is not None:
-        connection.form = (ENVELOPE if options.envelope else PLAIN) | (GZIP if options.gzip else PLAIN)
-        connection.wants_confirm = options.confirm
-        if options.heartbeat:
-            connection.start_heartbeat(options.heartbeat)
-    offered = head.headers.get("sec-websocket-extensions") if services.environment.config.compression.enabled else None
-    extensions = negotiate(offered) if offered else None
-    connection.take_over(transport, head.headers["sec-websocket-key"], unread, extensions)
-    return connection
-
-
-async def _open_push(services: "Services", http: "HttpConnection", head: Head, push: Push) -> None:
-    limits = services.environment.config.limits
-    options = parse_query(head.query, name_bytes=limits.name_bytes, registrations=limits.registrations)
-    if options.token is None:
-        _open(services, http, head, push, options)
-        return
-    asked_by_page = "origin" in head.headers
-    try:
-        identity = await push.authenticate(options.token, head.headers)
-    except TokenRejected as error:
-        if not asked_by_page:
-            raise errors.unauthorized(str(error)) from None
-        services.environment.counters.handshakes_unauthorized += 1
-        _close_at_once(_open(services, http, head, push), CloseCode.TOKEN_REJECTED, "token rejected")
-    except AuthUnavailable as error:
-        if not asked_by_page:
-            raise errors.unavailable(str(error)) from None
-        services.environment.counters.handshakes_unavailable += 1
-        reason = "authentication is not available"
-        _close_at_once(_open(services, http, head, push), CloseCode.TRY_AGAIN_LATER, reason)
-    else:
-        await _open_registered(services, http, head, push, options, identity)
-
-
-async def _open_registered(
-    services: "Services", http: "HttpConnection", head: Head, push: Push, options: UrlOptions, identity: Identity
-) -> None:
-    hub = services.environment.hub
-    groups = [hub.hold(key) for key in (EVERYBODY, *(user_key(identity.user, event) for event in options.events))]
-    try:
-        async with asyncio.timeout(services.environment.config.limits.register_timeout_seconds):
-            for group in groups:
-                await hub.confirmed(group)
-        # Nothing is awaited between the 101 and the join: no push can come in between.
-        connection = _open(services, http, head, push, options)
-        if connection is not None and connection.is_open:
-            push.enter(connection, identity, options.events)
-    except TimeoutError:
-        raise errors.unavailable("the broker did not confirm the registration in time") from None
-    finally:
-        for group in groups:
-            hub.release(group)
-
-
-def _close_at_once(connection: Connection | None, code: CloseCode, reason: str) -> None:
-    if connection is not None:
-        connection.close(code, reason)

@@ -78,7 +78,7 @@ def test_every_connection_has_an_id_of_its_own(server: Server) -> None:
         )
     names = {event["connection"] for event in opened}
     assert len(names) == 20
-    assert {uuid.UUID(name).version for name in names} == {4}
+    assert {uuid.UUID(name).version for name in names} == {8}
 
     def ended() -> set[str]:
         return {event["connection"] for event in server.events("connection closed") if event["user"] == "named"}

@@ -1,0 +1,88 @@
+"""How many connections a user or an address has on this host: asked of the broker, where a limit is set."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from fastpush.config import Limits
+from fastpush.http.proxies import counted_address
+from fastpush.log import fields
+
+if TYPE_CHECKING:
+    from fastpush.worker.connection import Connection
+
+log = logging.getLogger("fastpush.worker")
+
+_WARNING_SECONDS = 60
+_FEW_CONNECTIONS = 100  # of so few most may well be of one address
+
+
+class Counts(Protocol):
+    """What the link to the broker offers."""
+
+    def admit(self, name: bytes, limit: int, on_admitted: Callable[[bool], None]) -> None: ...
+    def release(self, name: bytes) -> None: ...
+    def admitted(self, name: bytes) -> int: ...
+
+
+def user_name(user: str) -> bytes:
+    """Return the name that a user's connections are counted by."""
+    return b"u" + user.encode("utf-8", "surrogatepass")
+
+
+def address_name(address: str) -> bytes:
+    """Return the name that an address's connections are counted by."""
+    return b"a" + counted_address(address).encode("ascii", "replace")
+
+
+class Admission:
+    """Counts this worker's connections by user and by address; each carries its names in `admitted`.
+
+    counts: the broker's, over all workers.  connections: the open ones of this worker.
+    """
+
+    def __init__(self, limits: Limits, counts: Counts, connections: "set[Connection]") -> None:
+        self.per_user = limits.connections_per_user
+        self.per_address = limits.connections_per_address
+        self._counts = counts
+        self._connections = connections
+        self._next_warning = 0.0
+
+    def admit(self, name: bytes, on_admitted: Callable[[bool], None]) -> None:
+        """Count one more connection of a user or address; a yes is given back by `release`."""
+        limit = self.per_user if name.startswith(b"u") else self.per_address
+        self._counts.admit(name, limit, on_admitted)
+
+    async def register(self, connection: "Connection", user: str) -> bool:
+        """Count an open connection that registers by message; False when its user has too many, or it is gone."""
+        if not self.per_user:
+            return True
+        name = user_name(user)
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.admit(name, answer.set_result)
+        if not await answer:
+            return False
+        if not connection.is_open:
+            self._counts.release(name)
+            return True
+        connection.admitted = (*connection.admitted, name)
+        return True
+
+    def release(self, names: tuple[bytes, ...]) -> None:
+        """Count one connection with these names less."""
+        for name in names:
+            self._counts.release(name)
+
+    def watch(self, address: str, now: float) -> None:
+        """Warn, once a minute, when one address has most of the connections: then it is probably a proxy's."""
+        total = len(self._connections)
+        if now < self._next_warning or total < _FEW_CONNECTIONS:
+            return
+        of_address = self._counts.admitted(address_name(address))
+        if of_address * 2 > total:
+            self._next_warning = now + _WARNING_SECONDS
+            log.warning(
+                "most connections come from one address: behind a proxy, name it in [server] trusted_proxies",
+                extra=fields(peer=address, connections=of_address, of=total),
+            )

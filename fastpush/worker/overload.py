@@ -1,0 +1,101 @@
+"""What a worker does with more handshakes than it can serve: turns them away cheaply, and says so once a second.
+
+Connections beyond what is accepted wait in the kernel: libuv accepts one connection per
+listening socket and turn of the loop, so a flood of connects delays what is established
+by one accept a turn. What is accepted and asks for a WebSocket is judged here right
+behind its request line; who is turned away costs no parsing, no task and no log line.
+"""
+
+import logging
+import resource
+from collections import Counter
+from typing import Any
+
+from fastpush import errors
+from fastpush.config import Limits
+from fastpush.errors import RequestError
+from fastpush.log import fields
+from fastpush.state.rate import TokenBucket
+from fastpush.worker.environment import Environment
+
+log = logging.getLogger("fastpush.upgrade")
+
+_LINES_A_SECOND = 10
+_RESERVED_DESCRIPTORS = 1024  # for pushes, for clients that are being judged, and for what the process needs itself
+
+
+class Overload:
+    """Decides about every new handshake, and keeps the loop's lag.
+
+    handshakes: under way; counted with the open connections.
+    """
+
+    def __init__(self, limits: Limits, environment: Environment, now: float) -> None:
+        self._environment = environment
+        self._rate = TokenBucket(limits.handshakes_per_second, now) if limits.handshakes_per_second else None
+        self._connections = limits.connections or _reachable_connections()
+        self._max_lag = limits.max_lag_ms / 1000 or float("inf")
+        self._lag = self._worst = self._last_worst = 0.0
+        self.handshakes = 0
+
+    def observe_lag(self, seconds: float) -> None:
+        """Take how late a tick came."""
+        self._lag = seconds
+        self._worst = max(self._worst, seconds)
+
+    def end_second(self) -> None:
+        """Begin another second of `worst_lag`."""
+        self._last_worst, self._worst = self._worst, 0.0
+
+    @property
+    def worst_lag(self) -> float:
+        """Seconds that the loop was late, at most, in this second and the one before."""
+        return max(self._worst, self._last_worst)
+
+    def outcome(self, now: float) -> str:
+        """Return under which outcome a new handshake is turned away, or ""; it costs one of the rate's."""
+        if self._lag > self._max_lag:
+            return "lag"
+        if len(self._environment.connections) + self.handshakes >= self._connections:
+            return "connections"
+        if self._rate is not None and not self._rate.take(now):
+            return "rate"
+        return ""
+
+
+def _reachable_connections() -> int:
+    """Return how many WebSockets a worker's descriptors allow: with few descriptors, three quarters of them."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return descriptors - min(_RESERVED_DESCRIPTORS, descriptors // 4)
+
+
+OVERLOADED: dict[str, RequestError] = {
+    "lag": errors.unavailable("this worker is far behind ([limits] max_lag_ms)"),
+    "rate": errors.unavailable("too many handshakes a second ([limits] handshakes_per_second)"),
+    "connections": errors.unavailable("this worker has all the connections it may have ([limits] connections)"),
+}
+
+
+class RefusalLog:
+    """Lines about refused handshakes: one each while they are few, else one a second about all the others."""
+
+    def __init__(self, now: float) -> None:
+        self._lines = TokenBucket(_LINES_A_SECOND, now)
+        self._others: Counter[str] = Counter()
+
+    def add(self, outcome: str, now: float, **described: Any) -> None:
+        """Write a line about one handshake, or count it."""
+        if self._lines.take(now):
+            log.info("handshake refused", extra=fields(**described))
+        else:
+            self._others[outcome] += 1
+
+    def count(self, outcome: str) -> None:
+        """Count a handshake that is not worth a line of its own."""
+        self._others[outcome] += 1
+
+    def end_second(self) -> None:
+        """Write the line about what was only counted."""
+        if self._others:
+            log.info("handshakes refused", extra=fields(total=self._others.total(), **self._others))
+            self._others.clear()
