@@ -71,7 +71,7 @@ def resolve(url: str, *, insecure: bool) -> Endpoint:
 class Link:
     """One connection. Subclasses say what follows: on_connected, on_readable, on_ended."""
 
-    __slots__ = ("_endpoint", "_handler", "_source", "_unsent", "loop", "socket")
+    __slots__ = ("_endpoint", "_handler", "_interest", "_source", "_unsent", "loop", "socket")
 
     def __init__(self, loop: Loop, endpoint: Endpoint, source: str | None) -> None:
         self.loop = loop
@@ -79,6 +79,7 @@ class Link:
         self._source = source
         self._unsent = b""
         self._handler: Handler = self.on_event
+        self._interest = select.EPOLLIN
         self.socket: socket.socket | None = None
 
     # -- opening -------------------------------------------------------------------
@@ -136,7 +137,7 @@ class Link:
         """Call `handler` with what happens from now on."""
         assert self.socket is not None
         self._handler = handler
-        self.loop.watch(self.socket.fileno(), handler)
+        self.loop.watch(self.socket.fileno(), handler, self._interest)
 
     # -- open ----------------------------------------------------------------------
 
@@ -163,12 +164,12 @@ class Link:
             return
         if sent < len(data):
             self._unsent = data[sent:]
-            self.loop.watch(self.socket.fileno(), self._handler, select.EPOLLIN | select.EPOLLOUT)
+            self.loop.watch(self.socket.fileno(), self._handler, self._interest | select.EPOLLOUT)
 
     def _flush(self) -> None:
         assert self.socket is not None
         rest, self._unsent = self._unsent, b""
-        self.loop.watch(self.socket.fileno(), self._handler)
+        self.loop.watch(self.socket.fileno(), self._handler, self._interest)
         if rest:
             self.write(rest)
 

@@ -12,6 +12,7 @@ check is a comparison of positions. Who differs gets a stream of its own until i
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 MESSAGE_BYTES_MIN = 35
@@ -37,7 +38,8 @@ def find(payload: bytes) -> list[bytes]:
     return _FOUND.findall(payload)
 
 
-class Chunk(NamedTuple):
+@dataclass(slots=True)
+class Chunk:
     """Whole frames that were parsed once: what every receiver at `start` of the stream should read next."""
 
     data: bytes

@@ -33,10 +33,7 @@ def notes(
                 f"1 ms late (up to {load.late_ms_max:.1f} ms), which is part of their latency."
             )
         if load.unsent:
-            found.append(
-            text = "was waiting for a reply"
-            found.append(f"{load.unsent} pushes that were due were not sent ({load.name}): every publisher {text}.")
-            )
+            found.append(f"{load.unsent} pushes ({load.name}) were due and not sent: every publisher awaited a reply.")
         if load.given_up:
             found.append(f"{load.given_up} pushes did not reach all receivers and were not waited for ({load.name}).")
     return found
