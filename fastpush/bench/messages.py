@@ -11,6 +11,7 @@ check is a comparison of positions. Who differs gets a stream of its own until i
 
 import re
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -93,7 +94,7 @@ class Stream:
         self.on_complete = on_complete
         self._reference: list[bytes] = []  # stamps from position `_base` on
         self._base = 0
-        self._at: dict[int, int] = {}  # position: how many followers are there
+        self._at: defaultdict[int, int] = defaultdict(int)  # position: how many followers are there
         self._events: list[_Event] = []
         self._missing: set[tuple[bytes, int]] = set()
         self.chunks: dict[int, Chunk] = {}
@@ -113,24 +114,26 @@ class Stream:
         if not self.followers:
             self.floor = position
         self.followers += 1
-        self._at[position] = self._at.get(position, 0) + 1
+        self._at[position] += 1
 
     def leave(self, position: int) -> None:
         """Count a follower out."""
         self.followers -= 1
-        self._depart(position)
+        self._at[position] -= 1
+        if not self._at[position]:
+            self._vacate(position)
 
     def move(self, position: int, to: int) -> None:
         """Move a follower forward."""
         at = self._at
-        at[to] = at.get(to, 0) + 1
-        self._depart(position)
-
-    def _depart(self, position: int) -> None:
-        left = self._at[position] - 1
+        at[to] += 1
+        left = at[position] - 1
         if left:
-            self._at[position] = left
-            return
+            at[position] = left
+        else:
+            self._vacate(position)
+
+    def _vacate(self, position: int) -> None:
         del self._at[position]
         if position == self.floor and self._at:
             self._raise_floor(min(self._at))

@@ -121,8 +121,8 @@ class Receiver(WebSocketLink):
     """One connection. position: of its next message in its stream.  start: of the last one before it joined."""
 
     __slots__ = (
-        "_buffer", "_client", "_is_registered", "_reader", "_receive", "group", "is_slow", "number", "position", "start", "stream",
-        "user",
+        "_buffer", "_client", "_is_registered", "_reader", "_receive", "_record", "group", "is_slow", "number",
+        "position", "start", "stream", "user",
     )  # fmt: skip
 
     def __init__(self, client: "Client", number: int, user: int, group: Group, *, is_slow: bool) -> None:
@@ -133,6 +133,7 @@ class Receiver(WebSocketLink):
         self._client = client
         self._buffer = client.buffer
         self._reader = FrameReader()
+        self._record = group.recorder.record
         self._is_registered = False
         self.number = number
         self.user = user
@@ -198,7 +199,7 @@ class Receiver(WebSocketLink):
         stream = self.stream
         chunk = stream.chunks.get(self.position)
         if chunk is not None and size == chunk.size and buffer.startswith(chunk.data) and not self._reader.held:
-            self.group.recorder.record(chunk)
+            self._record(chunk)
             stream.move(self.position, chunk.end)
             self.position = chunk.end
         else:
@@ -235,7 +236,7 @@ class Receiver(WebSocketLink):
                 break
             at = end
             position = chunk.end
-            self.group.recorder.record(chunk)
+            self._record(chunk)
         if at:
             self.stream.move(self.position, position)
             self.position = position
@@ -261,7 +262,7 @@ class Receiver(WebSocketLink):
         """Check messages that were not read before by another connection of this group."""
         stream, position, group = self.stream, self.position, self.group
         chunk = stream.chunk(position, frames, stamps)
-        group.recorder.record(chunk)
+        self._record(chunk)
         if stream.follow(position, stamps):
             if frames:
                 stream.remember(position, chunk)

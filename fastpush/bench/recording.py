@@ -2,7 +2,7 @@
 
 import mmap
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from fastpush.bench.messages import Chunk, Faults
@@ -18,7 +18,7 @@ NEVER_NS = 1 << 62
 class Counts:
     """One load, as one process saw it. Latencies: microseconds by the second in which the push was due."""
 
-    latencies: dict[int, Counter[int]] = field(default_factory=dict)
+    latencies: dict[int, defaultdict[int, int]] = field(default_factory=dict)
     delivered: Counter[int] = field(default_factory=Counter)  # by second of the run
     pushed: Counter[int] = field(default_factory=Counter)  # by second of the run
     replies: Counter[str] = field(default_factory=Counter)  # by HTTP status, or what went wrong
@@ -40,7 +40,7 @@ class Recorder:
         self._counted = 0
         self._turn = 0
         self._low = self._high = 0
-        self._current: Counter[int] = Counter()
+        self._current: defaultdict[int, int] = defaultdict(int)  # faster than a Counter
 
     def measure(self, from_ns: int, until_ns: int) -> None:
         """Set the measured interval."""
@@ -65,10 +65,10 @@ class Recorder:
             second = (sent - self.from_ns) // SECOND_NS
             self._low = self.from_ns + second * SECOND_NS
             self._high = min(self._low + SECOND_NS, self.until_ns)
-            self._current = self.counts.latencies.setdefault(second, Counter())
+            self._current = self.counts.latencies.setdefault(second, defaultdict(int))
         else:
             self._low, self._high = (0, self.from_ns) if sent < self.from_ns else (self.until_ns, NEVER_NS)
-            self._current = Counter()
+            self._current = defaultdict(int)
 
     def second(self, now: int) -> int | None:
         """Return the second of the measured interval, or None outside of it."""

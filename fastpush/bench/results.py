@@ -199,8 +199,8 @@ def load_result(name: str, parts: list[Counts], seconds: float) -> LoadResult:
         for second, counter in part.latencies.items():
             latencies.setdefault(second, Counter()).update(counter)
     everything: Counter[int] = Counter()
-    for counter in latencies.values():
-        everything.update(counter)
+    for merged in latencies.values():
+        everything.update(merged)
     pushed: Counter[int] = _sum(part.pushed for part in parts)
     delivered: Counter[int] = _sum(part.delivered for part in parts)
     replies: Counter[str] = _sum(part.replies for part in parts)

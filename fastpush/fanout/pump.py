@@ -18,12 +18,12 @@ the broker, which counts all that this worker has not confirmed ([bus] queue_byt
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from fastpush.config import Compression, Fanout
-from fastpush.fanout.batch import Batch, Receiver
+from fastpush.fanout.batch import PLAIN, Batch, Receiver
 from fastpush.metrics import Counters
 from fastpush.protocol.bus import Publication
 
@@ -98,14 +98,24 @@ class Pump:
         self._is_scheduled = False  # a turn of this pump; until then `_deadline` holds
         self._deadline = 0.0
 
-    def write(self, members: Iterable[Receiver], publication: Publication, counted: Counted) -> None:
-        """Write at once to a few receivers."""
-        batch = Batch((publication,), self._compression)
+    def write(self, members: Collection[Receiver], publication: Publication, counted: Counted) -> None:
+        """Write at once to a few receivers: the path of most pushes, so a batch is made only for other forms."""
+        frame = publication.frame
+        frames = (frame,)
+        batch: Batch | None = None
+        count = 0
         for receiver in members:
-            batch.give(receiver)
-        (count,) = batch.counts()
-        self._counters.deliveries += count
-        self._counters.writes += batch.writes
+            if receiver.form == PLAIN:
+                count += receiver.send_joined(frame, frames)
+            else:
+                if batch is None:
+                    batch = Batch((publication,), self._compression)
+                batch.give(receiver)
+        if batch is not None:
+            count += batch.counts()[0]
+        counters = self._counters
+        counters.deliveries += count
+        counters.writes += len(members)
         counted(count)
 
     def add(self, group: "Group", publication: Publication, counted: Counted) -> None:

@@ -52,6 +52,7 @@ _unpack_u32 = struct.Struct("<I").unpack_from
 _unpack_key_count = struct.Struct("<HI").unpack_from
 _RESULT = struct.Struct("<BIH")
 _EPOCH = struct.Struct("<Q")
+_new_tuple = tuple.__new__  # what a NamedTuple's constructor ends in, at half of the cost
 
 
 Body = bytes | memoryview
@@ -105,33 +106,30 @@ def encode_publication(keys: list[bytes], event: bytes, *frame: bytes) -> bytes:
 
 def decode_keys(body: Body) -> list[bytes]:
     """Return a publication's keys without touching the rest."""
-    count, size = _unpack_key_count(body)
-    if count == 1:
-        return [bytes(body[6 : 6 + size])]
-    return _walk_keys(body, count)[0]
+    return _walk_keys(body)[0]
 
 
 def decode_publication(body: Body) -> Publication:
     """Return what `encode_publication` was given; the frame is the one copy made."""
-    count, size = _unpack_key_count(body)
-    if count == 1:
-        at = 6 + size
-        keys = [bytes(body[6:at])]
-    else:
-        keys, at = _walk_keys(body, count)
+    keys, at = _walk_keys(body)
     (size,) = _unpack_u32(body, at)
     start = at + 4 + size
-    return Publication(keys, bytes(body[at + 4 : start]), bytes(body[start:]))
+    event, frame = body[at + 4 : start], body[start:]
+    if body.__class__ is not bytes:
+        event, frame = bytes(event), bytes(frame)
+    return _new_tuple(Publication, (keys, event, frame))
 
 
-def _walk_keys(body: Body, count: int) -> tuple[list[bytes], int]:
-    keys, at = [], 2
-    for _ in range(count):
+def _walk_keys(body: Body) -> tuple[list[bytes], int]:
+    """Return the keys, and where they end."""
+    count, size = _unpack_key_count(body)
+    at = 6 + size
+    keys = [body[6:at]]
+    for _ in range(count - 1):
         (size,) = _unpack_u32(body, at)
-        at += 4
-        keys.append(bytes(body[at : at + size]))
-        at += size
-    return keys, at
+        at += 4 + size
+        keys.append(body[at - size : at])
+    return keys if body.__class__ is bytes else [bytes(key) for key in keys], at  # type: ignore[return-value]
 
 
 def encode_count(publication: int, connections: int) -> bytes:

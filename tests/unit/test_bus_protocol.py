@@ -114,3 +114,24 @@ def test_small_answers() -> None:
     assert (kind, number) == (bus.RESULT, 2**64 - 1)
     assert bus.decode_result(body) == (bus.Status.UNKNOWN, 2**32 - 1, 65535)
     assert bus.decode_epoch(bus.encode_epoch(2**64 - 1)) == 2**64 - 1
+
+
+@pytest.mark.parametrize("keys", [[b"u1:ae"], [b"u1:ae", b"u2:bbe", b"*"]])
+def test_large_publications_are_not_copied(keys: list[bytes]) -> None:
+    """A large body is a view into what was read, fed whole or in pieces; what is decoded from it is bytes."""
+    frame = bytes(range(256)) * (bus.LARGE_BYTES // 128)
+    body = bus.encode_publication(keys, b"e", frame[:100], frame[100:])
+    small = bus.encode(bus.SUBSCRIBE, 7, b"key")
+    stream = small + bus.encode_head(bus.PUBLISH, 8, len(body)) + body + small
+    for step in (len(stream), 1000, len(small) + 5):
+        decoder = bus.Decoder(1 << 20)
+        pieces = (stream[at : at + step] for at in range(0, len(stream), step))
+        found = [message for piece in pieces for message in decoder.feed(piece)]
+        assert [(kind, number) for kind, number, _ in found] == [(bus.SUBSCRIBE, 7), (bus.PUBLISH, 8), (bus.SUBSCRIBE, 7)]
+        (_, _, key), (_, _, view), _ = found
+        assert key == b"key" and type(key) is bytes
+        assert type(view) is memoryview and view == body
+        assert bus.decode_keys(view) == keys
+        publication = bus.decode_publication(view)
+        assert publication == (keys, b"e", frame)
+        assert {type(part) for part in (*publication.keys, publication.event, publication.frame)} == {bytes}
