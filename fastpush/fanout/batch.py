@@ -9,7 +9,7 @@ A receiver's `form` says how it wants its messages; ENVELOPE may be added to the
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from fastpush.config import Compression
 from fastpush.errors import CloseCode
@@ -67,21 +67,30 @@ class Batch:
 
     def give(self, receiver: Receiver) -> None:
         """Hand over all of it."""
-        self.writes += 1
-        made = self._forms.get(receiver.form)
-        if made is None:
-            made = self._make(receiver.form)
-        joined, frames = made
-        taken = receiver.send_joined(joined, frames)
-        if taken == len(frames):
-            self._taken += 1
-        elif taken:
-            self._count(0, taken)
+        self.give_last({receiver: None}, 1)
+
+    def give_last(self, remaining: dict[Receiver, None], count: int) -> None:
+        """Hand over all of it to the last `count` of `remaining`, and take them out: the loop that costs."""
+        take_last = remaining.popitem
+        size = len(self.publications)
+        form = -1
+        joined, frames = b"", cast(Sequence[bytes], ())
+        for _ in range(count):
+            receiver, _ = take_last()
+            if receiver.form != form:
+                form = receiver.form
+                joined, frames = self._in_form(form)
+            taken = receiver.send_joined(joined, frames)
+            if taken == size:
+                self._taken += 1
+            else:
+                self._count(0, taken)
+        self.writes += count
 
     def give_from(self, receiver: Receiver, first: int) -> None:
         """Hand over what comes from the publication at position `first` on, to one that joined later."""
         self.writes += 1
-        _, frames = self._forms.get(receiver.form) or self._make(receiver.form)
+        _, frames = self._in_form(receiver.form)
         later = frames[first:]
         self._count(first, first + receiver.send_joined(b"".join(later), later))
 
@@ -97,10 +106,12 @@ class Batch:
             return [self._taken] * len(self.publications)
         return [self._taken + fewer for fewer in self._fewer]
 
-    def _make(self, form: int) -> tuple[bytes, Sequence[bytes]]:
-        frames = [frame_in_form(publication, form, self._compression) for publication in self.publications]
-        joined = frames[0] if len(frames) == 1 else b"".join(frames)
-        self._forms[form] = made = (joined, frames)
+    def _in_form(self, form: int) -> tuple[bytes, Sequence[bytes]]:
+        made = self._forms.get(form)
+        if made is None:
+            frames = [frame_in_form(publication, form, self._compression) for publication in self.publications]
+            joined = frames[0] if len(frames) == 1 else b"".join(frames)
+            made = self._forms[form] = (joined, frames)
         return made
 
 

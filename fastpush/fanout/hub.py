@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Group:
     """The local connections of one routing key.
 
-    members: a tuple while they are few, which is what most groups stay, else a set.
+    members: a tuple while they are few, which is what most groups stay, else a dict; in the order of joining.
     flow: what is on its way to them; None for nothing.
     holds: handshakes under way that keep the key announced before they have a connection.
     """
@@ -31,7 +31,7 @@ class Group:
 
     def __init__(self, key: bytes) -> None:
         self.key = key
-        self.members: tuple[Receiver, ...] | set[Receiver] = ()
+        self.members: tuple[Receiver, ...] | dict[Receiver, None] = ()
         self.flow: Flow | None = None
         self.holds = 0
         self.confirmed = False
@@ -42,18 +42,18 @@ class Group:
         members = self.members
         if receiver in members:
             return False
-        if isinstance(members, set):
-            members.add(receiver)
+        if isinstance(members, dict):
+            members[receiver] = None
         elif len(members) < SMALL_GROUP:
             self.members = (*members, receiver)
         else:
-            self.members = {*members, receiver}
+            self.members = dict.fromkeys((*members, receiver))
         return True
 
     def discard(self, receiver: Receiver) -> None:
         """Make `receiver` no member."""
-        if isinstance(self.members, set):
-            self.members.discard(receiver)
+        if isinstance(self.members, dict):
+            self.members.pop(receiver, None)
         else:
             self.members = tuple(member for member in self.members if member is not receiver)
 

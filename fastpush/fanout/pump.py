@@ -53,12 +53,16 @@ class Gathered:
 
 
 class Flush:
-    """A batch on its way to the receivers that it has not reached yet."""
+    """A batch on its way to the receivers that it has not reached yet.
+
+    remaining: in the order in which they joined, backwards. Written to in this order, neighbours in time are
+    neighbours in memory, ours and the kernel's: in the order of a set a write costs a third more.
+    """
 
     __slots__ = ("batch", "gathered", "groups", "remaining", "seconds")
 
     def __init__(
-        self, groups: "Sequence[Group]", batch: Batch, remaining: set[Receiver], gathered: Sequence[Gathered]
+        self, groups: "Sequence[Group]", batch: Batch, remaining: dict[Receiver, None], gathered: Sequence[Gathered]
     ) -> None:
         self.groups = groups
         self.batch = batch
@@ -133,7 +137,7 @@ class Pump:
         """Write to the members of all `groups`, once to each, behind what these have gathered."""
         for group in groups:
             self.finish(group)
-        members: set[Receiver] = set().union(*(group.members for group in groups))
+        members: dict[Receiver, None] = dict.fromkeys(member for group in groups for member in group.members)
         flush = Flush(groups, Batch((publication,), self._compression), members, (Gathered(publication, counted),))
         for group in groups:
             if group.flow is None:
@@ -159,7 +163,7 @@ class Pump:
             return
         flush = flow.flush
         if flush is not None and receiver in flush.remaining:
-            flush.remaining.discard(receiver)
+            del flush.remaining[receiver]
             flush.batch.give(receiver)
         first = flow.newcomers.pop(receiver, 0)
         if len(flow.gathered) > first:
@@ -212,10 +216,10 @@ class Pump:
         leaving, flow.gathered = gathered[:count], gathered[count:]
         flow.gathered_bytes -= size
         batch = Batch([gathered.publication for gathered in leaving], self._compression)
-        flow.flush = flush = Flush((group,), batch, set(group.members), leaving)
+        flow.flush = flush = Flush((group,), batch, dict.fromkeys(group.members), leaving)
         newcomers, flow.newcomers = flow.newcomers, {}
         for receiver, first in newcomers.items():
-            flush.remaining.discard(receiver)
+            flush.remaining.pop(receiver, None)
             if first < count:
                 batch.give_from(receiver, first)
             else:
@@ -253,12 +257,10 @@ class Pump:
 
     def _write(self, flush: Flush, deadline: float) -> None:
         """Write to remaining receivers, until `deadline`."""
-        remaining, give = flush.remaining, flush.batch.give
-        pop = remaining.pop
+        remaining = flush.remaining
         began = now = perf_counter()
         while remaining and now < deadline:
-            for _ in range(min(_CLOCK_EVERY, len(remaining))):
-                give(pop())
+            flush.batch.give_last(remaining, min(_CLOCK_EVERY, len(remaining)))
             now = perf_counter()
         flush.seconds += now - began
 

@@ -83,6 +83,7 @@ class Connection(asyncio.BufferedProtocol):
         "_rate",
         "_reader",
         "_transport",
+        "_writable",
         "admitted",
         "application",
         "close_code",
@@ -125,6 +126,7 @@ class Connection(asyncio.BufferedProtocol):
         self.close_code = 0
         self.due = -1
         self._transport: Any = None  # uvloop's, which is no asyncio.Transport by class
+        self._writable: Any = None  # the same, while it is OPEN and takes more: all that a fan-out looks at
         self._codec: Codec | None = None  # while a frame is incomplete
         self._queue: SendQueue | None = None
         self._reader: MessageReader | None = None
@@ -148,7 +150,7 @@ class Connection(asyncio.BufferedProtocol):
         """
         if extensions is not None:
             self.form |= DEFLATE
-        self._transport = transport
+        self._transport = self._writable = transport
         transport.set_protocol(self)
         transport.set_write_buffer_limits(0)
         if transport.get_write_buffer_size() and self._queue is None:
@@ -333,11 +335,9 @@ class Connection(asyncio.BufferedProtocol):
         Returns how many frames were taken, from the first on. Never raises, never changes a group: a
         connection over its limits marks itself and is closed after the walk.
         """
-        if self.state:  # OPEN is 0
-            return 0
-        if self._queue is not None:
-            return self._enqueue(self._queue, frames)
-        transport = self._transport
+        transport = self._writable
+        if transport is None:
+            return 0 if self._queue is None or self.state != State.OPEN else self._enqueue(self._queue, frames)
         try:
             transport.write(joined)
         except (OSError, RuntimeError):  # uvloop: the transport was closed under us
@@ -383,6 +383,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._queue is None:
             log.debug("slow", extra=fields(connection=self.id, user=self.user, peer=self.peer))
         self._queue = SendQueue()
+        self._writable = None
         self.environment.send_queues.paused[self] = None
 
     def resume_writing(self) -> None:
@@ -391,6 +392,8 @@ class Connection(asyncio.BufferedProtocol):
         if queue is None or transport is None:
             return
         self._queue = None
+        if self.state == State.OPEN:
+            self._writable = transport
         # It has taken something: as good a sign of life as any, and its pong may be far behind.
         self._heard = self.environment.wheel.now
         self._pinged = -1
@@ -405,6 +408,7 @@ class Connection(asyncio.BufferedProtocol):
             transport.write(data)
         if len(queue):
             self._queue = queue
+            self._writable = None
         else:
             self._tell_dropped(queue)
 
@@ -499,6 +503,7 @@ class Connection(asyncio.BufferedProtocol):
         """Enter CLOSING: nothing is sent to this connection any more but its close frame."""
         environment = self.environment
         self.state = State.CLOSING
+        self._writable = None
         self.close_code = code
         environment.hub.leave(self)
         self._close_due = environment.wheel.now + environment.connection_ticks.close_timeout
@@ -541,7 +546,7 @@ class Connection(asyncio.BufferedProtocol):
             environment.release(self.admitted)
         environment.counters.closes += 1
         self._give_up_queue("lost")
-        self._transport = self._reader = self._codec = None
+        self._transport = self._writable = self._reader = self._codec = None
         self.inbox = None
         log.info(
             "connection closed",
