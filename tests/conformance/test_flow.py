@@ -5,6 +5,7 @@ The sockets have small buffers, on the client's side too, so that a few hundred 
 
 import contextlib
 import hashlib
+import itertools
 import json
 import select
 import signal
@@ -51,6 +52,11 @@ def backlogged(server: Server, client: RawClient, user: str, queued: int = 1) ->
             assert server.push(user, "e", text_of(number, 8192))["sent"] == 1
             number += 1
     return number
+
+
+def proportional(server: Server) -> int:
+    """Bytes of memory that the worker processes would give back if they ended."""
+    return sum(psutil.Process(process["pid"]).memory_full_info().pss for process in server.processes("worker"))
 
 
 def resident(server: Server) -> int:
@@ -442,8 +448,102 @@ def test_the_largest_queues_go_first(serve: Callable[..., Server]) -> None:
         number += 1
     assert frame.payload == close_payload(1013, b"too slow")
     assert drops(server, "slow") == taken["large"] - number
+    (line,) = server.events("send queues full")
+    assert line["bytes"] > MEGABYTE
     for client in opened.values():
         client.socket.close()
+
+
+def test_drop_oldest_leaves_a_gap_and_whole_frames(serve: Callable[..., Server]) -> None:
+    """slow_policy drop-oldest: a client that does not read misses what waited longest, counted and logged; reading on
+    it gets whole messages in order, the newest among them, and is never closed.
+    """
+    server = serve(workers=1, sections={"limits": {"slow_policy": "drop-oldest", "send_queue_messages": 20}})
+    with RawClient(server, "/ws", receive_bytes=8192, token="t", event="e") as stopped:
+        pushed = 0
+        while drops(server, "oldest") < 50:
+            for _ in range(10):
+                assert server.push("t", "e", text_of(pushed, 8192))["sent"] == 1
+                pushed += 1
+            assert pushed < 1000
+        missed = drops(server, "oldest")
+        assert server.metrics()["fastpush_send_queue_bytes"] <= 20 * (8192 + 4 + 64)
+        read: list[int] = []
+        while not read or read[-1] != pushed - 1:
+            text = stopped.read_text()
+            number = int(text.partition(":")[0])
+            assert text == text_of(number, 8192)
+            read.append(number)
+        gap = next(n for n, following in itertools.pairwise(read) if following != n + 1)
+        assert read == [*range(gap + 1), *range(gap + 1 + int(missed), pushed)]
+        assert len(read) + drops(server, "oldest") == pushed
+        stopped.is_alive()
+        assert server.push("t", "e", "on")["sent"] == 1
+        assert stopped.read_text() == "on"
+        assert server.metrics()["fastpush_send_queue_bytes"] == 0
+        assert (drops(server, "slow"), drops(server, "lost")) == (0, 0)
+        assert [line["user"] for line in server.events("drops oldest messages")] == ["t"]
+        (told,) = eventually(lambda: server.events("messages dropped"))
+        assert (told["reason"], told["messages"]) == ("oldest", missed)
+
+
+def test_a_backlog_is_written_before_a_close(serve: Callable[..., Server]) -> None:
+    """Whoever missed messages and is then closed on purpose reads what waits, then the close frame; nothing is counted
+    twice.
+    """
+    server = serve(workers=1, sections={"limits": {"slow_policy": "drop-oldest", "send_queue_messages": 10}})
+    with RawClient(server, "/ws", receive_bytes=8192, token="t", event="e") as stopped:
+        pushed = 0
+        while not drops(server, "oldest"):
+            for _ in range(10):
+                assert server.push("t", "e", text_of(pushed, 8192))["sent"] == 1
+                pushed += 1
+        assert server.request("POST", "/drop", {"userId": "t"})[0] == 200
+        read = 0
+        while (frame := stopped.read()).opcode == TEXT:
+            number = int(frame.payload.partition(b":")[0])
+            assert frame.payload.decode() == text_of(number, 8192)
+            read += 1
+        assert (frame.opcode, frame.payload[:2], number) == (CLOSE, close_payload(1008), pushed - 1)
+        assert read + drops(server, "oldest") == pushed
+        assert (drops(server, "slow"), drops(server, "lost")) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "bound"),
+    [
+        ({"slow_policy": "drop-oldest", "send_queue_bytes": MEGABYTE}, 8 * MEGABYTE),
+        ({"slow_policy": "disconnect", "send_queue_bytes": MEGABYTE}, 8 * MEGABYTE),
+        ({"slow_policy": "drop-oldest", "worker_send_bytes": 2 * MEGABYTE}, 2 * MEGABYTE),
+    ],
+    ids=["drop-oldest", "disconnect", "all clients of a worker"],
+)
+def test_clients_that_never_read_take_no_more_than_the_bounds(
+    serve: Callable[..., Server], limits: dict[str, Any], bound: int
+) -> None:
+    """Memory: eight clients that never read, each pushed ten times its send queue's bound: the worker grows by no more
+    than the configured bounds and a margin, and serves a neighbour all the while.
+    """
+    server = serve(workers=1, sections={"limits": limits})
+    size, margin = 65536, 6 * MEGABYTE
+    with RawClient(server, "/ws", token="neighbour", event="e") as neighbour:
+        stopped = {f"t{n}": RawClient(server, "/ws", receive_bytes=8192, token=f"t{n}", event="e") for n in range(8)}
+        for number in range(20):  # what the first pushes cost stays
+            assert server.push("neighbour", "e", text_of(number, size))["sent"] == 1
+            assert neighbour.read_text() == text_of(number, size)
+        memory = proportional(server)
+        for number in range(160):
+            for user in stopped:
+                server.push(user, "e", text_of(number, size))
+            if number % 10 == 0:
+                assert server.push("neighbour", "e", str(number))["sent"] == 1
+                assert neighbour.read_text() == str(number)
+                assert server.metrics()["fastpush_send_queue_bytes"] <= bound + size
+                assert proportional(server) - memory < bound + margin
+        assert drops(server, "oldest" if limits["slow_policy"] == "drop-oldest" and bound > 2 * MEGABYTE else "slow")
+        for client in stopped.values():
+            client.reset()
+        eventually(lambda: server.metrics()["fastpush_send_queue_bytes"] == 0)
 
 
 def test_control_frames_under_a_backlog(server: Server) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import ssl
 import threading
@@ -12,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.programs import FASTPUSH, run
+from tests.programs import FASTPUSH, Program, run
 from tests.raw import CLOSE, TEXT, build
-from tests.server import Server
+from tests.server import Server, eventually
 
 Serve = Callable[..., Server]
 SHORT = ("--duration", "1s", "--warm-up", "0.2")
@@ -186,6 +187,20 @@ def test_assertions_and_files(server: Server, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "result.json").read_text())["failed_assertions"]) == 2
 
 
+def test_interrupt_still_shows_the_table(server: Server, tmp_path: Path) -> None:
+    """Ctrl-C ends the run early; what was measured until then is shown and written."""
+    path = tmp_path / "result.json"
+    before = server.metrics()["fastpush_pushes_total"]
+    with Program(*FASTPUSH, "bench", server.ws_url(), "-n", "5", "--warm-up", "0", "--json", str(path)) as program:
+        eventually(lambda: server.metrics()["fastpush_pushes_total"] > before + 100, what="pushes")
+        program.process.send_signal(signal.SIGINT)
+        assert program.process.wait(20) == 0
+    result = json.loads(path.read_text())
+    assert result["interrupted"]
+    assert result["seconds"] < 10
+    assert_clean(result["loads"][0])
+
+
 def test_wrong_usage() -> None:
     """Wrong options and unknown metrics exit with 2 and say what is allowed."""
     for arguments, expected in {
@@ -269,6 +284,9 @@ class Hub:
                         b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
                     )
                     self._receivers.append(connection)
+                    while chunk := connection.recv(65536):
+                        for message in re.findall(rb"~\d{33}~x*", chunk):  # the mask is zero
+                            self._push(message)
                     return
                 size = int(re.search(rb"Content-Length: (\d+)", head)[1])
                 if len(rest) >= size:
@@ -400,6 +418,18 @@ def test_connections_that_the_server_closes(tmp_path: Path) -> None:
     result = hub_load(tmp_path, lambda push, receiver, text: None if push == 20 and receiver == 0 else [text])
     assert result["closed"] == {"close 1011": 1}
     assert result["loads"][0]["lost"] == 0
+
+
+def test_pushing_over_a_websocket(tmp_path: Path) -> None:
+    """Where a client's message goes to everybody, publishers are connections of their own and no reply is awaited."""
+    with hub(lambda _push, _receiver, text: [text]) as running:
+        result = measured(
+            tmp_path, f"ws://127.0.0.1:{running.port}/", "-n", "5", "--mode", "broadcast", "--push-via", "websocket",
+            "--window", "2",
+        )  # fmt: skip
+    (load,) = result["loads"]
+    assert_clean(load)
+    assert load["deliveries"] >= 5 * (load["pushes"] - 4)
 
 
 def test_tls(tmp_path: Path, certificate: ssl.SSLContext) -> None:

@@ -82,7 +82,8 @@ async def connected(
     """A client, and the broker that it has reached."""
     broker = FakeBroker(tmp_path / "bus")
     handlers = {
-        "deliver": lambda _: 0, "close_user": lambda _: 0, "key_table": lambda: keys, "measure": lambda: b"{}"
+        "deliver": lambda _, counted: counted(0), "close_user": lambda _: 0,
+        "key_table": lambda: keys, "measure": lambda: b"{}",
     } | kwargs  # fmt: skip
     client = BusClient(str(broker.path), 7, queue_bytes=100_000, answer_seconds=answer_seconds, **handlers)
     client.start()
@@ -274,11 +275,11 @@ def test_delivery_is_counted(tmp_path: Path) -> None:
     async def scenario() -> None:
         delivered: list[bus.Publication] = []
 
-        def deliver(publication: bus.Publication) -> int:
+        def deliver(publication: bus.Publication, counted: Callable[[int], None]) -> None:
             delivered.append(publication)
             if publication.frame == b"bad":
                 raise RuntimeError("fan-out")
-            return 3
+            counted(3)
 
         async with connected(tmp_path, deliver=deliver, close_user=lambda _: 2) as (_, broker):
             for number, frame in enumerate((b"good", b"bad", b"good")):
@@ -288,6 +289,51 @@ def test_delivery_is_counted(tmp_path: Path) -> None:
             counts = [(kind, number, bus.decode_count(body)) for kind, number, body in heard]
             assert counts == [(bus.COUNT, 0, 3), (bus.COUNT, 2, 3), (bus.COUNT, 9, 2)]
             assert delivered[0] == ([KEY], b"news", b"good")
+
+    asyncio.run(scenario())
+
+
+def test_counts_may_come_later_and_in_any_order(tmp_path: Path) -> None:
+    """What a busy key gathers is counted when it has been written: each count carries its own publication's number."""
+
+    async def scenario() -> None:
+        later: list[Callable[[int], None]] = []
+        async with connected(tmp_path, deliver=lambda _, counted: later.append(counted)) as (_, broker):
+            for number in (5, 6, 7):
+                await broker.say(bus.encode(bus.DELIVER, number, bus.encode_publication([KEY], b"news", b"frame")))
+            await until(lambda: len(later) == 3)
+            for position in (2, 0, 1):
+                later[position](position)
+            heard = [await broker.hear() for _ in range(3)]
+            counts = [(kind, number, bus.decode_count(body)) for kind, number, body in heard]
+            assert counts == [(bus.COUNT, 7, 2), (bus.COUNT, 5, 0), (bus.COUNT, 6, 1)]
+
+    asyncio.run(scenario())
+
+
+def test_a_count_goes_to_the_link_that_asked_or_to_nobody(tmp_path: Path) -> None:
+    """To the next link the same number means another publication: an old one's count is never heard there."""
+
+    async def scenario() -> None:
+        later: list[Callable[[int], None]] = []
+        async with connected(tmp_path, deliver=lambda _, counted: later.append(counted)) as (client, broker):
+            message = bus.encode(bus.DELIVER, 1, bus.encode_publication([KEY], b"news", b"frame"))
+            for _ in range(2):
+                await broker.say(message)
+            await until(lambda: len(later) == 2)
+            broker.hang_up()
+            await until(lambda: not client.is_connected)
+            later[0](99)  # while there is no link
+            await broker.welcome()
+            await until(lambda: client.is_connected)
+            await broker.say(message)
+            await until(lambda: len(later) == 3)
+            later[1](99)  # while there is another one
+            later[2](3)
+            kind, number, body = await broker.hear()
+            assert (kind, number, bus.decode_count(body)) == (bus.COUNT, 1, 3)
+            client.withdraw(KEY)
+            assert (await broker.hear())[0] == bus.UNSUBSCRIBE  # nothing came between
 
     asyncio.run(scenario())
 
@@ -382,7 +428,7 @@ def test_waits_for_a_listener(tmp_path: Path) -> None:
     async def scenario() -> None:
         client = BusClient(
             str(tmp_path / "bus"), 7, queue_bytes=1000, answer_seconds=1,
-            deliver=lambda _: 0, close_user=lambda _: 0, key_table=tuple, measure=lambda: b"{}",
+            deliver=lambda _, counted: counted(0), close_user=lambda _: 0, key_table=tuple, measure=lambda: b"{}",
         )  # fmt: skip
         client.start()
         await asyncio.sleep(0.01)

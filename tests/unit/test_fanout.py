@@ -1,35 +1,82 @@
 """The hub with receivers that only take notes: who gets what once, what the broker is told, and when."""
 
 import asyncio
+import contextlib
+import gzip
 import itertools
+import zlib
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import orjson
+import pytest
+import uvloop
 
+from fastpush.config import Compression, Fanout
 from fastpush.errors import CloseCode
-from fastpush.fanout import Group, Hub
+from fastpush.fanout import DEFLATE, ENVELOPE, GZIP, PLAIN, Group, Hub, batch
+from fastpush.metrics import Counters
 from fastpush.protocol.bus import Publication
 from fastpush.protocol.frames import payload_of, text_frame
 from fastpush.protocol.push import EVERYBODY, user_key
 
+KEY, OTHER = user_key("u", "e"), user_key("u", "f")
+Announce = Callable[[bytes, Callable[[], None]], None]
+
+
+def make_hub(
+    announce: Announce = lambda _, confirmed: None, withdraw: Callable[[bytes], None] = lambda _: None, *,
+    fanout: Fanout | None = None, compression: Compression | None = None, write_bytes: int = 65536,
+    counters: Counters | None = None,
+) -> Hub:  # fmt: skip
+    return Hub(
+        announce, withdraw, fanout=fanout or Fanout(), compression=compression or Compression(),
+        write_bytes=write_bytes, counters=counters or Counters(),
+    )  # fmt: skip
+
 
 class Taker:
-    """A connection that takes every frame, or none."""
+    """A connection that takes every frame, or `room` frames and no more.
 
-    def __init__(self, hub: Hub, user: str = "u", *, envelope: bool = False, takes: bool = True) -> None:
+    frames: what it was sent.  writes: the same as it came, each the joined bytes of one write.
+    on_send: called for each write, as a slow kernel would be.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        user: str = "u",
+        *,
+        form: int = PLAIN,
+        room: int = 10**9,
+        on_send: Callable[[], None] | None = None,
+    ) -> None:
         self.hub = hub
         self.user = user
         self.groups: tuple[Group, ...] = ()
-        self.wants_envelope = envelope
-        self.takes = takes
+        self.form = form
+        self.room = room
+        self.on_send = on_send
         self.frames: list[bytes] = []
+        self.writes: list[bytes] = []
         self.slow = 0
 
-    def send(self, frame: bytes) -> bool:
-        if not self.takes:
+    def send_joined(self, joined: bytes, frames: Sequence[bytes]) -> int:
+        if self.on_send is not None:
+            self.on_send()
+        assert frames, "a write of nothing"
+        taken = frames[: self.room - len(self.frames)]
+        if len(taken) < len(frames):
             self.hub.mark_slow(self)
-            return False
-        self.frames.append(frame)
-        return True
+        else:
+            assert joined == b"".join(frames)
+            self.writes.append(joined)
+        self.frames += taken
+        return len(taken)
+
+    @property
+    def texts(self) -> list[str]:
+        return [str(payload_of(frame), "utf-8") for frame in self.frames]
 
     def close(self, code: CloseCode, reason: str) -> None:
         self.hub.leave(self)
@@ -44,45 +91,74 @@ class Broker:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, bytes]] = []
-        self.waiting: dict[bytes, list[object]] = {}
-        self.hub = Hub(self.announce, lambda key: self.told.append(("-", key)))
+        self.waiting: dict[bytes, list[Callable[[], None]]] = {}
+        self.hub = make_hub(self.announce, lambda key: self.told.append(("-", key)))
 
-    def announce(self, key: bytes, confirmed: object) -> None:
+    def announce(self, key: bytes, confirmed: Callable[[], None]) -> None:
         self.told.append(("+", key))
         self.waiting.setdefault(key, []).append(confirmed)
 
     def confirm(self, key: bytes) -> None:
         for confirmed in self.waiting.pop(key):
-            confirmed()  # type: ignore[operator]
+            confirmed()
 
 
 def publication(*keys: bytes, event: str = "e", message: str = "hello") -> Publication:
-    return Publication(keys, event.encode(), text_frame(message.encode()))
+    return Publication(list(keys), event.encode(), text_frame(message.encode()))
 
 
-KEY, OTHER = user_key("u", "e"), user_key("u", "f")
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario)
 
 
-def test_each_receiver_has_one_frame_and_counts_once() -> None:
+def on_loop(scenario: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Make a test of a coroutine function."""
+
+    def test() -> None:
+        run(scenario())
+
+    test.__name__, test.__doc__, test.__module__ = scenario.__name__, scenario.__doc__, scenario.__module__
+    return test
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def delivered(hub: Hub, pushed: Publication) -> int:
+    """Return the count of one publication, when it is told."""
+    counts: list[int] = []
+    hub.deliver(pushed, counts.append)
+    await until(lambda: counts)
+    (count,) = counts
+    return count
+
+
+@on_loop
+async def test_each_receiver_has_one_frame_and_counts_once() -> None:
     """S0-26, S0-28: a push by one key or several reaches each connection once, with the same object for all."""
     hub = Broker().hub
     both, one, other = Taker(hub), Taker(hub), Taker(hub, "v")
     for receiver, key in ((both, KEY), (both, OTHER), (one, KEY), (other, user_key("v", "e"))):
         hub.join(receiver, key)
     pushed = publication(KEY, OTHER, b"unknown")
-    assert hub.deliver(pushed) == 2
-    assert hub.deliver(publication(KEY)) == 2
-    assert hub.deliver(publication(EVERYBODY)) == 3
-    assert hub.deliver(publication(b"unknown")) == 0
+    assert await delivered(hub, pushed) == 2
+    assert await delivered(hub, publication(KEY)) == 2
+    assert await delivered(hub, publication(EVERYBODY)) == 3
+    assert await delivered(hub, publication(b"unknown")) == 0
+    assert await delivered(hub, publication(b"unknown", b"unknown too")) == 0
     assert [len(receiver.frames) for receiver in (both, one, other)] == [3, 3, 1]
-    assert both.frames[0] is one.frames[0] is pushed.frame
+    assert both.writes[0] is one.writes[0] is both.frames[0] is pushed.frame
 
 
 def test_the_broker_is_told_first_in_and_last_out() -> None:
     """S0-14: one announcement for the first connection of a key, one withdrawal after the last; EVERYBODY alike."""
     broker = Broker()
     hub = broker.hub
-    receivers = [Taker(hub) for _ in range(3)]
+    receivers = [Taker(hub) for _ in range(30)]
     for receiver in receivers:
         hub.join(receiver, KEY)
         hub.join(receiver, KEY)
@@ -110,59 +186,120 @@ def test_a_hold_keeps_a_key_announced() -> None:
     assert broker.told[-2:] == [("+", OTHER), ("-", OTHER)]
 
 
-def test_confirmation_is_waited_for_by_all() -> None:
+@on_loop
+async def test_confirmation_is_waited_for_by_all() -> None:
     """Those that come while a key is being announced wait for the same confirmation; later ones do not wait."""
-
-    async def scenario() -> None:
-        broker = Broker()
-        group = broker.hub.hold(KEY)
-        calls: list[str] = []
-        broker.hub.when_confirmed(group, lambda: calls.append("called"))
-        waiting = [asyncio.ensure_future(broker.hub.confirmed(group)) for _ in range(3)]
-        await asyncio.sleep(0)
-        waiting[0].cancel()
-        assert not any(task.done() for task in waiting[1:])
-        broker.confirm(KEY)
-        await asyncio.wait_for(asyncio.gather(*waiting[1:]), 5)
-        await asyncio.wait_for(broker.hub.confirmed(group), 5)
-        assert (calls, group.confirmed) == (["called"], True)
-
-    asyncio.run(scenario())
+    broker = Broker()
+    group = broker.hub.hold(KEY)
+    calls: list[str] = []
+    broker.hub.when_confirmed(group, lambda: calls.append("called"))
+    waiting = [asyncio.ensure_future(broker.hub.confirmed(group)) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    assert not any(task.done() for task in waiting[1:])
+    broker.confirm(KEY)
+    await asyncio.wait_for(asyncio.gather(*waiting[1:]), 5)
+    await asyncio.wait_for(broker.hub.confirmed(group), 5)
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiting[0]
+    assert (calls, group.confirmed) == (["called"], True)
 
 
-def test_envelope_is_built_once() -> None:
+@on_loop
+async def test_envelope_is_built_once() -> None:
     """Those who asked for it share one envelope; the others have the bare message."""
     hub = Broker().hub
-    wrapped = [Taker(hub, envelope=True) for _ in range(2)]
+    wrapped = [Taker(hub, form=ENVELOPE) for _ in range(2)]
     bare = Taker(hub)
     for receiver in (*wrapped, bare):
         hub.join(receiver, KEY)
-    assert hub.deliver(publication(KEY, event="größe", message='"\\\u2028')) == 3
+    assert await delivered(hub, publication(KEY, event="größe", message='"\\\u2028')) == 3
     assert wrapped[0].frames[0] is wrapped[1].frames[0]
     assert orjson.loads(payload_of(wrapped[0].frames[0])) == {"event": "größe", "message": '"\\\u2028'}
-    assert bytes(payload_of(bare.frames[0])).decode() == '"\\\u2028'
+    assert bare.texts == ['"\\\u2028']
 
 
-def test_who_does_not_take_is_closed_after_the_walk() -> None:
-    """S0-26, S0-30: a receiver that fails is not counted, the others are served, it is unbound after the walk."""
+def _inflated(payload: memoryview) -> bytes:
+    return zlib.decompressobj(-15).decompress(bytes(payload) + b"\x00\x00\xff\xff")
+
+
+@pytest.mark.parametrize("count", [2, 20], ids=["small group", "large group"])
+@pytest.mark.parametrize(
+    ("form", "first", "read"),
+    [
+        (PLAIN, 0x81, bytes),
+        (ENVELOPE, 0x81, bytes),
+        (DEFLATE, 0xC1, _inflated),
+        (GZIP, 0x82, gzip.decompress),
+        (ENVELOPE | GZIP, 0x82, gzip.decompress),
+        (ENVELOPE | DEFLATE, 0xC1, _inflated),
+        (GZIP | DEFLATE, 0x82, gzip.decompress),
+    ],
+)
+def test_each_form_is_made_once_a_batch(
+    monkeypatch: pytest.MonkeyPatch, form: int, first: int, read: Callable[[memoryview], bytes], count: int
+) -> None:
+    """S2-13, S2-14: a form is made for its first receiver and shared by all; gzip is not deflated again; who wants
+    another form has that.
+    """
+    made: list[int] = []
+    original = batch.frame_in_form
+    monkeypatch.setattr(batch, "frame_in_form", lambda p, form, c: made.append(form) or original(p, form, c))
 
     async def scenario() -> None:
-        broker = Broker()
-        hub = broker.hub
-        receivers = [Taker(hub, takes=bool(number % 3)) for number in range(30)]
-        for receiver in receivers:
+        hub = make_hub()
+        takers = [Taker(hub, form=form) for _ in range(count)]
+        plain = Taker(hub)
+        for receiver in (*takers, plain):
             hub.join(receiver, KEY)
-        assert hub.deliver(publication(KEY)) == 20
-        assert all(receiver.slow == (not receiver.takes) for receiver in receivers)
-        assert hub.deliver(publication(KEY)) == 20
-        assert len(hub.connections("u", "e")) == 20
-        # Marked outside of a walk: closed in the next turn of the loop.
-        hub.mark_slow(receivers[1])
-        assert receivers[1].slow == 0
-        await asyncio.sleep(0)
-        assert receivers[1].slow == 1
+        message = "grüße " * 500
+        pushed = publication(KEY, event="e", message=message)
+        assert await delivered(hub, pushed) == count + 1
+        (frame,) = {id(taker.writes[0]): taker.writes[0] for taker in takers}.values()
+        assert frame[0] == first
+        text = read(payload_of(frame)).decode()
+        assert (orjson.loads(text)["message"] if form & ENVELOPE else text) == message
+        assert plain.frames[0] is pushed.frame
+        assert len(made) == len(set(made))
+        assert {PLAIN, *made} == {PLAIN, form}
 
-    asyncio.run(scenario())
+    run(scenario())
+
+
+@on_loop
+async def test_min_bytes_and_max_bytes_of_deflate() -> None:
+    """A frame outside of [min_bytes, max_bytes] stays plain, the object that the others have; gzip has no bounds."""
+    hub = make_hub(compression=Compression(min_bytes=1000, max_bytes=2000))
+    deflating, zipping, plain = Taker(hub, form=DEFLATE), Taker(hub, form=GZIP), Taker(hub)
+    for receiver in (deflating, zipping, plain):
+        hub.join(receiver, KEY)
+    header_bytes = 4
+    for size in (0, 999, 1000, 2000, 2001, 100_000):
+        message = "x" * max(size - header_bytes, 0)
+        assert await delivered(hub, publication(KEY, message=message)) == 3
+        is_deflated = 1000 <= size <= 2000
+        assert (deflating.frames[-1] is plain.frames[-1]) != is_deflated
+        assert deflating.frames[-1][0] == (0xC1 if is_deflated else 0x81)
+        assert zipping.frames[-1][0] == 0x82
+        assert gzip.decompress(payload_of(zipping.frames[-1])).decode() == message
+
+
+@on_loop
+async def test_who_does_not_take_is_closed_after_the_walk() -> None:
+    """S0-26, S0-30: a receiver that fails is not counted, the others are served, it is unbound after the walk."""
+    broker = Broker()
+    hub = broker.hub
+    receivers = [Taker(hub, room=10**9 if number % 3 else 0) for number in range(30)]
+    for receiver in receivers:
+        hub.join(receiver, KEY)
+    assert await delivered(hub, publication(KEY)) == 20
+    await until(lambda: all(receiver.slow == (not receiver.room) for receiver in receivers))
+    assert await delivered(hub, publication(KEY)) == 20
+    assert len(hub.connections("u", "e")) == 20
+    # Marked outside of a walk: closed in the next turn of the loop.
+    hub.mark_slow(receivers[1])
+    assert receivers[1].slow == 0
+    await until(lambda: receivers[1].slow == 1)
 
 
 def test_connections_of_a_user() -> None:

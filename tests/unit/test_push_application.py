@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from fastpush.applications.push import Push
 from fastpush.config import Limits
-from fastpush.fanout import Group, Hub
+from fastpush.fanout import PLAIN, Group
 from fastpush.http.auth import Identity
 from fastpush.metrics import Counters
 from fastpush.protocol.frames import text_frame
 from fastpush.protocol.push import registered_text
+from tests.unit.test_fanout import make_hub
 
 
 class Recorder:
@@ -19,7 +20,7 @@ class Recorder:
         self.groups: tuple[Group, ...] = ()
         self.id = "recorder"
         self.wants_confirm = True
-        self.wants_envelope = False
+        self.form = PLAIN
         self.expires_at: float | None = None
         self.sent: list[bytes] = []
 
@@ -31,7 +32,7 @@ class Recorder:
 def test_a_repeated_event_waits_for_one_confirmation() -> None:
     """An event that is registered again and again while the broker is away adds nothing that waits for it."""
     announced: list[Callable[[], None]] = []
-    hub = Hub(lambda _, confirmed: announced.append(confirmed), lambda _: None)
+    hub = make_hub(lambda _, confirmed: announced.append(confirmed))
     push = Push(hub, Limits(), Counters(), token_auth=None, spawn=None)
     connection = Recorder()
     for _ in range(1000):

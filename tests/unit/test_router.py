@@ -40,12 +40,12 @@ class FakeLink:
 class Broker:
     """A router, its clock, and what it has reported."""
 
-    def __init__(self, *workers: int) -> None:
+    def __init__(self, *workers: int, queue_bytes: int = 1_000_000) -> None:
         self.now = 100.0
         self.stalled: list[int] = []
         self.router = Router(
             0xE0, workers, clock=lambda: self.now, confirm_seconds=CONFIRM_SECONDS, resync_seconds=RESYNC_SECONDS,
-            on_stalled=self.stalled.append,
+            queue_bytes=queue_bytes, on_stalled=self.stalled.append,
         )  # fmt: skip
 
     def say(self, link: FakeLink, kind: int, number: int = 0, body: bytes = b"") -> None:
@@ -214,6 +214,77 @@ def test_refused_to_all_when_one_link_is_full() -> None:
     broker.push(one, 2, OTHER)
     assert one.results() == [(2, Status.DONE, 0, 0)]
     assert broker.router.counts["refused"] == 1
+
+
+# What a worker has not counted
+
+
+BODY_BYTES = len(bus.encode_publication([KEY], b"news", b"frame"))
+
+
+def test_what_a_worker_has_not_counted_is_bounded() -> None:
+    """A worker that takes pushes and counts none gets queue_bytes of them and the one that reaches the bound; then its
+    pushes are refused, to all their workers or none, and those that it has no part in are not.
+    """
+    broker = Broker(queue_bytes=3 * BODY_BYTES - 1)
+    busy, quick = broker.join(1, KEY), broker.join(2, KEY, OTHER)
+    for request in range(3):
+        broker.push(quick, request)
+        broker.count(quick, 1)
+    broker.push(quick, 3)
+    assert quick.results() == [(3, Status.OVERLOADED, 0, 0)]
+    assert (len(busy.take(bus.DELIVER)), quick.take(bus.DELIVER)) == (3, [])
+    broker.push(busy, 4, OTHER)
+    broker.count(quick, 1)
+    assert busy.results() == [(4, Status.DONE, 1, 0)]
+    assert broker.router.counts["refused"] == 1
+
+
+def test_a_count_makes_room_again() -> None:
+    """Each count gives back its own push's bytes, in whatever order they come; counted twice, it gives back nothing."""
+    broker = Broker(queue_bytes=2 * BODY_BYTES)
+    link = broker.join(1, KEY)
+    for request in range(2):
+        broker.push(link, request)
+    first, second = (number for number, _ in link.take(bus.DELIVER))
+    broker.push(link, 2)
+    assert link.results() == [(2, Status.OVERLOADED, 0, 0)]
+    for _ in range(2):
+        broker.say(link, bus.COUNT, second, bus.encode_count(second, 1)[13:])
+    broker.push(link, 3)
+    broker.push(link, 4)
+    assert link.results() == [(1, Status.DONE, 1, 0), (4, Status.OVERLOADED, 0, 0)]
+    broker.say(link, bus.COUNT, first, bus.encode_count(first, 1)[13:])
+    broker.count(link, 1)
+    assert [answer[:2] for answer in link.results()] == [(0, Status.DONE), (3, Status.DONE)]
+    assert [peer.uncounted_bytes for peer in broker.router._peers.values()] == [0]
+
+
+def test_the_deadline_and_a_drop_make_room_again() -> None:
+    """What is reported as unconfirmed counts no more; closing a user's connections weighs like a push."""
+    broker = Broker(queue_bytes=1)
+    link = broker.join(1, KEY)
+    broker.say(link, bus.DROP, 1, b'["jack",null]')
+    broker.push(link, 2)
+    assert link.results() == [(2, Status.OVERLOADED, 0, 0)]
+    broker.wait(CONFIRM_SECONDS)
+    assert link.results() == [(1, Status.DONE, 0, 1)]
+    broker.push(link, 3)
+    assert len(link.take(bus.DELIVER)) == 1
+
+
+def test_a_worker_that_returns_owes_nothing() -> None:
+    """A lost link takes its debts with it: the worker's new one has the whole bound again."""
+    broker = Broker(queue_bytes=1)
+    asker, busy = broker.join(1), broker.join(2, KEY)
+    broker.push(asker, 1)
+    broker.router.on_closed(busy)
+    assert asker.results() == [(1, Status.DONE, 0, 1)]
+    broker.push(asker, 2)
+    assert asker.results() == [(2, Status.NOT_READY, 0, 0)]
+    returned = broker.join(2, KEY)
+    broker.push(asker, 3)
+    assert len(returned.take(bus.DELIVER)) == 1
 
 
 # A new broker

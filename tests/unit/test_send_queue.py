@@ -47,3 +47,39 @@ def test_a_single_frame_is_not_copied() -> None:
     frame = b"x" * 1000
     queue.append(frame)
     assert queue.take(65536) is frame
+
+
+def test_the_oldest_is_dropped_whole() -> None:
+    """drop_oldest removes the frame that would leave next, gives back its cost, and counts; the rest is as it was."""
+    queue = SendQueue()
+    frames = [bytes([number]) * (number + 1) for number in range(6)]
+    for frame in frames:
+        queue.append(frame)
+    assert queue.take(1) == frames[0]
+    assert [queue.drop_oldest(), queue.drop_oldest()] == [2 + ENTRY_BYTES, 3 + ENTRY_BYTES]
+    assert (len(queue), queue.dropped) == (3, 2)
+    assert queue.queued_bytes == 4 + 5 + 6 + 3 * ENTRY_BYTES
+    assert queue.take(65536) == b"".join(frames[3:])
+    assert (queue.queued_bytes, queue.dropped) == (0, 2)
+
+
+def test_appends_takes_and_drops_against_a_list() -> None:
+    """In any order of calls what is taken is what was appended and not dropped; the cost is that of what is left."""
+    chance = random.Random(3)
+    queue, model, dropped = SendQueue(), [], 0
+    for number in range(3000):
+        action = chance.randrange(4)
+        if action < 2:
+            model.append(b"%d" % number)
+            queue.append(model[-1])
+        elif model and action == 2:
+            taken = queue.take(chance.randrange(1, 100))
+            while taken:
+                assert taken.startswith(model[0])
+                taken = taken[len(model.pop(0)) :]
+        elif model:
+            queue.drop_oldest()
+            del model[0]
+            dropped += 1
+        assert (len(queue), queue.dropped) == (len(model), dropped)
+        assert queue.queued_bytes == sum(map(len, model)) + ENTRY_BYTES * len(model)
