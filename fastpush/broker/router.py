@@ -63,10 +63,11 @@ class Peer:
     link:        NO_LINK once it is lost.
     is_complete: its key table has come; until then nothing of it has been confirmed.
     is_leaving:  it has drained; its link closes on purpose.
-    uncounted_bytes: of the publications it has not counted yet: what may wait in it for busy connections.
+    uncounted_bytes: of the publications it has not counted yet, late ones too: what may wait in it for busy
+    connections.
     """
 
-    __slots__ = ("is_complete", "is_leaving", "link", "number", "snapshot", "uncounted", "uncounted_bytes")
+    __slots__ = ("is_complete", "is_leaving", "late", "link", "number", "snapshot", "uncounted", "uncounted_bytes")
 
     def __init__(self, link: WorkerLink, number: int) -> None:
         self.link = link
@@ -75,6 +76,8 @@ class Peer:
         self.is_leaving = False
         # Publications this worker has not counted yet, oldest first.
         self.uncounted: dict[int, Delivery] = {}
+        # Sizes of those that were reported as unconfirmed, and that it still has to count.
+        self.late: dict[int, int] = {}
         self.uncounted_bytes = 0
         self.snapshot: dict[str, Any] = {}
 
@@ -257,7 +260,9 @@ class Router:
                     break
                 late.append(number)
             for number in late:
-                self._counted(self._take_uncounted(peer, number), 0, confirmed=False)
+                delivery = peer.uncounted.pop(number)
+                peer.late[number] = delivery.size
+                self._counted(delivery, 0, confirmed=False)
         for number, scrape in list(self._scrapes.items()):
             if scrape.deadline <= now:
                 self._report(number)
@@ -353,13 +358,12 @@ class Router:
         origin.link.send(bus.encode_result(request, status, 0, 0))
 
     def _count(self, peer: Peer, number: int, body: bytes) -> None:
-        if number in peer.uncounted:  # else it came after the deadline and has been reported as unconfirmed
-            self._counted(self._take_uncounted(peer, number), bus.decode_count(body), confirmed=True)
-
-    def _take_uncounted(self, peer: Peer, number: int) -> Delivery:
-        delivery = peer.uncounted.pop(number)
-        peer.uncounted_bytes -= delivery.size
-        return delivery
+        delivery = peer.uncounted.pop(number, None)
+        if delivery is not None:
+            peer.uncounted_bytes -= delivery.size
+            self._counted(delivery, bus.decode_count(body), confirmed=True)
+        else:  # it came after the deadline and has been reported as unconfirmed
+            peer.uncounted_bytes -= peer.late.pop(number, 0)
 
     def _counted(self, delivery: Delivery, sent: int, *, confirmed: bool) -> None:
         delivery.sent += sent

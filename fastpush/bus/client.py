@@ -290,12 +290,20 @@ class BusClient:
     def _on_deliver(self, number: int, body: bus.Body) -> None:
         assert self._link is not None
         # The count belongs on this link: to another one the number may mean another publication.
-        self._deliver(bus.decode_publication(body), partial(_send_count, self._link, number))
+        counted = partial(_send_count, self._link, number)
+        try:
+            self._deliver(bus.decode_publication(body), counted)
+        except Exception:
+            counted(0)  # the broker holds against this worker what it has not counted
+            raise
 
     def _on_close(self, number: int, body: bytes) -> None:
-        count = self._close_user(body)
-        if self._link is not None:
-            self._link.send(bus.encode_count(number, count))
+        assert self._link is not None
+        count = 0
+        try:
+            count = self._close_user(body)
+        finally:
+            _send_count(self._link, number, count)
 
     def _on_result(self, number: int, body: bytes) -> None:
         self._answer(number, *bus.decode_result(body))

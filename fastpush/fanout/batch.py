@@ -123,6 +123,6 @@ def frame_in_form(publication: Publication, form: int, compression: Compression)
         frame = text_frame(envelope(publication.event.decode(), message))
     if form & GZIP:
         return gzip_frame(frame, compression.level)
-    if form & DEFLATE and compression.min_bytes <= len(frame) <= compression.max_bytes:
+    if form & DEFLATE and compression.min_bytes <= len(payload_of(frame)) <= compression.max_bytes:
         return deflated_frame(frame, compression.level)
     return frame

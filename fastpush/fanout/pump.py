@@ -18,7 +18,7 @@ the broker, which counts all that this worker has not confirmed ([bus] queue_byt
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -57,14 +57,16 @@ class Flush:
 
     remaining: in the order in which they joined, backwards. Written to in this order, neighbours in time are
     neighbours in memory, ours and the kernel's: in the order of a set a write costs a third more.
+    newcomers: after them, those who joined while it gathered, each with the number of publications that are older.
     """
 
-    __slots__ = ("batch", "gathered", "groups", "remaining", "seconds")
+    __slots__ = ("batch", "gathered", "groups", "newcomers", "remaining", "seconds")
 
     def __init__(
-        self, groups: "Sequence[Group]", batch: Batch, remaining: dict[Receiver, None], gathered: Sequence[Gathered]
+        self, groups: "Iterable[Group]", batch: Batch, remaining: dict[Receiver, None], gathered: Sequence[Gathered]
     ) -> None:
-        self.groups = groups
+        self.groups = dict.fromkeys(groups)
+        self.newcomers: dict[Receiver, int] = {}
         self.batch = batch
         self.remaining = remaining
         self.gathered = gathered
@@ -134,7 +136,10 @@ class Pump:
             self._go()
 
     def add_to_several(self, groups: "Sequence[Group]", publication: Publication, counted: Counted) -> None:
-        """Write to the members of all `groups`, once to each, behind what these have gathered."""
+        """Write to the members of all `groups`, once to each, behind what these have gathered.
+
+        That is written in one go: only a second push of several keys, close behind a large one of the same, meets it.
+        """
         for group in groups:
             self.finish(group)
         members: dict[Receiver, None] = dict.fromkeys(member for group in groups for member in group.members)
@@ -165,10 +170,13 @@ class Pump:
         if flush is not None and receiver in flush.remaining:
             del flush.remaining[receiver]
             flush.batch.give(receiver)
+        elif flush is not None and receiver in flush.newcomers:
+            flush.batch.give_from(receiver, flush.newcomers.pop(receiver))
         first = flow.newcomers.pop(receiver, 0)
         if len(flow.gathered) > first:
             batch = Batch([gathered.publication for gathered in flow.gathered], self._compression)
             batch.give_from(receiver, first)
+            self._counters.writes += batch.writes
             for gathered, count in zip(flow.gathered, batch.counts(), strict=True):
                 gathered.settled += count
 
@@ -180,9 +188,11 @@ class Pump:
 
     def forget(self, group: "Group") -> None:
         """Answer for what an empty group has gathered: all who left were given it."""
+        flow = group.flow
+        if flow is not None and flow.flush is not None and len(flow.flush.groups) > 1:
+            del flow.flush.groups[group]  # it goes on for the others
+            flow.flush = None
         self.finish(group)
-        if group.flow is not None and group.flow.wake is not None:
-            group.flow.wake.cancel()
 
     # -- from gathered to written ------------------------------------------------
 
@@ -221,7 +231,7 @@ class Pump:
         for receiver, first in newcomers.items():
             flush.remaining.pop(receiver, None)
             if first < count:
-                batch.give_from(receiver, first)
+                flush.newcomers[receiver] = first
             else:
                 flow.newcomers[receiver] = first - count
         self._flushes.append(flush)
@@ -249,7 +259,7 @@ class Pump:
         while flushes and perf_counter() < deadline:
             flush = flushes[0]
             self._write(flush, deadline)
-            if flush.remaining:
+            if flush.remaining or flush.newcomers:
                 flushes.rotate(-1)  # the others' turn
             else:
                 flushes.popleft()
@@ -257,10 +267,13 @@ class Pump:
 
     def _write(self, flush: Flush, deadline: float) -> None:
         """Write to remaining receivers, until `deadline`."""
-        remaining = flush.remaining
+        remaining, newcomers, batch = flush.remaining, flush.newcomers, flush.batch
         began = now = perf_counter()
         while remaining and now < deadline:
-            flush.batch.give_last(remaining, min(_CLOCK_EVERY, len(remaining)))
+            batch.give_last(remaining, min(_CLOCK_EVERY, len(remaining)))
+            now = perf_counter()
+        while newcomers and now < deadline:
+            batch.give_from(*newcomers.popitem())
             now = perf_counter()
         flush.seconds += now - began
 

@@ -71,9 +71,8 @@ def inflated(payload: bytes) -> bytes:
 
 
 def is_deflated(size_bytes: int) -> bool:
-    """Whether a text of so many bytes is worth it: min_bytes and max_bytes mean the whole frame."""
-    frame_bytes = size_bytes + (2 if size_bytes < 126 else 4 if size_bytes < 65536 else 10)
-    return MIN_BYTES <= frame_bytes <= MAX_BYTES
+    """Whether a text of so many bytes is worth it."""
+    return MIN_BYTES <= size_bytes <= MAX_BYTES
 
 
 # -- permessage-deflate ----------------------------------------------------------------
@@ -127,7 +126,7 @@ def test_offers_and_their_answers(server: Server, offer: str, answer: str | None
 
 
 def test_large_messages_are_compressed_once_for_all(server: Server) -> None:
-    """A frame from min_bytes to max_bytes has RSV1 and is the same bytes for every client; smaller and larger ones are
+    """A message from min_bytes to max_bytes has RSV1 and is the same bytes for every client; smaller and larger ones are
     plain, as are all of those who offered nothing; gains are real.
     """
     with contextlib.ExitStack() as stack:
@@ -232,10 +231,10 @@ def test_disabled_answers_no_offer(serve: Callable[..., Server]) -> None:
 
 
 def test_configured_bounds(serve: Callable[..., Server]) -> None:
-    """[compression] min_bytes and max_bytes are kept, to the byte of the frame."""
+    """[compression] min_bytes and max_bytes are kept, to the byte."""
     server = serve(workers=1, sections={"compression": {"enabled": True, "min_bytes": 200, "max_bytes": 300}})
     with Offering(server, CHROMIUM_OFFER, token="t", event="e") as client:
-        for size, rsv in ((195, 0), (196, RSV1), (296, RSV1), (297, 0)):
+        for size, rsv in ((199, 0), (200, RSV1), (300, RSV1), (301, 0)):
             server.push("t", "e", "x" * size)
             assert client.read().rsv == rsv
 

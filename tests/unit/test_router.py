@@ -260,8 +260,10 @@ def test_a_count_makes_room_again() -> None:
     assert [peer.uncounted_bytes for peer in broker.router._peers.values()] == [0]
 
 
-def test_the_deadline_and_a_drop_make_room_again() -> None:
-    """What is reported as unconfirmed counts no more; closing a user's connections weighs like a push."""
+def test_what_is_late_is_owed_until_it_is_counted() -> None:
+    """What was reported as unconfirmed may still wait in the worker, and weighs until its count comes; closing a user's
+    connections weighs like a push.
+    """
     broker = Broker(queue_bytes=1)
     link = broker.join(1, KEY)
     broker.say(link, bus.DROP, 1, b'["jack",null]')
@@ -270,6 +272,11 @@ def test_the_deadline_and_a_drop_make_room_again() -> None:
     broker.wait(CONFIRM_SECONDS)
     assert link.results() == [(1, Status.DONE, 0, 1)]
     broker.push(link, 3)
+    assert link.results() == [(3, Status.OVERLOADED, 0, 0)]
+    ((number, _),) = link.take(bus.CLOSE)
+    broker.say(link, bus.COUNT, number, b"\1\0\0\0")
+    assert link.results() == []
+    broker.push(link, 4)
     assert len(link.take(bus.DELIVER)) == 1
 
 
