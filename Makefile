@@ -32,8 +32,7 @@ test: check
 	$(BIN)/pytest $(PYTEST)
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m bench.unicast
-	$(BIN)/python -m bench.idle_memory
+	$(BIN)/python -m bench $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

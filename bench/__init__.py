@@ -1,1 +1,6 @@
-"""Benchmarks: each prints figures that a reader can reproduce; none is a test."""
+"""The side-by-side benchmark of fastpush and its peers: `python -m bench`, and bench/RESULTS.md; none of it is a test.
+
+scenarios ──► run ──► measure ──► records ──► figures, verdicts ──► report, plots
+                        │
+                        └── servers: fastpush, and bench/peers
+"""

@@ -11,9 +11,9 @@ from bench.figures import CPU_A_DELIVERY, over, rate
 from bench.measure import LoadFailed, drive
 from bench.plots import Bar, bars
 from bench.records import Folder, Record, Runs, Spread
-from bench.run import schedule, with_needed
+from bench.run import Options, run, schedule, with_needed
 from bench.scenarios import FANOUT_1, FANOUT_32, OPEN_OWN, OPEN_PEER, SCALING, SCENARIOS, SLOW, STORM, Load
-from bench.servers import FASTPUSH, LABELS, PEERS, SERVERS, driving
+from bench.servers import FASTPUSH, LABELS, PEERS, SERVERS, driving, unavailable
 from fastpush.bench.plan import Plan
 from fastpush.cli.bench import bench
 
@@ -104,6 +104,17 @@ def test_what_a_scenario_follows_from_runs_before_it(tmp_path: Path) -> None:
     folder.write(record("fanout-32", "ws"))
     assert with_needed([OPEN_PEER], folder, SERVERS) == [OPEN_PEER]
     assert with_needed([FANOUT_1], folder, SERVERS) == [FANOUT_1]
+
+
+def test_a_server_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A peer whose programs are missing is named with the way to install it, and nothing of it runs."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert unavailable(FASTPUSH) is None
+    said: list[str] = []
+    folder = Folder(tmp_path / "kept")
+    run([FANOUT_1], folder, Options(["ws"], 1, True, 0, 0), said.append)
+    assert said == ["ws (Node) is left out: not installed (bench/peers/install.sh)", f"fanout-1: {FANOUT_1.title}"]
+    assert folder.runs("fanout-1").records == []
 
 
 def test_a_load_without_a_result_says_why() -> None:
