@@ -269,7 +269,7 @@ class Fanout(Section, frozen=True):
             ge=0,
             le=1000,
         ),
-    ] = 5
+    ] = 3
     slice_ms: Annotated[
         float,
         setting(

@@ -1,8 +1,10 @@
 """When a key's messages are written: self-clocking gathering, and slices.
 
-An idle key is written at once. From then on it is busy for as long as its write took
-(at most max_delay_ms): what comes meanwhile gathers, and leaves as one write a receiver.
-So load makes batches grow by itself, and silence makes them vanish.
+An idle key is written at once. What comes while that is under way gathers, and leaves as one
+write a receiver. After a write of several messages the key rests for as long as that took (at
+most max_delay_ms), for the next ones are on their way: publishers are answered when the write is
+over, and come back together. So load makes batches grow by itself, and silence makes them
+vanish: who waits for each push before the next never waits for more than the writing.
 
     add ──► gathered ──► flush, in slices of slice_ms ──► counted
               ▲  waits for the flush before it, and for ready_at
@@ -279,7 +281,8 @@ class Pump:
 
     def _end(self, flush: Flush) -> None:
         """Answer for a flush that has reached everybody, and plan its groups' next ones."""
-        ready_at = perf_counter() + min(flush.seconds, self._max_delay_seconds)
+        rest = min(flush.seconds, self._max_delay_seconds) if len(flush.gathered) > 1 else 0
+        ready_at = perf_counter() + rest
         for group in flush.groups:
             flow = group.flow
             assert flow is not None

@@ -68,6 +68,7 @@ class Connection(asyncio.BufferedProtocol):
     """An open WebSocket.
 
     user: "" until the first registration.  groups: owned by the hub.  form: how it wants its messages.
+    writable: the transport while it is OPEN and takes more: all that a fan-out looks at.
     admitted: names that it is counted by on this host (worker/admission.py).
     heartbeat_ticks: 0 for none.  expires_at: unix seconds, when the user's token ends.
     """
@@ -83,7 +84,6 @@ class Connection(asyncio.BufferedProtocol):
         "_rate",
         "_reader",
         "_transport",
-        "_writable",
         "admitted",
         "application",
         "close_code",
@@ -102,6 +102,7 @@ class Connection(asyncio.BufferedProtocol):
         "state",
         "user",
         "wants_confirm",
+        "writable",
     )
 
     def __init__(
@@ -126,7 +127,7 @@ class Connection(asyncio.BufferedProtocol):
         self.close_code = 0
         self.due = -1
         self._transport: Any = None  # uvloop's, which is no asyncio.Transport by class
-        self._writable: Any = None  # the same, while it is OPEN and takes more: all that a fan-out looks at
+        self.writable: Any = None
         self._codec: Codec | None = None  # while a frame is incomplete
         self._queue: SendQueue | None = None
         self._reader: MessageReader | None = None
@@ -150,7 +151,7 @@ class Connection(asyncio.BufferedProtocol):
         """
         if extensions is not None:
             self.form |= DEFLATE
-        self._transport = self._writable = transport
+        self._transport = self.writable = transport
         transport.set_protocol(self)
         transport.set_write_buffer_limits(0)
         if transport.get_write_buffer_size() and self._queue is None:
@@ -335,7 +336,7 @@ class Connection(asyncio.BufferedProtocol):
         Returns how many frames were taken, from the first on. Never raises, never changes a group: a
         connection over its limits marks itself and is closed after the walk.
         """
-        transport = self._writable
+        transport = self.writable
         if transport is None:
             return 0 if self._queue is None or self.state != State.OPEN else self._enqueue(self._queue, frames)
         try:
@@ -383,7 +384,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._queue is None:
             log.debug("slow", extra=fields(connection=self.id, user=self.user, peer=self.peer))
         self._queue = SendQueue()
-        self._writable = None
+        self.writable = None
         self.environment.send_queues.paused[self] = None
 
     def resume_writing(self) -> None:
@@ -393,7 +394,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._queue = None
         if self.state == State.OPEN:
-            self._writable = transport
+            self.writable = transport
         # It has taken something: as good a sign of life as any, and its pong may be far behind.
         self._heard = self.environment.wheel.now
         self._pinged = -1
@@ -408,7 +409,7 @@ class Connection(asyncio.BufferedProtocol):
             transport.write(data)
         if len(queue):
             self._queue = queue
-            self._writable = None
+            self.writable = None
         else:
             self._tell_dropped(queue)
 
@@ -503,7 +504,7 @@ class Connection(asyncio.BufferedProtocol):
         """Enter CLOSING: nothing is sent to this connection any more but its close frame."""
         environment = self.environment
         self.state = State.CLOSING
-        self._writable = None
+        self.writable = None
         self.close_code = code
         environment.hub.leave(self)
         self._close_due = environment.wheel.now + environment.connection_ticks.close_timeout
@@ -546,7 +547,7 @@ class Connection(asyncio.BufferedProtocol):
             environment.release(self.admitted)
         environment.counters.closes += 1
         self._give_up_queue("lost")
-        self._transport = self._writable = self._reader = self._codec = None
+        self._transport = self.writable = self._reader = self._codec = None
         self.inbox = None
         log.info(
             "connection closed",

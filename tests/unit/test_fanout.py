@@ -60,6 +60,7 @@ class Taker:
         self.frames: list[bytes] = []
         self.writes: list[bytes] = []
         self.slow = 0
+        self.writable = None  # so that send_joined is asked each time
 
     def send_joined(self, joined: bytes, frames: Sequence[bytes]) -> int:
         if self.on_send is not None:
