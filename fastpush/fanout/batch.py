@@ -8,6 +8,7 @@ A receiver's `form` says how it wants its messages; ENVELOPE may be added to the
     GZIP      a binary message that holds gzip (S2-14)
 """
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -24,9 +25,9 @@ PLAIN, ENVELOPE, DEFLATE, GZIP = 0, 1, 2, 4
 
 
 class Writable(Protocol):
-    """A transport that has nothing waiting; the flush's loop calls it without a detour."""
+    """A transport that has nothing waiting."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes | memoryview) -> None: ...
 
     def is_closing(self) -> bool: ...
 
@@ -36,12 +37,14 @@ class Receiver(Protocol):
 
     user, groups: written by the hub.  form: one of the wire forms above.
     writable: its transport while a write would be taken at once; None while it is behind, closing or closed.
+    descriptor: that transport's socket, as long as it is not closing.
     """
 
     user: str
     groups: "tuple[Group, ...]"
     form: int
     writable: Writable | None
+    descriptor: int
 
     def send_joined(self, joined: bytes, frames: Sequence[bytes]) -> int:
         """Take whole messages: `joined` in one write, or its `frames` into the send queue.
@@ -83,23 +86,28 @@ class Batch:
         """Hand over all of it to the last `count` of `remaining`, and take them out: the loop that costs."""
         take_last = remaining.popitem
         size = len(self.publications)
-        form, written = -1, 0
+        form, written, length = -1, 0, 0
         joined, frames = b"", cast(Sequence[bytes], ())
         for _ in range(count):
             receiver, _ = take_last()
             if receiver.form != form:
                 form = receiver.form
                 joined, frames = self._in_form(form)
+                length = len(joined)
             writable = receiver.writable
-            if writable is not None:
-                try:  # noqa: SIM105 - suppress() costs as much as the write's own Python
-                    writable.write(joined)
-                except (OSError, RuntimeError):
-                    pass
-                if not writable.is_closing():
+            if writable is not None and not writable.is_closing():
+                # Past the transport, which has nothing waiting: a tenth of the whole write cheaper.
+                try:
+                    sent = os.write(receiver.descriptor, joined)
+                except OSError:  # it would block, or has failed: the transport finds that out too
+                    sent = 0
+                if sent == length:
                     written += 1
                     continue
-            # Behind, closed, or closed by this very write: it knows what to do.
+                if sent:
+                    writable.write(memoryview(joined)[sent:])
+                    written += not writable.is_closing()
+                    continue
             taken = receiver.send_joined(joined, frames)
             if taken == size:
                 written += 1

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Counted = Callable[[int], object]
 
 SMALL_GROUP = 8
-_CLOCK_EVERY = 16  # receivers between two looks at the clock
+_CLOCK_EVERY = 32  # receivers between two looks at the clock
 _TIMER_SECONDS = 0.001  # resolution of the loop's timers; less is waited for by a turn of the loop
 _NEVER = float("inf")
 

@@ -68,7 +68,7 @@ class Connection(asyncio.BufferedProtocol):
     """An open WebSocket.
 
     user: "" until the first registration.  groups: owned by the hub.  form: how it wants its messages.
-    writable: the transport while it is OPEN and takes more: all that a fan-out looks at.
+    writable, descriptor: the transport while it is OPEN and takes more, and its socket: what a fan-out looks at.
     admitted: names that it is counted by on this host (worker/admission.py).
     heartbeat_ticks: 0 for none.  expires_at: unix seconds, when the user's token ends.
     """
@@ -87,6 +87,7 @@ class Connection(asyncio.BufferedProtocol):
         "admitted",
         "application",
         "close_code",
+        "descriptor",
         "due",
         "environment",
         "expires_at",
@@ -128,6 +129,7 @@ class Connection(asyncio.BufferedProtocol):
         self.due = -1
         self._transport: Any = None  # uvloop's, which is no asyncio.Transport by class
         self.writable: Any = None
+        self.descriptor = -1
         self._codec: Codec | None = None  # while a frame is incomplete
         self._queue: SendQueue | None = None
         self._reader: MessageReader | None = None
@@ -152,6 +154,7 @@ class Connection(asyncio.BufferedProtocol):
         if extensions is not None:
             self.form |= DEFLATE
         self._transport = self.writable = transport
+        self.descriptor = transport.get_extra_info("socket").fileno()
         transport.set_protocol(self)
         transport.set_write_buffer_limits(0)
         if transport.get_write_buffer_size() and self._queue is None:
