@@ -345,6 +345,9 @@ class Router:
         if not targets:
             origin.link.send(bus.encode_result(request, Status.DONE, 0, 0))
             return
+        if kind == bus.DELIVER and targets == (origin,):
+            origin.link.send(bus.encode(bus.DELIVER_OWN, request))
+            return
         self._last_number = number = self._last_number + 1
         delivery = Delivery(origin.link, request, len(targets), len(body), self._clock() + self._confirm_seconds)
         head = bus.encode_head(kind, number, len(body))

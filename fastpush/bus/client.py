@@ -74,7 +74,11 @@ class BusClient:
         self._closing = False
         self._overdue: asyncio.TimerHandle | None = None
         self._requests = itertools.count(1)
-        self._answers: dict[int, tuple[float, OnResult]] = {}
+        # Questions: deadline, whom to answer, and the body, in case it is ours alone to deliver.
+        self._answers: dict[int, tuple[float, OnResult, bytes]] = {}
+        # Of those that are being delivered here: the size of each.
+        self._own: dict[int, int] = {}
+        self._own_bytes = 0
         self._reports: dict[int, Callable[[bytes | None], None]] = {}
         self._announcements = itertools.count(1)
         self._unconfirmed: deque[tuple[int, Callable[[], None]]] = deque()
@@ -86,6 +90,7 @@ class BusClient:
             bus.WELCOME: self._on_welcome,
             bus.SUBSCRIBED: self._on_subscribed,
             bus.DELIVER: self._on_deliver,
+            bus.DELIVER_OWN: self._on_deliver_own,
             bus.CLOSE: self._on_close,
             bus.RESULT: self._on_result,
             bus.MEASURE: self._on_measure,
@@ -215,9 +220,11 @@ class BusClient:
             raise BusUnavailable("the broker is being restarted")
         if link.is_full:
             raise BusUnavailable("the bus to the broker is full")
+        if self._own_bytes >= self._queue_bytes:
+            raise BusUnavailable("this worker is overloaded")
         request = next(self._requests)
         deadline = self._loop.time() + self._answer_seconds
-        self._answers[request] = (deadline, on_result)
+        self._answers[request] = (deadline, on_result, body)
         if self._overdue is None:
             self._overdue = self._loop.call_at(deadline, self._expire)
         link.send(bus.encode_head(kind, request, len(body)), body)
@@ -246,13 +253,16 @@ class BusClient:
         self._overdue = None
         now = self._loop.time()
         late = []
-        for request, (deadline, _) in self._answers.items():
+        for request, (deadline, _, _) in self._answers.items():
             if deadline > now:
                 self._overdue = self._loop.call_at(deadline, self._expire)
                 break
             late.append(request)
         for request in late:
-            self._answer(request, Status.UNKNOWN, 0, 0)
+            if request in self._own:  # the broker took it, and this worker has not counted it
+                self._answer(request, Status.DONE, 0, 1)
+            else:
+                self._answer(request, Status.UNKNOWN, 0, 0)
 
     def _on_message(self, link: Link, kind: int, number: int, body: bus.Body) -> None:
         handler = self._handlers.get(kind)
@@ -272,7 +282,8 @@ class BusClient:
             else:  # whoever closes it unread would be asked again without a pause
                 self._loop.call_later(RECONNECT_SECONDS, self.start)
         for request in list(self._answers):
-            self._answer(request, Status.UNKNOWN, 0, 0)
+            if request not in self._own:
+                self._answer(request, Status.UNKNOWN, 0, 0)
         for request in list(self._reports):
             _call(self._reports.pop(request), None)
 
@@ -296,6 +307,23 @@ class BusClient:
         except Exception:
             counted(0)  # the broker holds against this worker what it has not counted
             raise
+
+    def _on_deliver_own(self, number: int, body: bytes) -> None:
+        question = self._answers.get(number)
+        if question is None:
+            return  # answered as unknown meanwhile
+        own = question[2]
+        self._own[number] = len(own)
+        self._own_bytes += len(own)
+        try:
+            self._deliver(bus.decode_publication(own), partial(self._on_own_counted, number))
+        except Exception:
+            self._on_own_counted(number, 0)
+            raise
+
+    def _on_own_counted(self, request: int, count: int) -> None:
+        self._own_bytes -= self._own.pop(request, 0)
+        self._answer(request, Status.DONE, count, 0)
 
     def _on_close(self, number: int, body: bytes) -> None:
         assert self._link is not None

@@ -12,6 +12,7 @@
     UNSUBSCRIBE  0; body: key
     COMPLETE     announcement: the key table is sent   (answered by SUBSCRIBED)
     PUBLISH      request; body: publication         DELIVER      publication number; same body
+                                                    DELIVER_OWN  request
     DROP         request; body: JSON                CLOSE        publication number; same body
     COUNT        publication number; u32            RESULT       request; status, sent, unconfirmed
     SCRAPE       request                            MEASURE      scrape
@@ -29,6 +30,9 @@ unchanged: keys, event, and the WebSocket frame that receivers write as it is. E
 copies a large one once at most: the first one into the body, the broker not at all (it cuts
 views out of what it has read), and each receiving worker into the frame that all its
 connections share. What the kernel's sockets copy comes on top.
+
+DELIVER_OWN: only the worker that asked has subscribers. It has kept the body, delivers it now, in the
+broker's order, and answers its publisher itself: nothing comes back to it and it owes no COUNT.
 """
 
 import struct
@@ -40,7 +44,7 @@ from fastpush.errors import FastpushError
 
 HELLO, SUBSCRIBE, UNSUBSCRIBE, COMPLETE, PUBLISH, DROP, COUNT, SCRAPE, SNAPSHOT, GOODBYE = range(1, 11)
 ADMIT, RELEASE, HOLD = range(11, 14)
-WELCOME, SUBSCRIBED, DELIVER, CLOSE, RESULT, MEASURE, REPORT, ADMITTED = range(65, 73)
+WELCOME, SUBSCRIBED, DELIVER, CLOSE, RESULT, MEASURE, REPORT, ADMITTED, DELIVER_OWN = range(65, 74)
 
 _HEAD = struct.Struct("<IBQ")
 _pack_head = _HEAD.pack
