@@ -1,4 +1,4 @@
-"""A client process: its receivers, and in process 0 the publishers, on one loop."""
+"""A client process: its receivers, and the publishers of a load that it has, on one loop."""
 
 import resource
 import time
@@ -25,6 +25,7 @@ _SETTLE_NS = SECOND_NS // 2  # for registrations that nobody confirms
 _CHECK_NS = SECOND_NS // 50
 _STILL_NS = 2 * SECOND_NS  # what has not come by then is lost
 _DRAIN_NS = 20 * SECOND_NS
+_RESUMED_NS = 2 * SECOND_NS  # a slow connection that has read on for so long is open
 _REPORT_NS = SECOND_NS // 2
 
 
@@ -57,6 +58,7 @@ class ProcessResult:
 class Client:
     """Opens its share of the connections, then does what it is told to over `pipe`.
 
+    Process 0 pushes the measured load. The background's users and publishers are the only ones of a last process.
     Orders in: ("go", from_ns, until_ns), ("stop", now), ("finish",). Reports out: ("opened", Opening), ("count",
     figures), ("posted", None), ("result", ProcessResult).
     """
@@ -77,12 +79,14 @@ class Client:
         self._under_way: dict[Receiver, int] = {}  # since when; oldest first
         self._open: dict[Receiver, None] = {}
         self._closed: Counter[str] = Counter()
-        self._slow: list[Receiver] = []
+        self._slow: dict[Receiver, None] = {}
         self._slow_ends: Counter[str] = Counter()
         self._churned = 0
         self._churn_failures: Counter[str] = Counter()
-        self._publishing: list[Publishing] = []
-        self._storm = Storm(plan, self.loop, self.endpoint, index) if plan.connect_rate else None
+        self._publishing: Publishing | None = None
+        self._is_background = index == plan.background_process
+        has_storm = plan.connect_rate and not self._is_background
+        self._storm = Storm(plan, self.loop, self.endpoint, index) if has_storm else None
         self._phase: Callable[[int], None] = self._opening_phase
         self._from_ns = self._until_ns = 0
         self._reported_ns = self._checked_ns = self._still_ns = self._drain_ns = 0
@@ -94,23 +98,23 @@ class Client:
 
     def _make_groups(self) -> None:
         plan = self.plan
-        groups: dict[tuple[int, int], Group] = {}
-        numbers = list(range(self.index, plan.connections, plan.process_count))
-        if self.index == 0:
-            numbers += range(plan.connections, plan.connections + plan.background_users)
+        groups: dict[int, Group] = {}
+        which = int(self._is_background)
+        load = plan.loads[which]
+        on_complete = self._progress.complete if load.window is not None else None
+        if self._is_background:
+            numbers = range(plan.connections, plan.connections + plan.background_users)
+        else:
+            numbers = range(self.index, plan.connections, plan.process_count)
         for number in numbers:
-            is_background = number >= plan.connections
-            which = int(is_background)
-            load = plan.loads[which]
-            user = number if is_background else number % plan.user_count
+            user = number if self._is_background else number % plan.user_count
             index = (number - load.first_user) % load.groups
-            group = groups.get((which, index))
+            group = groups.get(index)
             if group is None:
-                keep = not is_background and plan.connections > load.groups
-                on_complete = self._progress.reporter(which) if load.window is not None else None
-                group = groups[which, index] = Group(
+                keep = not self._is_background and plan.connections > load.groups
+                group = groups[index] = Group(
                     index, self.index, self._boards[which], self.recorders[which], keep=keep,
-                    is_background=is_background, on_complete=on_complete,
+                    is_background=self._is_background, on_complete=on_complete,
                 )  # fmt: skip
             self._wanted.append((number, user, group))
 
@@ -124,18 +128,17 @@ class Client:
         self.loop.tickers.append(self._tick)
         if self._storm is not None:
             self.loop.tickers.append(self._storm.tick)
-        if self.index == 0 and not self.plan.idle:
-            self._start_publishing()
+        if (self.index == 0 or self._is_background) and not self.plan.idle:
+            self._start_publishing(int(self._is_background))
         self._progress.attach(self.loop, self._publishing)
         while not self._has_left:
             self.loop.turn()
 
-    def _start_publishing(self) -> None:
-        for load, board, recorder in zip(self.plan.loads, self._boards, self.recorders, strict=True):
-            publishing = Publishing(self.plan, load, self.loop, board, recorder)
-            self._publishing.append(publishing)
-            self.loop.tickers.append(publishing.tick)
-            publishing.open()
+    def _start_publishing(self, which: int) -> None:
+        load = self.plan.loads[which]
+        self._publishing = Publishing(self.plan, load, self.loop, self._boards[which], self.recorders[which])
+        self.loop.tickers.append(self._publishing.tick)
+        self._publishing.open()
 
     def _on_order(self, _events: int) -> None:
         try:
@@ -155,8 +158,8 @@ class Client:
         now = time.monotonic_ns()
         self.has_begun = True
         self._set_interval(from_ns, until_ns)
-        for publishing in self._publishing:
-            publishing.start_ns = now
+        if self._publishing is not None:
+            self._publishing.start_ns = now
         if self._storm is not None:
             self._storm.start(from_ns, until_ns)
         self._phase = self._load_phase
@@ -177,7 +180,8 @@ class Client:
         if now - self._reported_ns > _REPORT_NS:
             self._reported_ns = now
             self._report()
-        return self._next_churn(now) if self.plan.churn and self._phase == self._load_phase else None
+        churns = self.plan.churn and not self._is_background and self._phase == self._load_phase
+        return self._next_churn(now) if churns else None
 
     def _report(self) -> None:
         figures = {
@@ -200,10 +204,11 @@ class Client:
         if self._wanted or self._under_way:
             return
         settle = _SETTLE_NS if self.plan.register == "message" and not self.plan.register_reply else 0
-        failure = next(filter(None, (publishing.failure() for publishing in self._publishing)), None)
+        failure = self._publishing.failure() if self._publishing is not None else None
+        is_ready = self._publishing is None or self._publishing.ready
         if failure is not None:
             self._opening.failures[f"publishers: {failure}"] += 1
-        elif not all(publishing.ready for publishing in self._publishing) or now < self._opening.ended_ns + settle:
+        elif not is_ready or now < self._opening.ended_ns + settle:
             return
         self._send("opened", self._opening)
         self._phase = self._waiting_phase
@@ -220,9 +225,7 @@ class Client:
             took = max(1, now - self._busy[0])
             waited = self.loop.waited_ns - self._busy[1]
             self._shares = (1 - waited / took, (time.process_time() - self._busy[2]) / took * SECOND_NS)
-        if all(publishing.is_settled for publishing in self._publishing) and (
-            self._storm is None or self._storm.is_settled
-        ):
+        if all(one is None or one.is_settled for one in (self._publishing, self._storm)):
             self._send("posted", None)
             self._phase = self._waiting_phase
 
@@ -236,16 +239,23 @@ class Client:
         is_over = now - self._still_ns > _STILL_NS or now - self._drain_ns > _DRAIN_NS
         if not is_over and not all(receiver.group.has_all(receiver) for receiver in self._open):
             return
+        for slow in self._slow:
+            slow.resume()
+        self._drain_ns = now
+        self._phase = self._slow_phase
+
+    def _slow_phase(self, now: int) -> None:
+        """Those that had stopped reading find out how they ended."""
+        if self._slow and now - self._drain_ns < _RESUMED_NS:
+            return
         self._send("result", self._result())
         self._has_left = True
 
     def _result(self) -> ProcessResult:
         for receiver in self._open:
             self.settle(receiver.group, receiver.group.verdict(receiver, is_end=True))
-        for slow in self._slow:
-            standing = slow.end_of_slow()
-            if standing is not None:
-                self._slow_ends[standing] += 1
+        if self._slow:
+            self._slow_ends["open"] = len(self._slow)
         busy, cpu_share = self._shares or (0.0, 0.0)
         return ProcessResult(
             self._opening, [recorder.counts for recorder in self.recorders], self._closed, self._slow_ends,
@@ -272,7 +282,7 @@ class Client:
         """A connection is registered."""
         since = self._under_way.pop(receiver)
         if receiver.is_slow:
-            self._slow.append(receiver)
+            self._slow[receiver] = None
         else:
             self._open[receiver] = None
         if not self.has_begun:
@@ -288,6 +298,7 @@ class Client:
             (self._churn_failures if self.has_begun else self._opening.failures)[reason] += 1
             self._opening.ended_ns = self._opening.ended_ns if self.has_begun else time.monotonic_ns()
         elif receiver.is_slow:
+            self._slow.pop(receiver, None)
             self._slow_ends[reason] += 1
         else:
             self._open.pop(receiver, None)
@@ -312,7 +323,7 @@ class Client:
             if due > now or due >= self._until_ns:
                 return due
             self._churned += 1
-            receiver = next((one for one in self._open if not one.group.is_background), None)
+            receiver = next(iter(self._open), None)
             if receiver is None:
                 continue
             del self._open[receiver]

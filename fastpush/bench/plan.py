@@ -110,7 +110,13 @@ class Plan:
 
     @property
     def process_count(self) -> int:
+        """Client processes that hold the connections; the background has one more to itself."""
         return self.processes or -(-self.connections // PROCESS_CONNECTIONS_MAX)
+
+    @property
+    def background_process(self) -> int | None:
+        """Index of the client process with the background's users and publishers."""
+        return self.process_count if self.background else None
 
     @property
     def window_size(self) -> int | None:
@@ -179,17 +185,23 @@ class Plan:
 
     def target(self, user: int) -> str:
         """Return path and query of the WebSocket URL."""
-        parts = urlsplit(self.url)
-        path = parts.path or "/"
-        query = parts.query
-        token = self.token_of(user)
-        if any(mark in path + query for mark in _PLACEHOLDERS):
-            path, query = (
-                self._fill(text, str(user), quote(token, ""), quote(self.event, "")) for text in (path, query)
-            )
-        elif self.register == "url":
-            query = urlencode([*parse_qsl(query, keep_blank_values=True), ("token", token), ("event", self.event)])
-        return urlunsplit(("", "", path, query, ""))
+        target = self._target_in(self.url)
+        if self.register != "url" or any(mark in target for mark in _PLACEHOLDERS):
+            return self._fill_target(target, user)
+        path, _, query = target.partition("?")
+        values = [*parse_qsl(query, keep_blank_values=True), ("token", self.token_of(user)), ("event", self.event)]
+        return f"{path}?{urlencode(values)}"
+
+    def push_target(self, load: Load, user: int) -> str:
+        """Return path and query of the URL of pushes to a user."""
+        return self._fill_target(self._target_in(load.push_url), user)
+
+    def _target_in(self, url: str) -> str:
+        parts = urlsplit(url)
+        return urlunsplit(("", "", parts.path or "/", parts.query, ""))
+
+    def _fill_target(self, target: str, user: int) -> str:
+        return self._fill(target, str(user), quote(self.token_of(user), ""), quote(self.event, ""))
 
     def registration(self, user: int) -> str:
         """Return the text that registers by message."""

@@ -36,6 +36,7 @@ from fastpush.errors import StartError
 _GO_NS = SECOND_NS // 20
 _SETTLE_SECONDS = 0.5  # until memory after connecting is what it stays
 _JOIN_SECONDS = 5.0
+_BESIDE_BACKGROUND_NICE = 10
 
 Show = Callable[[str, dict[str, Any]], None]
 
@@ -87,7 +88,7 @@ class Bench:
 
     def _spawn(self) -> None:
         plan = self._plan
-        count = plan.process_count
+        count = plan.process_count + (plan.background_process is not None)
         boards = [Board(load.publishers, load.first_publisher, load.groups, count) for load in plan.loads]
         pairs = {index: socket.socketpair() for index in range(1, count)}
         context = multiprocessing.get_context("fork")
@@ -271,7 +272,13 @@ def _work(
     others: list[Connection],
     peers: dict[int, socket.socket],
 ) -> None:
-    """Run a client process. others: ends that were inherited and are not ours."""
+    """Run a client process. others: ends that were inherited and are not ours.
+
+    Beside a background the others give way to its process: what it measures is the server, not how long the client
+    takes for thousands of receivers on the same core.
+    """
+    if plan.background_process not in {None, index}:
+        os.nice(_BESIDE_BACKGROUND_NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     for other in others:
         other.close()

@@ -1,7 +1,6 @@
 """Which pushes have arrived, told by all client processes to process 0, which keeps the window."""
 
 import socket
-from collections.abc import Callable
 from functools import partial
 
 from fastpush.bench.loop import Loop
@@ -23,10 +22,10 @@ class Progress:
         self._peers = peers
         self._unsent = b""
         self._records: list[bytes] = []
-        self._publishing: list[Publishing] = []
+        self._publishing: Publishing | None = None
         self._held: dict[int, bytes] = {}
 
-    def attach(self, loop: Loop, publishing: list[Publishing]) -> None:
+    def attach(self, loop: Loop, publishing: Publishing | None) -> None:
         """Begin: process 0 listens to the others."""
         self._publishing = publishing
         for index, peer in self._peers.items():
@@ -35,21 +34,19 @@ class Progress:
                 self._held[index] = b""
                 loop.watch(peer.fileno(), partial(self._on_told, index, peer, loop))
 
-    def reporter(self, load: int) -> Callable[[list[bytes]], None]:
-        """Return what is called with the stamps that all receivers of a group in this process have."""
-        if self._index == 0:
-            return lambda stamps: self._publishing[load].on_complete(0, stamps)
-        return self._tell
-
-    def _tell(self, stamps: list[bytes]) -> None:
-        self._records += [_DONE + digits for digits in stamps]
+    def complete(self, stamps: list[bytes]) -> None:
+        """Tell that all receivers of a group in this process have these."""
+        if self._index:
+            self._records += [_DONE + digits for digits in stamps]
+        elif self._publishing is not None:
+            self._publishing.on_complete(0, stamps)
 
     def group_empty(self, group: int) -> None:
         """Tell that nobody here receives the group's pushes any more."""
         if self._index:
             self._records.append(_EMPTY + b"%033d" % group)
-        elif self._publishing:
-            self._publishing[0].on_group_empty(0, group)
+        elif self._publishing is not None:
+            self._publishing.on_group_empty(0, group)
 
     def flush(self) -> None:
         """Send what was told since the last turn."""
@@ -75,11 +72,10 @@ class Progress:
         data = self._held[index] + data
         whole = len(data) // _RECORD_BYTES * _RECORD_BYTES
         self._held[index] = data[whole:]
-        if not self._publishing:
+        if self._publishing is None:
             return
-        main = self._publishing[0]
         records = [data[at : at + _RECORD_BYTES] for at in range(0, whole, _RECORD_BYTES)]
         for record in records:
             if record[:1] == _EMPTY:
-                main.on_group_empty(index, int(record[1:]))
-        main.on_complete(index, [record[1:] for record in records if record[:1] == _DONE])
+                self._publishing.on_group_empty(index, int(record[1:]))
+        self._publishing.on_complete(index, [record[1:] for record in records if record[:1] == _DONE])

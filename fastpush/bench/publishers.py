@@ -2,7 +2,6 @@
 
 import re
 import time
-from urllib.parse import urlsplit
 
 from fastpush.bench.connections import Endpoint, Link, WebSocketLink, resolve
 from fastpush.bench.frame_reader import FrameReader, client_frame
@@ -78,11 +77,9 @@ class Publishing:
     def handshake(self, number: int) -> bytes:
         """Return the request of a publisher that is a WebSocket."""
         user = self._plan.connections + self._plan.background_users + number
-        parts = urlsplit(self.load.push_url)
-        target = (
-            self._plan.target(user) if self._plan.push_url is None else parts._replace(scheme="", netloc="").geturl()
-        )
-        return self._endpoint.handshake(target or "/", compression=False)
+        plan = self._plan
+        target = plan.target(user) if plan.push_url is None else plan.push_target(self.load, user)
+        return self._endpoint.handshake(target, compression=False)
 
     # -- pushing -------------------------------------------------------------------
 
@@ -149,9 +146,8 @@ class Publishing:
         if self.load.via == "websocket":
             frame = client_frame(Opcode.TEXT, before + bytes(33) + after)
             return frame[: -len(after) - 33], after
-        parts = urlsplit(self.load.push_url)
         lines = [
-            f"POST {parts.path or '/'}{'?' + parts.query if parts.query else ''} HTTP/1.1",
+            f"POST {self._plan.push_target(self.load, self.load.first_user + group)} HTTP/1.1",
             f"Host: {self._endpoint.host}",
             "Content-Type: application/json",
             f"Content-Length: {len(before) + 33 + len(after)}",

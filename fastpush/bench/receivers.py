@@ -178,7 +178,11 @@ class Receiver(WebSocketLink):
 
     def _on_hang_up(self, _events: int) -> None:
         assert self.socket is not None
-        self.loop.forget(self.socket.fileno())  # what is left is read at the end
+        self.loop.forget(self.socket.fileno())  # what is left is read when it resumes
+
+    def resume(self) -> None:
+        """A slow connection reads on: what is left for it, until a close frame or the end."""
+        self.react(super().on_event)
 
     def on_refused(self, status: str) -> None:
         self.end(status)
@@ -221,7 +225,7 @@ class Receiver(WebSocketLink):
         if not size:
             self.end("end of stream")
             return
-        at = 0 if self._reader.held else self._skip_known(size)
+        at = 0 if self._reader.held or self.is_slow else self._skip_known(size)
         if at < size:
             self._walk(bytes(memoryview(self._buffer)[at:size]))
 
@@ -301,13 +305,3 @@ class Receiver(WebSocketLink):
             self._client.settle(self.group, self.group.verdict(self, is_end=False))
             if self.group.leave(self):
                 self._client.on_group_empty(self.group)
-
-    def end_of_slow(self) -> str:
-        """Read on at last, and return how the connection stands or ended."""
-        if self.socket is None:
-            return "reset"
-        while (data := self.read()) is not None:
-            for opcode, payload in self._reader.feed(data).controls:
-                if opcode == Opcode.CLOSE:
-                    return f"close {int.from_bytes(payload[:2], 'big')}"
-        return "open"

@@ -82,7 +82,8 @@ class _Progress:
     type=_NOT_NEGATIVE,
     default=0.0,
     metavar="R",
-    help="R small pushes a second beside it, to users of their own, measured apart.",
+    help="R small pushes a second beside it, to users of their own, measured apart by a client process of its own, "
+    "to which the others give way (nice 10).",
 )
 @click.option(
     "--duration",

@@ -37,7 +37,8 @@ class Receiver(Protocol):
 
     user, groups: written by the hub.  form: one of the wire forms above.
     writable: its transport while a write would be taken at once; None while it is behind, closing or closed.
-    descriptor: that transport's socket, as long as it is not closing.
+    descriptor: that transport's socket, as long as it is not closing. Writing to it keeps the order because the
+    transport holds nothing (its high-water mark is 0) and is plain TCP; one for TLS would need its own `writable`.
     """
 
     user: str

@@ -92,6 +92,7 @@ def test_background_is_counted_apart(server: Server, tmp_path: Path) -> None:
     assert 15 <= main["pushes"] <= 25
     assert abs(main["deliveries"] - 40 * main["pushes"]) <= 80
     assert 40 <= background["deliveries"] <= 60
+    assert len(result["client"]["busy"]) == 2
 
 
 def test_open_loop_keeps_its_rate(server: Server, tmp_path: Path) -> None:
@@ -122,6 +123,13 @@ def test_slow_connections_are_reported_apart(serve: Serve, tmp_path: Path) -> No
     assert_clean(result["loads"][0])
     assert result["slow"] == {"close 1013": 3}
     assert result["closed"] == {}
+
+
+def test_slow_connections_that_stay_open(server: Server, tmp_path: Path) -> None:
+    """A connection that stopped reading and was never closed is reported once, as open."""
+    result = measured(tmp_path, server.ws_url(), "-n", "20", "--rate", "50", "--slow", "3")
+    assert_clean(result["loads"][0])
+    assert result["slow"] == {"open": 3}
 
 
 def test_registration_by_message(server: Server, tmp_path: Path) -> None:
@@ -232,10 +240,14 @@ def test_nobody_can_connect(server: Server) -> None:
 # -- servers that do wrong ----------------------------------------------------------
 
 
+CUT: list[bytes] = [b"cut"]
+
+
 class Hub:
     """A server that sends each pushed message to everybody, or does with it what `mischief` says.
 
-    mischief: number of the push, number of the receiver and message in, messages to send out; None closes.
+    mischief: number of the push, number of the receiver and message in, messages to send out; None closes, CUT too,
+    but without a close frame.  request_lines: of the pushes.
     """
 
     def __init__(
@@ -245,6 +257,7 @@ class Hub:
         self._context = context
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
         self.port = self._listener.getsockname()[1]
+        self.request_lines: set[str] = set()
         self._receivers: list[socket.socket] = []
         self._connections: list[socket.socket] = []
         self._pushes = 0
@@ -290,6 +303,7 @@ class Hub:
                     return
                 size = int(re.search(rb"Content-Length: (\d+)", head)[1])
                 if len(rest) >= size:
+                    self.request_lines.add(head.partition(b"\r\n")[0].decode())
                     self._push(re.search(rb"~[^\"]*", rest[:size])[0])
                     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
                     data = rest[size:]
@@ -303,6 +317,9 @@ class Hub:
                 messages = self._mischief(self._pushes, number, message)
                 if messages is None:
                     receiver.sendall(build(CLOSE, b"\x03\xf3", mask=None))
+                    self._receivers.remove(receiver)
+                elif messages is CUT:
+                    receiver.shutdown(socket.SHUT_RDWR)
                     self._receivers.remove(receiver)
                 else:
                     receiver.sendall(b"".join(build(TEXT, text, mask=None) for text in messages))
@@ -418,6 +435,23 @@ def test_connections_that_the_server_closes(tmp_path: Path) -> None:
     result = hub_load(tmp_path, lambda push, receiver, text: None if push == 20 and receiver == 0 else [text])
     assert result["closed"] == {"close 1011": 1}
     assert result["loads"][0]["lost"] == 0
+
+
+def test_slow_connections_that_the_server_cuts(tmp_path: Path) -> None:
+    """A connection that stopped reading and is cut without a close frame is reported once, as at its end of stream."""
+    result = hub_load(tmp_path, lambda push, _receiver, text: CUT if push == 20 else [text], "--slow", "2")
+    assert result["closed"] == {"end of stream": 3}
+    assert result["slow"] == {"end of stream": 2}
+
+
+def test_push_url_is_filled_in_for_each_user(tmp_path: Path) -> None:
+    """Pushes to each user go to that user's URL."""
+    with hub(lambda _push, _receiver, text: [text]) as running:
+        bench(
+            f"ws://127.0.0.1:{running.port}/", "-n", "3", *SHORT, "--rate", "50",
+            "--push-url", f"http://127.0.0.1:{running.port}/{{event}}/pub?id={{user}}&token={{token}}",
+        )  # fmt: skip
+    assert running.request_lines == {f"POST /bench/pub?id={n}&token=user{n} HTTP/1.1" for n in range(3)}
 
 
 def test_pushing_over_a_websocket(tmp_path: Path) -> None:

@@ -211,6 +211,23 @@ def test_plan_defaults_follow_from_each_other() -> None:
     assert [load.name for load in Plan(background=5.0).loads] == ["pushes", "background"]
 
 
+def test_plan_gives_the_background_a_process() -> None:
+    """The background's process comes after those that hold the connections, however many these are."""
+    assert Plan().background_process is None
+    assert Plan(background=5.0).background_process == 1
+    assert Plan(background=5.0, connections=20, processes=3).background_process == 3
+
+
+def test_plan_fills_push_urls() -> None:
+    """Path and query of --push-url are filled in for each user, with values percent-encoded."""
+    url = "http://h:1/{event}/pub?id={user}&for={token}"
+    plan = Plan(push_url=url, token="a&{user}/ü", event="x y")
+    assert plan.push_target(plan.loads[0], 7) == "/x%20y/pub?id=7&for=a%267%2F%C3%BC"
+    assert Plan().push_target(Plan().loads[0], 7) == "/push"
+    plan = Plan(push_url="http://h:1")
+    assert plan.push_target(plan.loads[0], 7) == "/"
+
+
 def test_plan_spreads_over_source_addresses() -> None:
     """More connections than one loopback address has ports use several; other targets are left to the kernel."""
     assert Plan(connections=20_000).sources == (None,)

@@ -338,6 +338,216 @@ def test_a_count_goes_to_the_link_that_asked_or_to_nobody(tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
+# A push that only this worker wants
+
+
+OWN = bus.encode_publication([KEY], b"news", b"frame")
+
+
+async def ask(client: BusClient, broker: FakeBroker, on_result: Callable[[int, int, int], None]) -> int:
+    """Publish OWN; return the request's number, as the broker has heard it."""
+    client.publish(OWN, on_result)
+    kind, number, body = await broker.hear()
+    assert (kind, body) == (bus.PUBLISH, OWN)
+    return number
+
+
+class Deliveries:
+    """Keeps what is delivered, and whom to tell its count."""
+
+    def __init__(self) -> None:
+        self.publications: list[bus.Publication] = []
+        self.counted: list[Callable[[int], None]] = []
+
+    def __call__(self, publication: bus.Publication, counted: Callable[[int], None]) -> None:
+        self.publications.append(publication)
+        self.counted.append(counted)
+
+
+@pytest.mark.parametrize("frame", [b"frame", b"f" * 2 * bus.LARGE_BYTES])
+def test_an_own_push_is_delivered_from_the_kept_body_and_answered_with_its_count(tmp_path: Path, frame: bytes) -> None:
+    """Not before the broker says so; the count answers the publisher and is not sent to the broker."""
+
+    async def scenario() -> None:
+        found, on_result = answers()
+        delivered: list[bus.Publication] = []
+
+        def deliver(publication: bus.Publication, counted: Callable[[int], None]) -> None:
+            delivered.append(publication)
+            counted(3)
+
+        async with connected(tmp_path, deliver=deliver) as (client, broker):
+            client.publish(bus.encode_publication([KEY], b"news", frame), on_result)
+            _, number, _ = await broker.hear()
+            assert (delivered, client.pending) == ([], 1)
+            await broker.say(bus.encode(bus.DELIVER_OWN, number))
+            await until(lambda: found)
+            assert found == [(Status.DONE, 3, 0)]
+            assert delivered == [([KEY], b"news", frame)]
+            assert client.pending == 0
+            client.withdraw(KEY)
+            assert (await broker.hear())[0] == bus.UNSUBSCRIBE  # nothing came between
+
+    asyncio.run(scenario())
+
+
+def test_own_pushes_may_be_counted_later_and_in_any_order(tmp_path: Path) -> None:
+    """Delivered in the order of the broker's stream, among those of others; each count answers its own publisher."""
+
+    async def scenario() -> None:
+        deliveries = Deliveries()
+        first, on_first = answers()
+        second, on_second = answers()
+        async with connected(tmp_path, deliver=deliveries) as (client, broker):
+            requests = [await ask(client, broker, on_result) for on_result in (on_first, on_second)]
+            await broker.say(
+                bus.encode(bus.DELIVER_OWN, requests[1]),
+                bus.encode(bus.DELIVER, 5, bus.encode_publication([KEY], b"news", b"other")),
+                bus.encode(bus.DELIVER_OWN, requests[0]),
+            )
+            await until(lambda: len(deliveries.counted) == 3)
+            assert [publication.frame for publication in deliveries.publications] == [b"frame", b"other", b"frame"]
+            assert (first, second, client.pending) == ([], [], 2)
+            deliveries.counted[2](1)
+            assert (first, second) == ([(Status.DONE, 1, 0)], [])
+            deliveries.counted[1](2)
+            deliveries.counted[0](3)
+            assert (first, second) == ([(Status.DONE, 1, 0)], [(Status.DONE, 3, 0)])
+            kind, number, body = await broker.hear()
+            assert (kind, number, bus.decode_count(body)) == (bus.COUNT, 5, 2)
+
+    asyncio.run(scenario())
+
+
+def test_an_own_push_that_is_not_counted_in_time_is_unconfirmed(tmp_path: Path) -> None:
+    """At the deadline it is answered; its late count answers nobody, and gives its bytes back."""
+
+    async def scenario() -> None:
+        found, on_result = answers()
+        deliveries = Deliveries()
+        async with connected(tmp_path, deliver=deliveries, answer_seconds=0.05) as (client, broker):
+            await broker.say(bus.encode(bus.DELIVER_OWN, await ask(client, broker, on_result)))
+            await until(lambda: found)
+            assert found == [(Status.DONE, 0, 1)]
+            assert (client.pending, client._own_bytes) == (0, len(OWN))
+            for _ in range(2):
+                deliveries.counted[0](3)
+            assert found == [(Status.DONE, 0, 1)]
+            assert (client._own, client._own_bytes) == ({}, 0)
+
+    asyncio.run(scenario())
+
+
+def test_a_lost_link_does_not_answer_what_is_being_delivered_here(tmp_path: Path) -> None:
+    """Its own count does, with or without a new link; what still waits for the broker is unknown at once."""
+
+    async def scenario() -> None:
+        own, on_own = answers()
+        waiting, on_waiting = answers()
+        deliveries = Deliveries()
+        async with connected(tmp_path, deliver=deliveries) as (client, broker):
+            requests = [await ask(client, broker, on_result) for on_result in (on_own, on_own, on_waiting)]
+            await broker.say(*(bus.encode(bus.DELIVER_OWN, request) for request in requests[:2]))
+            await until(lambda: len(deliveries.counted) == 2)
+            broker.hang_up()
+            await until(lambda: waiting)
+            assert (own, waiting, client.pending) == ([], [(Status.UNKNOWN, 0, 0)], 2)
+            deliveries.counted[0](3)
+            await broker.welcome()
+            await until(lambda: client.is_connected)
+            deliveries.counted[1](4)
+            assert (own, client.pending) == ([(Status.DONE, 3, 0), (Status.DONE, 4, 0)], 0)
+            client.withdraw(KEY)
+            assert (await broker.hear())[0] == bus.UNSUBSCRIBE  # no count went to the new link
+
+    asyncio.run(scenario())
+
+
+def test_a_lost_link_leaves_the_deadline_of_what_is_being_delivered_here(tmp_path: Path) -> None:
+    """Never counted, it is answered as unconfirmed, once, without any broker."""
+
+    async def scenario() -> None:
+        found, on_result = answers()
+        deliveries = Deliveries()
+        async with connected(tmp_path, deliver=deliveries, answer_seconds=0.1) as (client, broker):
+            await broker.say(bus.encode(bus.DELIVER_OWN, await ask(client, broker, on_result)))
+            await until(lambda: deliveries.counted)
+            broker.hang_up()
+            await until(lambda: found)
+            assert found == [(Status.DONE, 0, 1)]
+
+    asyncio.run(scenario())
+
+
+def test_an_own_push_that_is_answered_is_not_delivered(tmp_path: Path) -> None:
+    """Its publisher has been told unknown at the deadline, or it was never asked: the link goes on as if unsaid."""
+
+    async def scenario() -> None:
+        found, on_result = answers()
+        deliveries = Deliveries()
+        async with connected(tmp_path, deliver=deliveries, answer_seconds=0.05) as (client, broker):
+            request = await ask(client, broker, on_result)
+            await until(lambda: found)
+            await broker.say(
+                bus.encode(bus.DELIVER_OWN, request),
+                bus.encode(bus.DELIVER_OWN, 10**6),
+                bus.encode(bus.DELIVER, 5, bus.encode_publication([KEY], b"news", b"other")),
+            )
+            await until(lambda: deliveries.publications)
+            assert [publication.frame for publication in deliveries.publications] == [b"other"]
+            assert found == [(Status.UNKNOWN, 0, 0)]
+            assert client._own_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_own_push_whose_delivery_fails_counts_nobody(tmp_path: Path) -> None:
+    """It is answered at once with 0, holds no bytes, and the next one is delivered."""
+
+    async def scenario() -> None:
+        found, on_result = answers()
+
+        def deliver(publication: bus.Publication, counted: Callable[[int], None]) -> None:
+            if not found:
+                raise RuntimeError("fan-out")
+            counted(3)
+
+        async with connected(tmp_path, deliver=deliver) as (client, broker):
+            requests = [await ask(client, broker, on_result) for _ in range(2)]
+            await broker.say(*(bus.encode(bus.DELIVER_OWN, request) for request in requests))
+            await until(lambda: len(found) == 2)
+            assert found == [(Status.DONE, 0, 0), (Status.DONE, 3, 0)]
+            assert (client._own, client._own_bytes) == ({}, 0)
+
+    asyncio.run(scenario())
+
+
+def test_own_pushes_that_are_not_counted_are_bounded(tmp_path: Path) -> None:
+    """With queue_bytes of them uncounted, whoever asks is told that nobody received it, until one is counted."""
+
+    async def scenario() -> None:
+        deliveries = Deliveries()
+        body = bus.encode_publication([KEY], b"news", b"f" * 50_000)
+        async with connected(tmp_path, deliver=deliveries) as (client, broker):
+            for delivered in (1, 2):
+                client.publish(body, lambda *_: None)
+                _, request, _ = await broker.hear()
+                await broker.say(bus.encode(bus.DELIVER_OWN, request))
+                await until(lambda delivered=delivered: len(deliveries.counted) == delivered)
+            for ask_for in (client.publish, client.drop):
+                with pytest.raises(BusUnavailable, match="this worker is overloaded"):
+                    ask_for(b"body", lambda *_: None)
+            assert client.pending == 2
+            deliveries.counted[1](1)
+            client.publish(body, lambda *_: None)
+            assert (await broker.hear())[::2] == (bus.PUBLISH, body)
+
+    asyncio.run(scenario())
+
+
+# Figures, bounds and the end
+
+
 def test_measure_and_report(tmp_path: Path) -> None:
     """A scrape is asked for, each measures when told, the report comes back."""
 

@@ -29,9 +29,9 @@ def test_kinds_are_distinct_and_fit_a_byte() -> None:
     kinds = [
         bus.HELLO, bus.SUBSCRIBE, bus.UNSUBSCRIBE, bus.COMPLETE, bus.PUBLISH, bus.DROP, bus.COUNT, bus.SCRAPE,
         bus.SNAPSHOT, bus.GOODBYE, bus.WELCOME, bus.SUBSCRIBED, bus.DELIVER, bus.CLOSE, bus.RESULT, bus.MEASURE,
-        bus.REPORT,
+        bus.REPORT, bus.ADMIT, bus.RELEASE, bus.HOLD, bus.ADMITTED, bus.DELIVER_OWN,
     ]  # fmt: skip
-    assert len(set(kinds)) == len(kinds) == 17
+    assert len(set(kinds)) == len(kinds) == 22
     assert all(0 < kind < 256 for kind in kinds)
 
 
@@ -127,7 +127,11 @@ def test_large_publications_are_not_copied(keys: list[bytes]) -> None:
         decoder = bus.Decoder(1 << 20)
         pieces = (stream[at : at + step] for at in range(0, len(stream), step))
         found = [message for piece in pieces for message in decoder.feed(piece)]
-        assert [(kind, number) for kind, number, _ in found] == [(bus.SUBSCRIBE, 7), (bus.PUBLISH, 8), (bus.SUBSCRIBE, 7)]
+        assert [(kind, number) for kind, number, _ in found] == [
+            (bus.SUBSCRIBE, 7),
+            (bus.PUBLISH, 8),
+            (bus.SUBSCRIBE, 7),
+        ]
         (_, _, key), (_, _, view), _ = found
         assert key == b"key" and type(key) is bytes
         assert type(view) is memoryview and view == body

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import gzip
 import itertools
+import socket
 import zlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -15,6 +16,7 @@ import uvloop
 from fastpush.config import Compression, Fanout
 from fastpush.errors import CloseCode
 from fastpush.fanout import DEFLATE, ENVELOPE, GZIP, PLAIN, Group, Hub, batch
+from fastpush.fanout.batch import Batch, Writable
 from fastpush.metrics import Counters
 from fastpush.protocol.bus import Publication
 from fastpush.protocol.frames import payload_of, text_frame
@@ -60,7 +62,8 @@ class Taker:
         self.frames: list[bytes] = []
         self.writes: list[bytes] = []
         self.slow = 0
-        self.writable = None  # so that send_joined is asked each time
+        self.writable: Writable | None = None  # so that send_joined is asked each time
+        self.descriptor = -1
 
     def send_joined(self, joined: bytes, frames: Sequence[bytes]) -> int:
         if self.on_send is not None:
@@ -282,6 +285,128 @@ async def test_min_bytes_and_max_bytes_of_deflate() -> None:
         assert deflating.frames[-1][0] == (0xC1 if is_deflated else 0x81)
         assert zipping.frames[-1][0] == 0x82
         assert gzip.decompress(payload_of(zipping.frames[-1])).decode() == message
+
+
+class SocketTaker(Taker):
+    """A taker with a socket, and its own transport.  far: the client's end.
+
+    asked: the calls of send_joined.  rests: what the transport was given.
+    """
+
+    def __init__(self, hub: Hub, **kwargs: Any) -> None:
+        super().__init__(hub, **kwargs)
+        self.socket, self.far = socket.socketpair()
+        self.socket.setblocking(False)
+        self.far.setblocking(False)
+        self.descriptor = self.socket.fileno()
+        self.writable = self
+        self.closing = self.closes_on_write = False
+        self.asked: list[tuple[bytes, list[bytes]]] = []
+        self.rests: list[bytes] = []
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.rests.append(bytes(data))
+        self.closing = self.closes_on_write
+
+    def send_joined(self, joined: bytes, frames: Sequence[bytes]) -> int:
+        self.asked.append((joined, list(frames)))
+        return super().send_joined(joined, frames)
+
+    def fill(self) -> int:
+        """Fill the socket, so that a write would block; return with how many bytes."""
+        filled = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filled += self.socket.send(bytes(65536))
+        return filled
+
+    def received(self) -> bytes:
+        chunks = []
+        with contextlib.suppress(BlockingIOError):
+            while chunk := self.far.recv(1 << 20):
+                chunks.append(chunk)
+        return b"".join(chunks)
+
+
+@pytest.fixture
+def socket_taker() -> Iterator[Callable[..., SocketTaker]]:
+    """Make takers with sockets, which are closed in the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**kwargs: Any) -> SocketTaker:
+            taker = SocketTaker(make_hub(), **kwargs)
+            stack.enter_context(taker.socket)
+            stack.enter_context(taker.far)
+            return taker
+
+        yield make
+
+
+def two() -> Batch:
+    return Batch([publication(KEY, message="first"), publication(KEY, message="second")], Compression())
+
+
+@pytest.mark.parametrize("form", [PLAIN, ENVELOPE, GZIP])
+def test_an_open_socket_is_written_to(socket_taker: Callable[..., SocketTaker], form: int) -> None:
+    """A receiver whose transport has nothing waiting gets exactly the joined frames, past transport and send_joined,
+    and counts; one that has none is asked, with the same bytes.
+    """
+    gathered, takers, behind = two(), [socket_taker(form=form) for _ in range(3)], socket_taker(form=form)
+    behind.writable = None
+    gathered.give_last(dict.fromkeys((*takers, behind)), 4)
+    ((joined, frames),) = behind.asked
+    assert len(frames) == 2 and b"".join(frames) == joined
+    assert [taker.received() for taker in (*takers, behind)] == [joined] * 3 + [b""]
+    assert [(taker.asked, taker.rests) for taker in takers] == [([], [])] * 3
+    assert (gathered.counts(), gathered.writes) == ([4, 4], 4)
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+@pytest.mark.parametrize("state", ["full", "broken", "closing"])
+def test_who_cannot_be_written_to_is_asked_once(
+    socket_taker: Callable[..., SocketTaker], state: str, room: int
+) -> None:
+    """A write that would block or fails, and a transport that is closing, are send_joined's business, which is asked
+    once and counts for what it took; nothing of that goes to the socket, and the others lack nothing.
+    """
+
+    async def scenario() -> None:
+        gathered, before, after = two(), socket_taker(), socket_taker()
+        taker = socket_taker(room=room)
+        filled = taker.fill() if state == "full" else 0
+        if state == "broken":
+            taker.far.close()
+        taker.closing = state == "closing"
+        gathered.give_last(dict.fromkeys((before, taker, after)), 3)
+        joined = before.received()
+        assert joined == after.received() != b""
+        assert taker.asked == [(joined, [publication.frame for publication in gathered.publications])]
+        assert taker.rests == []
+        if state != "broken":
+            assert len(taker.received()) == filled
+        assert gathered.counts() == [2 + (room > 0), 2 + (room > 1)]
+        assert gathered.writes == 3
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("closes_on_write", [False, True])
+def test_what_a_socket_leaves_is_the_transports(
+    socket_taker: Callable[..., SocketTaker], *, closes_on_write: bool
+) -> None:
+    """Of a write that the kernel takes in part the transport gets the rest, once; who closes then does not count."""
+    gathered = Batch([publication(KEY, message="x" * (4 << 20))], Compression())
+    taker = socket_taker()
+    taker.closes_on_write = closes_on_write
+    gathered.give(taker)
+    (rest,) = taker.rests
+    assert 0 < len(rest) < 4 << 20
+    assert taker.received() + rest == gathered.publications[0].frame
+    assert taker.asked == []
+    assert (gathered.counts(), gathered.writes) == ([int(not closes_on_write)], 1)
 
 
 @on_loop

@@ -3,21 +3,21 @@
 import asyncio
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from fastpush.config import Compression, Fanout
-from fastpush.fanout import DEFLATE, ENVELOPE, GZIP, PLAIN, Hub, pump
+from fastpush.fanout import DEFLATE, ENVELOPE, GZIP, PLAIN, Hub, batch, pump
 from fastpush.metrics import Counters
 from fastpush.protocol.frames import text_frame
 from fastpush.protocol.push import EVERYBODY, user_key
 from tests.unit.test_fanout import KEY, OTHER, Taker, make_hub, publication, run, until
 
-LARGE = 40  # members of a group that is sliced and gathers
-CHUNK = 16  # receivers between two looks at the clock
+CHUNK = pump._CLOCK_EVERY  # receivers between two looks at the clock
+LARGE = CHUNK * 5 // 2  # members of a group that is sliced and gathers
 
 
 class Clock:
@@ -102,6 +102,17 @@ def half_written(clock: Clock, members: int = LARGE, **kwargs: Any) -> tuple[Sta
     return made, reached, waiting
 
 
+async def resting(clock: Clock, write_seconds: float, **kwargs: Any) -> tuple[Stage, list[Taker]]:
+    """Let a large group rest: 0 was written, and meanwhile 1 and 2 gathered, whose writes took `write_seconds` each."""
+    made, reached, waiting = half_written(clock, **kwargs)
+    made.pushes(2)
+    clock.write_seconds = write_seconds
+    await made.counted(3)
+    await made.quiet()
+    assert made.counts == [(number, LARGE) for number in range(3)]
+    return made, [*reached, *waiting]
+
+
 def texts(first: int, end: int) -> list[str]:
     return [str(number) for number in range(first, end)]
 
@@ -126,46 +137,82 @@ def test_an_idle_key_is_written_at_once(clock: Clock, members: int) -> None:
 
 
 def test_a_busy_key_gathers_and_leaves_in_one_write(clock: Clock) -> None:
-    """What comes while a key is as busy as its last write took leaves as one write a receiver, the same bytes for
-    all, one frame a message, in order; each push is counted once, in order.
+    """What comes while a key is written to leaves as one write a receiver, and so does what comes while it rests: the
+    same bytes for all, one frame a message, in order; each push is counted once, in order.
     """
 
     async def scenario() -> None:
-        shown = stage(clock)
-        takers = shown.takers(20, KEY)
-        clock.write_seconds = 0.0001
-        shown.push()
+        shown, takers = await resting(clock, 0.0001)
         shown.pushes(3)
-        assert all(taker.texts == ["0"] for taker in takers)
-        assert shown.counts == [(0, 20)]
-        await shown.counted(4)
-        assert shown.counts == [(number, 20) for number in range(4)]
-        assert all(taker.texts == texts(0, 4) for taker in takers)
-        joined = {id(taker.writes[1]) for taker in takers}
-        assert len(joined) == 1
-        assert takers[0].writes[1] == b"".join(text_frame(text.encode()) for text in ("1", "2", "3"))
-        assert (shown.counters.deliveries, shown.counters.writes) == (80, 40)
+        assert all(taker.texts == texts(0, 3) for taker in takers)
+        assert len(shown.counts) == 3
+        await shown.counted(6)
+        assert shown.counts == [(number, LARGE) for number in range(6)]
+        assert all(taker.texts == texts(0, 6) for taker in takers)
+        for position, numbers in ((1, ("1", "2")), (2, ("3", "4", "5"))):
+            joined = {id(taker.writes[position]) for taker in takers}
+            assert len(joined) == 1
+            assert takers[0].writes[position] == b"".join(text_frame(text.encode()) for text in numbers)
+        assert (shown.counters.deliveries, shown.counters.writes) == (6 * LARGE, 3 * LARGE)
 
     run(scenario())
 
 
-@pytest.mark.parametrize(("write_ms", "busy_ms"), [(0.01, 0.2), (0.1, 2), (1, 5), (1000, 5)])
-def test_a_key_is_busy_for_as_long_as_its_write_took(clock: Clock, write_ms: float, busy_ms: float) -> None:
-    """The next flush comes no sooner than the last one's duration, at most max_delay_ms; then the key is idle again."""
+@pytest.mark.parametrize("write_ms", [0.01, 0.05, 1, 1000])
+@pytest.mark.parametrize("max_delay_ms", [0, 1, 5])
+def test_after_a_batch_of_several_a_key_rests(clock: Clock, write_ms: float, max_delay_ms: float) -> None:
+    """The next flush comes no sooner than that one's duration, at most max_delay_ms; then the key is idle again."""
 
     async def scenario() -> None:
-        shown = stage(clock, slice_ms=100)
-        takers = shown.takers(20, KEY)
-        clock.write_seconds = write_ms / 1000
-        shown.push()
-        await shown.quiet()
-        (group,) = (group for group in takers[0].groups if group.key == KEY)
-        assert group.flow is not None
-        assert group.flow.ready_at == pytest.approx(clock.now + busy_ms / 1000)
+        shown, takers = await resting(clock, write_ms / 1000, max_delay_ms=max_delay_ms)
+        flow = takers[0].groups[1].flow
+        assert flow is not None
+        rest_ms = min(LARGE * write_ms, max_delay_ms)
+        assert flow.ready_at - clock.now == pytest.approx(rest_ms / 1000, abs=1e-6)
         clock.write_seconds = 0
-        clock.now = group.flow.ready_at
+        clock.now = flow.ready_at
         shown.push()
-        assert shown.counts == [(0, 20), (1, 20)]
+        assert shown.counts[3:] == [(3, LARGE)]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("slice_ms", "turns"), [(10_000, 0), (1, LARGE // CHUNK + 1)])
+def test_who_waits_for_each_push_is_never_delayed(clock: Clock, slice_ms: float, turns: int) -> None:
+    """After a flush of a single message the next one is written at once, however long that took: in the call itself,
+    or, when the group is sliced, in as many turns of the loop as it has slices. No timer is planned.
+    """
+
+    async def scenario() -> None:
+        clock.write_seconds = 0.001
+        shown = stage(clock, slice_ms=slice_ms)
+        takers = shown.takers(LARGE, KEY)
+        flow = None
+        for number in range(20):
+            shown.push()
+            flow = takers[0].groups[1].flow
+            assert flow is not None and flow.wake is None
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert shown.counts[number:] == [(number, LARGE)]
+            assert flow.ready_at <= clock.now
+        assert {len(taker.writes) for taker in takers} == {20}
+
+    run(scenario())
+
+
+def test_a_single_message_ends_the_resting(clock: Clock) -> None:
+    """Once the rest after a batch is over, a flush of one message has no rest behind it, nor the next one."""
+
+    async def scenario() -> None:
+        shown, _ = await resting(clock, 0.0001)
+        shown.push()
+        assert len(shown.counts) == 3, "it waits for the rest of 1 and 2"
+        await shown.counted(4)
+        await shown.quiet()
+        clock.write_seconds = 0
+        shown.pushes(2)
+        assert shown.counts[3:] == [(3, LARGE), (4, LARGE), (5, LARGE)]
 
     run(scenario())
 
@@ -174,18 +221,17 @@ def test_less_than_a_millisecond_is_one_turn_of_the_loop(clock: Clock) -> None:
     """The loop's timers are no finer: what is waited for is a turn, in which more may gather; 0 ms are not."""
 
     async def scenario() -> None:
-        shown = stage(clock)
-        shown.takers(20, KEY)
-        clock.write_seconds = 0.00004
-        shown.pushes(5)
-        assert shown.counts == [(0, 20)]
+        shown, takers = await resting(clock, 0.00001)
+        shown.pushes(4)
+        assert len(shown.counts) == 3
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert shown.counts == [(number, 20) for number in range(5)]
-        hasty = stage(clock, max_delay_ms=0)
-        hasty.takers(20, KEY)
-        hasty.pushes(5)
-        assert hasty.counts == [(number, 20) for number in range(5)]
+        assert shown.counts[3:] == [(number, LARGE) for number in range(3, 7)]
+        assert {len(taker.writes) for taker in takers} == {3}
+        hasty, _ = await resting(clock, 0.00001, max_delay_ms=0)
+        clock.write_seconds = 0
+        hasty.pushes(4)
+        assert hasty.counts[3:] == [(number, LARGE) for number in range(3, 7)]
 
     run(scenario())
 
@@ -195,18 +241,14 @@ def test_write_bytes_bounds_a_batch(clock: Clock) -> None:
 
     async def scenario() -> None:
         frame_bytes = 102
-        shown = stage(clock, max_delay_ms=1000, write_bytes=3 * frame_bytes)
-        takers = shown.takers(20, KEY)
-        clock.write_seconds = 1
-        shown.push()
-        await shown.quiet()
+        shown, takers = await resting(clock, 1, max_delay_ms=1000, write_bytes=3 * frame_bytes)
         clock.write_seconds = 0
         sent = [str(number) * 100 for number in range(1, 9)]
         for text in sent[:2]:
             shown.push(text=text)
-        assert len(shown.counts) == 1, "202 bytes wait"
+        assert len(shown.counts) == 3, "204 bytes wait"
         shown.push(text=sent[2])
-        assert [count for _, count in shown.counts] == [20] * 4, "306 do not"
+        assert [count for _, count in shown.counts] == [LARGE] * 6, "306 do not"
         made, _, waiting = half_written(clock, write_bytes=3 * frame_bytes)
         for text in (*sent[3:], "x" * 1000, "y"):
             made.push(text=text)
@@ -214,7 +256,7 @@ def test_write_bytes_bounds_a_batch(clock: Clock) -> None:
         assert waiting[0].texts == ["0", *sent[3:], "x" * 1000, "y"]
         sizes = [len(write) for write in waiting[0].writes]
         assert sizes == [3, 3 * frame_bytes, 2 * frame_bytes, 1004, 3]
-        assert [taker.texts for taker in takers] == [["0", *sent[:3]]] * 20
+        assert [taker.texts for taker in takers] == [[*texts(0, 3), *sent[:3]]] * LARGE
 
     run(scenario())
 
@@ -368,21 +410,19 @@ def test_the_last_leaver_of_a_waiting_key_settles_the_counts(clock: Clock) -> No
 
     async def scenario() -> None:
         for write_seconds in (0.00001, 0.0002):  # waited for by a turn, by a timer
-            shown = stage(clock)
-            takers = shown.takers(20, KEY)
-            clock.write_seconds = write_seconds
+            shown, takers = await resting(clock, write_seconds)
             shown.pushes(3)
-            assert len(shown.counts) == 1
+            assert len(shown.counts) == 3
             for taker in takers:
                 shown.hub.leave(taker)
-            assert shown.counts == [(0, 20), (1, 20), (2, 20)]
+            assert shown.counts == [(number, LARGE) for number in range(6)]
             newcomers = shown.takers(20, KEY)
             fired = asyncio.Event()
             asyncio.get_running_loop().call_later(0.01, fired.set)  # behind whatever the old key planned
             await fired.wait()
             assert not any(taker.frames for taker in newcomers)
             shown.push()
-            assert shown.counts[3:] == [(3, 20)]
+            assert shown.counts[6:] == [(6, 20)]
 
     run(scenario())
 
@@ -398,7 +438,7 @@ def test_slices_take_turns(clock: Clock) -> None:
     async def scenario() -> None:
         clock.write_seconds = 0.001
         made = stage(clock, slice_ms=1)
-        large, other = made.takers(160, KEY), made.takers(160, OTHER)
+        large, other = made.takers(10 * CHUNK, KEY), made.takers(10 * CHUNK, OTHER)
         small_key = user_key("v", "e")
         small = made.takers(3, small_key, user="v")
         made.push()
@@ -419,7 +459,7 @@ def test_slices_take_turns(clock: Clock) -> None:
         for before, after in itertools.pairwise(progress):
             assert sum(after) - sum(before) <= CHUNK
             assert abs(after[0] - after[1]) <= 2 * CHUNK
-        assert made.counts == [(2, 3), (3, 3), (0, 160), (1, 160)]
+        assert made.counts == [(2, 3), (3, 3), (0, 10 * CHUNK), (1, 10 * CHUNK)]
 
     run(scenario())
 
@@ -436,6 +476,25 @@ def test_a_slice_is_spent_once_a_turn(clock: Clock) -> None:
         assert sum(len(taker.frames) for group in groups for taker in group) == CHUNK
         await made.counted(10)
         assert all(len(taker.frames) == 1 for group in groups for taker in group)
+
+    run(scenario())
+
+
+def test_newcomers_are_sliced_too(clock: Clock) -> None:
+    """Those who joined between gathered messages are written to at the end of these' flush, within its slices."""
+
+    async def scenario() -> None:
+        made, _, _ = half_written(clock)
+        made.push()
+        newcomers = made.takers(LARGE, KEY)
+        made.push()
+        progress = [0]
+        while len(made.counts) < 3:
+            await asyncio.sleep(0)
+            progress.append(sum(len(taker.writes) for taker in newcomers))
+        assert max(after - before for before, after in itertools.pairwise(progress)) == 1, "each costs a slice"
+        assert {tuple(taker.texts) for taker in newcomers} == {("2",)}
+        assert made.counts == [(0, LARGE), (1, LARGE), (2, 2 * LARGE)]
 
     run(scenario())
 
@@ -488,25 +547,25 @@ def test_a_push_by_several_keys_comes_behind_what_these_have_gathered(clock: Clo
 
 
 def test_one_push_by_several_keys_behind_another(clock: Clock) -> None:
-    """Pushes whose keys overlap are written one behind the other, though each is sliced."""
+    """Pushes whose keys overlap are written one behind the other, though each is sliced; each key's order is kept."""
 
     async def scenario() -> None:
         clock.write_seconds = 0.001
         made = stage(clock, slice_ms=1)
         third = user_key("u", "g")
-        takers = {keys: made.takers(20, *keys) for keys in ((KEY,), (OTHER,), (third,), (KEY, OTHER, third))}
+        every = (KEY, OTHER, third)
+        takers = {keys: made.takers(CHUNK, *keys) for keys in ((KEY,), (OTHER,), (third,), every)}
         for keys in ((KEY, OTHER), (OTHER, third), (KEY, third), (KEY, KEY, OTHER), (KEY,), (third,)):
             made.push(*keys)
         await made.counted(6)
-        assert sorted(made.counts) == [(0, 60), (1, 60), (2, 60), (3, 60), (4, 40), (5, 40)]
-        expected = {(KEY,): ["0", "2", "3", "4"], (OTHER,): ["0", "1", "3"], (third,): ["1", "2", "5"]}
+        members = [3 * CHUNK] * 4 + [2 * CHUNK] * 2
+        assert sorted(made.counts) == list(enumerate(members))
+        expected = {KEY: ["0", "2", "3", "4"], OTHER: ["0", "1", "3"], third: ["1", "2", "5"]}
         for keys, group in takers.items():
             for taker in group:
-                if keys in expected:
-                    assert taker.texts == expected[keys]
-                else:
-                    assert [text for text in taker.texts if text != "5"] == texts(0, 5)
-                    assert [text for text in taker.texts if text != "4"] == ["0", "1", "2", "3", "5"]
+                assert sorted(taker.texts) == sorted(set().union(*(expected[key] for key in keys)))
+                for key in keys:
+                    assert [text for text in taker.texts if text in expected[key]] == expected[key]
 
     run(scenario())
 
@@ -519,7 +578,7 @@ def test_changes_while_a_push_by_several_keys_is_sliced(clock: Clock) -> None:
     async def scenario() -> None:
         clock.write_seconds = 0.001
         made = stage(clock, slice_ms=1)
-        takers, others = made.takers(20, KEY), made.takers(20, OTHER)
+        takers, others = made.takers(LARGE, KEY), made.takers(LARGE, OTHER)
         made.push(KEY, OTHER)
         waiting = next(taker for taker in takers if not taker.frames)
         doubled = next(taker for taker in takers if not taker.frames and taker is not waiting)
@@ -532,7 +591,7 @@ def test_changes_while_a_push_by_several_keys_is_sliced(clock: Clock) -> None:
             made.hub.leave(taker)
         assert made.counts == [] and not all(taker.frames for taker in others)
         await made.counted(2)
-        assert made.counts == [(0, 40), (1, 22)]
+        assert made.counts == [(0, 2 * LARGE), (1, LARGE + 2)]
         assert {tuple(taker.texts) for taker in others} == {("0", "1")}
         assert (doubled.texts, newcomer.texts) == (["0", "1"], ["1"])
 
@@ -591,13 +650,14 @@ def test_forms_are_joined_like_plain_ones(clock: Clock, form: int) -> None:
     """Gathered messages of another wire form leave as one write too, the same for all of that form."""
 
     async def scenario() -> None:
-        shown = stage(clock, compression=Compression(min_bytes=0))
-        takers, plain = shown.takers(20, KEY, form=form), shown.takers(20, KEY, form=PLAIN)
-        clock.write_seconds = 0.0001
+        clock.write_seconds = 0.001
+        shown = stage(clock, slice_ms=1, compression=Compression(min_bytes=0))
+        takers, plain = shown.takers(LARGE, KEY, form=form), shown.takers(LARGE, KEY, form=PLAIN)
         shown.pushes(4)
+        assert shown.counts == []
         await shown.counted(4)
         for group in (takers, plain):
-            assert [len(taker.writes) for taker in group] == [2] * 20
+            assert [len(taker.writes) for taker in group] == [2] * LARGE
             assert len({id(taker.writes[1]) for taker in group}) == 1
             assert len(group[0].frames) == 4
         assert takers[0].writes[1] != plain[0].writes[1]
@@ -609,11 +669,59 @@ def test_forms_are_joined_like_plain_ones(clock: Clock, form: int) -> None:
 # Against a model
 
 
-class Model:
-    """What each receiver has to see, kept without any gathering: a push goes to who is a member when it comes."""
+class Kernel:
+    """Stands for os: takes all of a write, a part of it, or would block."""
 
-    def __init__(self, clock: Clock, seed: int) -> None:
-        self.chance = chance = random.Random(seed)
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.takers: list[WritableTaker] = []  # by descriptor
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        size = self.chance.choice((len(data), len(data), self.chance.randrange(len(data))))
+        if not size:
+            raise BlockingIOError
+        self.takers[descriptor].take(data[:size])
+        return size
+
+
+class WritableTaker(Taker):
+    """A taker whose descriptor is written to, and that is its own transport; `frames` are the same."""
+
+    def __init__(self, hub: Hub, *, kernel: Kernel, **kwargs: Any) -> None:
+        super().__init__(hub, **kwargs)
+        self.writable = self
+        self.descriptor = len(kernel.takers)
+        self.unread = b""  # the beginning of a frame
+        kernel.takers.append(self)
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.take(bytes(data))
+
+    def take(self, data: bytes) -> None:
+        if self.on_send is not None:
+            self.on_send()
+        unread = self.unread + data
+        while len(unread) > 1 and len(unread) >= 2 + unread[1]:
+            self.frames.append(unread[: 2 + unread[1]])
+            unread = unread[2 + unread[1] :]
+        self.unread = unread
+
+    def send_joined(self, joined: bytes, frames: Sequence[bytes]) -> int:
+        assert not self.unread, "a frame within another"
+        return super().send_joined(joined, frames)
+
+
+class Model:
+    """What each receiver has to see, kept without any gathering: a push goes to who is a member when it comes.
+
+    Every other receiver's descriptor is written to.
+    """
+
+    def __init__(self, clock: Clock, chance: random.Random, kernel: Kernel) -> None:
+        self.chance = chance
         clock.write_seconds = chance.choice((0.00001, 0.0001, 0.001))
         self.stage = stage(
             clock, max_delay_ms=chance.choice((0, 0.5, 2)), slice_ms=chance.choice((0.1, 1, 100)),
@@ -621,7 +729,9 @@ class Model:
         )  # fmt: skip
         self.keys = [user_key("u", event) for event in "abcd"]
         crowd = chance.choice((6, 12, 60))
-        self.takers = [self.stage.taker() for _ in range(crowd)]
+        self.takers = [self.stage.taker() for _ in range(crowd // 2)]
+        hub, on_send = self.stage.hub, clock.on_send
+        self.takers += [WritableTaker(hub, kernel=kernel, on_send=on_send) for _ in range(crowd // 2)]
         self.members: dict[bytes, set[Taker]] = {key: set() for key in (*self.keys, EVERYBODY)}
         self.owed: dict[Taker, dict[bytes, list[str]]] = {}
         self.expected: dict[int, int] = {}
@@ -659,6 +769,7 @@ class Model:
         owed = self.owed.pop(taker, {})
         got = taker.texts
         taker.frames.clear()
+        assert not (isinstance(taker, WritableTaker) and taker.unread)
         assert len(got) == len(set(got))
         assert set(got) == set().union(*owed.values())
         for texts in owed.values():
@@ -692,13 +803,17 @@ class Model:
 
 
 @pytest.mark.parametrize("seed", range(120))
-def test_random_pushes_joins_and_leaves(clock: Clock, seed: int) -> None:
-    """Whatever comes in whatever order: each receiver sees exactly what was pushed between its join and its leave, in
-    order per key, once; each push is counted once, those of one key in order; the counts are what was seen.
+def test_random_pushes_joins_and_leaves(clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Whatever comes in whatever order, and however much a kernel takes of a write: each receiver sees exactly what was
+    pushed between its join and its leave, in order per key, once; each push is counted once, those of one key in
+    order; the counts are what was seen.
     """
+    chance = random.Random(seed)
+    kernel = Kernel(chance)
+    monkeypatch.setattr(batch, "os", kernel)
 
     async def scenario() -> None:
-        model = Model(clock, seed)
+        model = Model(clock, chance, kernel)
         await model.play(300)
         counts = model.stage.counts
         assert len(counts) == len(dict(counts)) == len(model.expected)

@@ -93,8 +93,8 @@ def test_a_push_reaches_every_worker_with_its_key_and_counts_their_sum() -> None
 def test_delivered_body_is_the_published_one() -> None:
     """What the worker encoded goes on as it is."""
     broker = Broker()
-    link = broker.join(1, KEY)
-    broker.push(link, 1)
+    asker, link = broker.join(1), broker.join(2, KEY)
+    broker.push(asker, 1)
     assert link.take(bus.DELIVER)[0][1] == bus.encode_publication([KEY], b"news", b"frame")
 
 
@@ -128,14 +128,14 @@ def test_all_workers_see_pushes_in_one_order() -> None:
 def test_subscribed_then_pushed_then_withdrawn() -> None:
     """A key counts from its confirmation and no longer than to its withdrawal, in the order of the stream."""
     broker = Broker()
-    link = broker.join(1)
+    asker, link = broker.join(1), broker.join(2)
     broker.say(link, bus.SUBSCRIBE, 5, KEY)
     assert link.take(bus.SUBSCRIBED)[-1][0] == 5
-    broker.push(link, 1)
+    broker.push(asker, 1)
     assert len(link.take(bus.DELIVER)) == 1
     broker.say(link, bus.UNSUBSCRIBE, 0, KEY)
-    broker.push(link, 2)
-    assert link.results() == [(2, Status.DONE, 0, 0)]
+    broker.push(asker, 2)
+    assert asker.results() == [(2, Status.DONE, 0, 0)]
     assert len(broker.router.routes) == 0
 
 
@@ -147,6 +147,94 @@ def test_drop_goes_to_every_worker() -> None:
     broker.count(one, 1)
     broker.count(two, 4)
     assert one.results() == [(9, Status.DONE, 5, 0)]
+
+
+# A push that only its own worker wants
+
+
+def test_a_push_that_only_the_asking_worker_wants_is_left_to_it() -> None:
+    """It gets its request's number and nothing else: no body, no answer later, nothing to count, no debt."""
+    broker = Broker(queue_bytes=1)
+    link, _ = broker.join(1, KEY), broker.join(2, OTHER)
+    link.sent.clear()
+    for request in (7, 8):
+        broker.push(link, request)
+    broker.wait(2 * CONFIRM_SECONDS)
+    assert link.sent == [(bus.DELIVER_OWN, 7, b""), (bus.DELIVER_OWN, 8, b"")]
+    assert broker.router.counts == {"publications": 2, "refused": 0, "unconfirmed": 0}
+    assert [peer.uncounted_bytes for peer in broker.router._peers.values()] == [0, 0]
+    broker.router.on_closed(link)
+    assert broker.router.counts["unconfirmed"] == 0
+
+
+def test_several_keys_of_the_asking_worker_alone_are_one_push() -> None:
+    """What counts is who wants it, not how many of its keys."""
+    broker = Broker()
+    link = broker.join(1, KEY, OTHER)
+    broker.push(link, 1, KEY, OTHER, b"nobody's")
+    assert link.take(bus.DELIVER_OWN) == [(1, b"")]
+    assert link.take(bus.DELIVER) == []
+
+
+@pytest.mark.parametrize("keys", [(KEY,), (OTHER, KEY)])
+def test_with_another_worker_the_asking_one_counts_like_any(keys: tuple[bytes, ...]) -> None:
+    """Both get the body under one number, and the answer is the sum of their counts."""
+    broker = Broker()
+    asker, other = broker.join(1, *keys), broker.join(2, KEY)
+    broker.push(asker, 1, *keys)
+    assert asker.take(bus.DELIVER_OWN) == []
+    assert [message for message in asker.sent if message[0] == bus.DELIVER] == [
+        message for message in other.sent if message[0] == bus.DELIVER
+    ]
+    broker.count(asker, 2)
+    assert asker.results() == []
+    broker.count(other, 3)
+    assert asker.results() == [(1, Status.DONE, 5, 0)]
+
+
+def test_own_pushes_and_those_of_others_stay_in_the_order_taken() -> None:
+    """A worker hears of both on one stream, in the order in which the broker took them."""
+    broker = Broker()
+    one, two = broker.join(1, KEY), broker.join(2)
+    askers = (one, two, two, one, two, one)
+    for request, asker in enumerate(askers):
+        broker.push(asker, request)
+    kinds = [kind for kind, _, _ in one.sent if kind in {bus.DELIVER, bus.DELIVER_OWN}]
+    assert kinds == [bus.DELIVER_OWN if asker is one else bus.DELIVER for asker in askers]
+    assert [request for request, _ in one.take(bus.DELIVER_OWN)] == [0, 3, 5]
+
+
+def test_an_own_push_is_refused_like_any() -> None:
+    """While a table is missing, the worker's link is full, or it owes counts up to the bound."""
+    broker = Broker(1, 2, queue_bytes=1)
+    link = broker.join(1, KEY)
+    broker.push(link, 1)
+    other = broker.join(2)
+    link.is_full = True
+    broker.push(link, 2)
+    link.is_full = False
+    broker.push(other, 3)
+    broker.push(link, 4)
+    assert link.results() == [(1, Status.NOT_READY, 0, 0), (2, Status.OVERLOADED, 0, 0), (4, Status.OVERLOADED, 0, 0)]
+    assert link.take(bus.DELIVER_OWN) == []
+    broker.count(link, 1)
+    broker.push(link, 5)
+    assert link.take(bus.DELIVER_OWN) == [(5, b"")]
+    assert broker.router.counts == {"publications": 2, "refused": 3, "unconfirmed": 0}
+
+
+def test_a_worker_whose_table_is_not_whole_again_has_no_own_pushes() -> None:
+    """Keys of its earlier table stand until COMPLETE, and what one of them wants is refused."""
+    broker = Broker()
+    broker.router.on_closed(broker.join(1, KEY))
+    link = FakeLink()
+    broker.say(link, bus.HELLO, 1)
+    broker.say(link, bus.SUBSCRIBE, 0, KEY)
+    broker.push(link, 1)
+    assert link.results() == [(1, Status.NOT_READY, 0, 0)]
+    broker.say(link, bus.COMPLETE, 1)
+    broker.push(link, 2)
+    assert link.take(bus.DELIVER_OWN) == [(2, b"")]
 
 
 # Who does not count
@@ -170,14 +258,14 @@ def test_unconfirmed_at_the_deadline_and_not_before() -> None:
 def test_each_push_has_its_own_deadline() -> None:
     """A later push is not answered with an earlier one."""
     broker = Broker()
-    link = broker.join(1, KEY)
-    broker.push(link, 1)
+    asker, _ = broker.join(1), broker.join(2, KEY)
+    broker.push(asker, 1)
     broker.wait(0.5)
-    broker.push(link, 2)
+    broker.push(asker, 2)
     broker.wait(0.5)
-    assert link.results() == [(1, Status.DONE, 0, 1)]
+    assert asker.results() == [(1, Status.DONE, 0, 1)]
     broker.wait(0.5)
-    assert link.results() == [(2, Status.DONE, 0, 1)]
+    assert asker.results() == [(2, Status.DONE, 0, 1)]
 
 
 def test_a_worker_that_dies_answers_for_itself_at_once() -> None:
@@ -243,21 +331,21 @@ def test_what_a_worker_has_not_counted_is_bounded() -> None:
 def test_a_count_makes_room_again() -> None:
     """Each count gives back its own push's bytes, in whatever order they come; counted twice, it gives back nothing."""
     broker = Broker(queue_bytes=2 * BODY_BYTES)
-    link = broker.join(1, KEY)
+    asker, link = broker.join(1), broker.join(2, KEY)
     for request in range(2):
-        broker.push(link, request)
+        broker.push(asker, request)
     first, second = (number for number, _ in link.take(bus.DELIVER))
-    broker.push(link, 2)
-    assert link.results() == [(2, Status.OVERLOADED, 0, 0)]
+    broker.push(asker, 2)
+    assert asker.results() == [(2, Status.OVERLOADED, 0, 0)]
     for _ in range(2):
         broker.say(link, bus.COUNT, second, bus.encode_count(second, 1)[13:])
-    broker.push(link, 3)
-    broker.push(link, 4)
-    assert link.results() == [(1, Status.DONE, 1, 0), (4, Status.OVERLOADED, 0, 0)]
+    broker.push(asker, 3)
+    broker.push(asker, 4)
+    assert asker.results() == [(1, Status.DONE, 1, 0), (4, Status.OVERLOADED, 0, 0)]
     broker.say(link, bus.COUNT, first, bus.encode_count(first, 1)[13:])
     broker.count(link, 1)
-    assert [answer[:2] for answer in link.results()] == [(0, Status.DONE), (3, Status.DONE)]
-    assert [peer.uncounted_bytes for peer in broker.router._peers.values()] == [0]
+    assert [answer[:2] for answer in asker.results()] == [(0, Status.DONE), (3, Status.DONE)]
+    assert [peer.uncounted_bytes for peer in broker.router._peers.values()] == [0, 0]
 
 
 def test_what_is_late_is_owed_until_it_is_counted() -> None:
@@ -267,16 +355,17 @@ def test_what_is_late_is_owed_until_it_is_counted() -> None:
     broker = Broker(queue_bytes=1)
     link = broker.join(1, KEY)
     broker.say(link, bus.DROP, 1, b'["jack",null]')
-    broker.push(link, 2)
-    assert link.results() == [(2, Status.OVERLOADED, 0, 0)]
+    asker = broker.join(2)
+    broker.push(asker, 2)
+    assert asker.results() == [(2, Status.OVERLOADED, 0, 0)]
     broker.wait(CONFIRM_SECONDS)
     assert link.results() == [(1, Status.DONE, 0, 1)]
-    broker.push(link, 3)
-    assert link.results() == [(3, Status.OVERLOADED, 0, 0)]
+    broker.push(asker, 3)
+    assert asker.results() == [(3, Status.OVERLOADED, 0, 0)]
     ((number, _),) = link.take(bus.CLOSE)
     broker.say(link, bus.COUNT, number, b"\1\0\0\0")
     assert link.results() == []
-    broker.push(link, 4)
+    broker.push(asker, 4)
     assert len(link.take(bus.DELIVER)) == 1
 
 
@@ -320,10 +409,10 @@ def test_new_broker_takes_no_push_before_every_table() -> None:
 
 def test_a_dead_worker_is_not_waited_for() -> None:
     """The supervisor's word that it has ended stands for its table."""
-    broker = Broker(1, 2)
-    one = broker.join(1, KEY)
+    broker = Broker(1, 2, 3)
+    one, asker = broker.join(1, KEY), broker.join(3)
     broker.router.on_gone(2)
-    broker.push(one, 1)
+    broker.push(asker, 1)
     assert len(one.take(bus.DELIVER)) == 1
 
 
@@ -358,11 +447,11 @@ def test_an_incomplete_table_is_worth_nothing() -> None:
 
 def test_a_worker_that_is_still_starting_is_not_waited_for() -> None:
     """Nobody can have registered with it."""
-    broker = Broker(1)
-    one = broker.join(1, KEY)
+    broker = Broker(1, 2)
+    one, asker = broker.join(1, KEY), broker.join(2)
     starting = FakeLink()
-    broker.say(starting, bus.HELLO, 2)
-    broker.push(one, 1)
+    broker.say(starting, bus.HELLO, 3)
+    broker.push(asker, 1)
     assert len(one.take(bus.DELIVER)) == 1
 
 
@@ -372,14 +461,14 @@ def test_a_worker_that_is_still_starting_is_not_waited_for() -> None:
 def test_a_lost_link_hides_nobody() -> None:
     """Until its worker is back, a push that it would have a share in is refused; all others pass."""
     broker = Broker()
-    one, two = broker.join(1, OTHER), broker.join(2, KEY)
+    one, two, asker = broker.join(1, OTHER), broker.join(2, KEY), broker.join(3)
     broker.router.on_closed(two)
     broker.push(one, 1, KEY)
     broker.push(one, 2, KEY, OTHER)
     broker.say(one, bus.DROP, 3, b'["jack",null]')
     assert one.results() == [(n, Status.NOT_READY, 0, 0) for n in (1, 2, 3)]
     assert one.take(bus.DELIVER) == one.take(bus.CLOSE) == []
-    broker.push(one, 4, OTHER)
+    broker.push(asker, 4, OTHER)
     assert len(one.take(bus.DELIVER)) == 1
 
 

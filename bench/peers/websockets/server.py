@@ -8,9 +8,11 @@ import asyncio
 import json
 import sys
 from collections import defaultdict
+from contextlib import suppress
 from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.server import ServerConnection, broadcast, serve
+from websockets.exceptions import ConnectionClosed
 
 _connections: defaultdict[tuple[str, str], set[ServerConnection]] = defaultdict(set)
 
@@ -19,11 +21,12 @@ async def on_connection(connection: ServerConnection) -> None:
     assert connection.request is not None
     url = urlsplit(connection.request.path)
     if url.path == "/publish":
-        async for text in connection:
-            push = json.loads(text)
-            receivers = _connections.get((push["userId"], push["event"]), set())
-            broadcast(receivers, push["message"])
-            await connection.send(f"message sent to {len(receivers)} clients")
+        with suppress(ConnectionClosed):  # the client has gone without a close frame
+            async for text in connection:
+                push = json.loads(text)
+                receivers = _connections.get((push["userId"], push["event"]), set())
+                broadcast(receivers, push["message"])
+                await connection.send(f"message sent to {len(receivers)} clients")
         return
     query = parse_qs(url.query)
     key = query["token"][0], query["event"][0]
