@@ -45,7 +45,8 @@ class BusClient:
     close_user:  called with a user and event; returns the connections closed.
     key_table:   returns the keys that have subscribers or are about to.
     measure:     returns this worker's snapshot as JSON.
-    answer_seconds: after that a push is answered UNKNOWN, whatever the broker does.
+    answer_seconds: after that a push is answered UNKNOWN, whatever the broker does; DONE with nobody counted, when it
+                    is this worker that has not counted.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class BusClient:
         self._answers: dict[int, tuple[float, OnResult, bytes]] = {}
         # Of those that are being delivered here: the size of each.
         self._own: dict[int, int] = {}
-        self._own_bytes = 0
+        self._held_bytes = 0  # bodies of questions that are not answered, or not counted here
         self._reports: dict[int, Callable[[bytes | None], None]] = {}
         self._announcements = itertools.count(1)
         self._unconfirmed: deque[tuple[int, Callable[[], None]]] = deque()
@@ -220,11 +221,12 @@ class BusClient:
             raise BusUnavailable("the broker is being restarted")
         if link.is_full:
             raise BusUnavailable("the bus to the broker is full")
-        if self._own_bytes >= self._queue_bytes:
+        if self._held_bytes >= self._queue_bytes:
             raise BusUnavailable("this worker is overloaded")
         request = next(self._requests)
         deadline = self._loop.time() + self._answer_seconds
         self._answers[request] = (deadline, on_result, body)
+        self._held_bytes += len(body)
         if self._overdue is None:
             self._overdue = self._loop.call_at(deadline, self._expire)
         link.send(bus.encode_head(kind, request, len(body)), body)
@@ -284,6 +286,8 @@ class BusClient:
         for request in list(self._answers):
             if request not in self._own:
                 self._answer(request, Status.UNKNOWN, 0, 0)
+            elif self._closing:  # nobody looks at its deadline any more
+                self._answer(request, Status.DONE, 0, 1)
         for request in list(self._reports):
             _call(self._reports.pop(request), None)
 
@@ -314,7 +318,6 @@ class BusClient:
             return  # answered as unknown meanwhile
         own = question[2]
         self._own[number] = len(own)
-        self._own_bytes += len(own)
         try:
             self._deliver(bus.decode_publication(own), partial(self._on_own_counted, number))
         except Exception:
@@ -322,8 +325,11 @@ class BusClient:
             raise
 
     def _on_own_counted(self, request: int, count: int) -> None:
-        self._own_bytes -= self._own.pop(request, 0)
-        self._answer(request, Status.DONE, count, 0)
+        size = self._own.pop(request, 0)
+        if request in self._answers:
+            self._answer(request, Status.DONE, count, 0)
+        else:  # answered at its deadline
+            self._held_bytes -= size
 
     def _on_close(self, number: int, body: bytes) -> None:
         assert self._link is not None
@@ -339,6 +345,8 @@ class BusClient:
     def _answer(self, request: int, status: int, sent: int, unconfirmed: int) -> None:
         answer = self._answers.pop(request, None)
         if answer is not None:
+            if request not in self._own:
+                self._held_bytes -= len(answer[2])
             try:
                 answer[1](status, sent, unconfirmed)
             except Exception:  # as in _call, without the call
