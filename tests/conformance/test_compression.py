@@ -126,8 +126,8 @@ def test_offers_and_their_answers(server: Server, offer: str, answer: str | None
 
 
 def test_large_messages_are_compressed_once_for_all(server: Server) -> None:
-    """A message from min_bytes to max_bytes has RSV1 and is the same bytes for every client; smaller and larger ones are
-    plain, as are all of those who offered nothing; gains are real.
+    """A message from min_bytes to max_bytes has RSV1 and is the same bytes for every client; smaller and larger ones
+    are plain, as are all of those who offered nothing; gains are real.
     """
     with contextlib.ExitStack() as stack:
         offering = [stack.enter_context(Offering(server, CHROMIUM_OFFER, token="many", event="e")) for _ in range(20)]

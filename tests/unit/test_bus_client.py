@@ -577,7 +577,7 @@ def test_full_link_refuses_pushes(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with connected(tmp_path) as (client, _):
             accepted = 0
-            with pytest.raises(BusUnavailable, match="full|overloaded"):
+            with pytest.raises(BusUnavailable, match=r"full|overloaded"):
                 for _ in range(1000):
                     client.publish(b"x" * 10_000, lambda *_: None)
                     accepted += 1
