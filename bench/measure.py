@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from bench.peers import stop
 from bench.servers import Server
 from fastpush.bench.server_stats import ServerProcesses
 
@@ -65,12 +65,7 @@ def _process(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
     finally:
         if process.poll() is None:
             tree = psutil.Process(process.pid).children(recursive=True)
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process, _STOP_SECONDS)
             for child in psutil.wait_procs(tree, timeout=1)[1]:
                 child.kill()
         if process.stdout is not None:

@@ -133,12 +133,7 @@ def _fastpush(cores: tuple[int, ...], sections: Sections, workers: int) -> Itera
             port = _wait_until_ready(process, log)
             yield Server(FASTPUSH, __version__, port, process.pid, (f"ws://127.0.0.1:{port}/ws",), log)
         finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            peers.stop(process, _STOP_SECONDS)
 
 
 def _toml(sections: Sections) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 _HERE = Path(__file__).parent
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastpush-bench"
@@ -164,12 +164,17 @@ def running(peer: Peer, core: int) -> Iterator[tuple[int, int]]:
         _wait_for(port, process)
         yield port, process.pid
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process, _STOP_SECONDS)
+
+
+def stop(process: "subprocess.Popen[Any]", seconds: float) -> None:
+    """End a process, with SIGKILL when it has not ended `seconds` after SIGTERM."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:

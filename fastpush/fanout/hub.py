@@ -115,13 +115,6 @@ class Hub:
             group.waiters = []
         group.waiters.append(call)
 
-    async def confirmed(self, group: Group) -> None:
-        """Return once the broker has confirmed the group's key."""
-        if not group.confirmed:
-            event = asyncio.Event()
-            self.when_confirmed(group, event.set)
-            await event.wait()
-
     def join(self, receiver: Receiver, key: bytes) -> Group:
         """Let `receiver` have every later publication of `key`, and of EVERYBODY; again changes nothing."""
         if not receiver.groups:
