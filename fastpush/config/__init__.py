@@ -36,6 +36,7 @@ from fastpush.config.schema import (
     PythonAuth,
     Section,
     Server,
+    Tls,
     Webhook,
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "PythonAuth",
     "Section",
     "Server",
+    "Tls",
     "Webhook",
     "addresses",
     "changes",

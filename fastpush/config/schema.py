@@ -23,7 +23,7 @@ Place = tuple[str | int, ...]
 
 
 def setting(
-    meaning: str, *, form: str = "", live: bool = False, secret: bool = False, path: bool = False, **limits: Any
+    meaning: str, *, form: str = "", live: bool = True, secret: bool = False, path: bool = False, **limits: Any
 ) -> Meta:
     """Describe one key.
 
@@ -67,20 +67,27 @@ class Server(Section, frozen=True):
             "Address and port, or a list of them; IPv6 in brackets. Anything but loopback needs [auth] mode and "
             "[push] auth.",
             form=_ADDRESSES,
+            live=False,
         ),
     ] = "127.0.0.1:8080"
-    workers: Annotated[int, setting("Worker processes; 0 means one per core.", ge=0, le=256)] = 0
-    websocket_path: Annotated[str, setting("Path of the WebSocket on which clients register.", form=_PATH)] = "/ws"
+    workers: Annotated[int, setting("Worker processes; 0 means one per core.", ge=0, le=256, live=False)] = 0
+    websocket_path: Annotated[
+        str, setting("Path of the WebSocket on which clients register.", form=_PATH, live=False)
+    ] = "/ws"
     push_path: Annotated[
         str,
-        setting("Path to which back-ends push; the same path with /all added reaches everybody.", form=_PATH),
+        setting(
+            "Path to which back-ends push; the same path with /all added reaches everybody.", form=_PATH, live=False
+        ),
     ] = "/push"
-    drop_path: Annotated[str, setting("Path on which back-ends close the connections of a user.", form=_PATH)] = "/drop"
+    drop_path: Annotated[
+        str, setting("Path on which back-ends close the connections of a user.", form=_PATH, live=False)
+    ] = "/drop"
     origins: Annotated[
         list[str],
         setting(
             "Origins of web pages that may connect, beside pages of this host itself, as the browser sends them: "
-            'scheme://host[:port]; "*" allows every page, "null" sandboxed pages and local files.'
+            'scheme://host[:port]; "*" allows every page, "null" sandboxed pages and local files.',
         ),
     ] = []
     trusted_proxies: Annotated[
@@ -97,6 +104,7 @@ class Server(Section, frozen=True):
             "Folder for the lock and the Unix sockets. Empty: $RUNTIME_DIRECTORY, else $XDG_RUNTIME_DIR/fastpush-PORT, "
             "else a private folder under the temporary directory.",
             path=True,
+            live=False,
         ),
     ] = ""
     hang_seconds: Annotated[
@@ -105,10 +113,12 @@ class Server(Section, frozen=True):
     drain_seconds: Annotated[float, setting("Time from SIGTERM until what is left is killed.", ge=0, le=3600)] = 10
     read_buffer_bytes: Annotated[
         int,
-        setting("First size of a connection's read buffer; it grows up to message_bytes.", ge=2048, le=1048576),
+        setting(
+            "First size of a connection's read buffer; it grows up to message_bytes.", ge=2048, le=1048576, live=False
+        ),
     ] = 2048
     write_buffer_bytes: Annotated[
-        int, setting("Most bytes of a slow connection's send queue in one write.", ge=1024, le=1048576)
+        int, setting("Most bytes of a slow connection's send queue in one write.", ge=1024, le=1048576, live=False)
     ] = 65536
     head_bytes: Annotated[int, setting("Largest head of an HTTP request.", ge=1024, le=65536)] = 16384
     head_seconds: Annotated[
@@ -129,6 +139,7 @@ class Api(Section, frozen=True):
         setting(
             "Address and port, or a list of them. Keeps the push side inside the firewall. Empty: on [server] listen.",
             form=_ADDRESSES,
+            live=False,
         ),
     ] = ""
     page: Annotated[
@@ -137,16 +148,43 @@ class Api(Section, frozen=True):
     ] = "loopback"
 
 
+class Tls(Section, frozen=True):
+    """TLS 1.2 and 1.3 on the server's own addresses. Without a certificate it speaks plain text."""
+
+    certificate: Annotated[
+        str,
+        setting(
+            "PEM file with the certificate, and behind it those that it was signed with. Empty: no TLS. SIGHUP takes "
+            "a new one over, but switching TLS on or off needs a restart.",
+            path=True,
+        ),
+    ] = ""
+    key: Annotated[
+        str,
+        setting(
+            "PEM file with the private key, without passphrase. Empty: it stands in the certificate's file.",
+            path=True,
+        ),
+    ] = ""
+    api: Annotated[bool, setting("Speak TLS on [api] listen too.", live=False)] = True
+
+
 class Connections(Section, frozen=True):
     """How a WebSocket connection is kept."""
 
     socket_send_bytes: Annotated[
         int,
-        setting("Kernel send buffer; the kernel doubles it. 0: the kernel's own choice.", ge=0, le=16777216),
+        setting(
+            "Kernel send buffer; the kernel doubles it. 0: the kernel's own choice.", ge=0, le=16777216, live=False
+        ),
     ] = 65536
     ping_interval_seconds: Annotated[
         float,
-        setting("A client that is silent for so long is pinged. Stay below a proxy's idle time-out.", ge=1, le=3600),
+        setting(
+            "A client that is silent for so long is pinged. Stay below a proxy's idle time-out.",
+            ge=1,
+            le=3600,
+        ),
     ] = 25
     pong_timeout_seconds: Annotated[
         float, setting("A client that stays silent for so long after a ping is gone.", ge=1, le=3600)
@@ -230,7 +268,11 @@ class Limits(Section, frozen=True):
     push_users: Annotated[int, setting("Most users in the userId list of one push.", ge=1, le=1000000)] = 10000
     send_queue_messages: Annotated[
         int,
-        setting("Most messages waiting for one slow client; slow_policy says what happens beyond.", ge=1, le=1000000),
+        setting(
+            "Most messages waiting for one slow client; slow_policy says what happens beyond.",
+            ge=1,
+            le=1000000,
+        ),
     ] = 1000
     send_queue_bytes: Annotated[
         int,
@@ -245,7 +287,7 @@ class Limits(Section, frozen=True):
         Literal["disconnect", "drop-oldest"],
         setting(
             "What happens to a slow client at these bounds: it is closed with 1013, or its oldest waiting messages are "
-            "dropped and counted."
+            "dropped and counted.",
         ),
     ] = "disconnect"
     worker_send_bytes: Annotated[
@@ -273,7 +315,9 @@ class Fanout(Section, frozen=True):
     slice_ms: Annotated[
         float,
         setting(
-            "Time that writing to large groups may take before other work of the worker has its turn.", ge=0.1, le=100
+            "Time that writing to large groups may take before other work of the worker has its turn.",
+            ge=0.1,
+            le=100,
         ),
     ] = 1
 
@@ -296,33 +340,33 @@ class Bus(Section, frozen=True):
     """The link between workers and broker."""
 
     queue_bytes: Annotated[
-        int, setting("Most bytes waiting for one process; beyond it pushes get 503.", ge=65536, le=1073741824)
+        int,
+        setting("Most bytes waiting for one process; beyond it pushes get 503.", ge=65536, le=1073741824, live=False),
     ] = 8388608
     confirm_ms: Annotated[
-        int, setting("A worker that has not counted a push by then is reported as unconfirmed.", ge=10, le=60000)
+        int,
+        setting(
+            "A worker that has not counted a push by then is reported as unconfirmed.", ge=10, le=60000, live=False
+        ),
     ] = 1000
 
 
 class JwtKey(Section, frozen=True):
     """One key that signs tokens: exactly one of secret, secret_file and public_key_file."""
 
-    kid: Annotated[
-        str, setting("Key id, as in the header of the token. Empty: for tokens that name no key.", live=True)
-    ] = ""
-    algorithm: Annotated[
-        Literal["HS256", "RS256", "ES256"], setting("The only algorithm accepted with this key.", live=True)
-    ] = "HS256"
-    secret: Annotated[str, setting("HS256: the secret, at least 32 bytes.", live=True, secret=True)] = ""
-    secret_file: Annotated[str, setting("HS256: file that holds the secret.", live=True, path=True)] = ""
-    public_key_file: Annotated[
-        str, setting("RS256 and ES256: PEM file that holds the public key.", live=True, path=True)
-    ] = ""
+    kid: Annotated[str, setting("Key id, as in the header of the token. Empty: for tokens that name no key.")] = ""
+    algorithm: Annotated[Literal["HS256", "RS256", "ES256"], setting("The only algorithm accepted with this key.")] = (
+        "HS256"
+    )
+    secret: Annotated[str, setting("HS256: the secret, at least 32 bytes.", secret=True)] = ""
+    secret_file: Annotated[str, setting("HS256: file that holds the secret.", path=True)] = ""
+    public_key_file: Annotated[str, setting("RS256 and ES256: PEM file that holds the public key.", path=True)] = ""
 
 
 class Jwt(Section, frozen=True):
     """mode = "jwt": tokens are signed by your own back-end. Needs a key or jwks_url."""
 
-    key: Annotated[list[JwtKey], setting("Keys that sign tokens, one table each.", live=True, secret=True)] = []
+    key: Annotated[list[JwtKey], setting("Keys that sign tokens, one table each.", secret=True)] = []
     jwks_url: Annotated[
         str, setting("URL of a JSON Web Key Set, fetched at start and again for unknown key ids.", form=_URL)
     ] = ""
@@ -351,11 +395,15 @@ class PythonAuth(Section, frozen=True):
 
     callable: Annotated[
         str,
-        setting("Your function(token, headers), which returns the user id or None; async or sync.", form=_CALLABLE),
+        setting(
+            "Your function(token, headers), which returns the user id or None; async or sync.",
+            form=_CALLABLE,
+        ),
     ] = ""
     threads: Annotated[int, setting("Threads of one worker for sync functions.", ge=1, le=256)] = 4
     queue: Annotated[
-        int, setting("Most calls waiting for a thread; beyond it the answer is 503 or 1013.", ge=1, le=100000)
+        int,
+        setting("Most calls waiting for a thread; beyond it the answer is 503 or 1013.", ge=1, le=100000),
     ] = 1000
 
 
@@ -366,12 +414,12 @@ class Auth(Section, frozen=True):
         Literal["token-is-user", "static", "jwt", "webhook", "python"],
         setting(
             "How a token becomes a user id. token-is-user believes everybody and works on loopback only; static looks "
-            "it up in tokens_file; jwt, webhook and python have a table of their own below."
+            "it up in tokens_file; jwt, webhook and python have a table of their own below.",
         ),
     ] = "token-is-user"
     tokens_file: Annotated[
         str,
-        setting('mode = "static": file with one line "token" = "user" for each token.', live=True, path=True),
+        setting('mode = "static": file with one line "token" = "user" for each token.', path=True),
     ] = ""
     jwt: Jwt = Jwt()
     webhook: Webhook = Webhook()
@@ -390,13 +438,10 @@ class Push(Section, frozen=True):
         setting(
             'auth = "keys": what back-ends send as X-API-Key or as Authorization: Bearer.',
             form='an array of strings, ["…", "…"], of at least 16 characters each',
-            live=True,
             secret=True,
         ),
     ] = []
-    keys_file: Annotated[
-        str, setting('auth = "keys": file with one key a line, in addition to keys.', live=True, path=True)
-    ] = ""
+    keys_file: Annotated[str, setting('auth = "keys": file with one key a line, in addition to keys.', path=True)] = ""
     callable: Annotated[
         str,
         setting('auth = "python": your function(headers), which returns a bool; async or sync.', form=_CALLABLE),
@@ -413,13 +458,15 @@ class Echo(Section, frozen=True):
 class Log(Section, frozen=True):
     """One line an event."""
 
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"], setting("Least severe level that is written.", live=True)
-    ] = "info"
-    format: Annotated[Literal["auto", "human", "json"], setting("auto means human on a terminal, json elsewhere.")] = (
-        "auto"
+    level: Annotated[Literal["debug", "info", "warning", "error"], setting("Least severe level that is written.")] = (
+        "info"
     )
-    file: Annotated[str, setting("File to append to; SIGHUP opens it anew. Empty: standard error.", path=True)] = ""
+    format: Annotated[
+        Literal["auto", "human", "json"], setting("auto means human on a terminal, json elsewhere.", live=False)
+    ] = "auto"
+    file: Annotated[
+        str, setting("File to append to; SIGHUP opens it anew. Empty: standard error.", path=True, live=False)
+    ] = ""
 
 
 class Config(Section, frozen=True):
@@ -427,6 +474,7 @@ class Config(Section, frozen=True):
 
     server: Server = Server()
     api: Api = Api()
+    tls: Tls = Tls()
     connections: Connections = Connections()
     limits: Limits = Limits()
     fanout: Fanout = Fanout()
