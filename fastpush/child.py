@@ -104,10 +104,10 @@ class Channel:
         except OSError as error:
             log.warning("supervisor not told", extra=fields(reason=str(error)))
 
-    def beat(self, every_seconds: float, figures: Callable[[], dict[str, int]]) -> None:
+    def beat(self, every_seconds: Callable[[], float], figures: Callable[[], dict[str, int]]) -> None:
         """Show the supervisor from now on that this loop runs."""
         self.send(control.Beat(figures()))
-        self._beating = self._loop.call_later(every_seconds, self.beat, every_seconds, figures)
+        self._beating = self._loop.call_later(every_seconds(), self.beat, every_seconds, figures)
 
 
 def beat_seconds(config: Config) -> float:

@@ -122,6 +122,13 @@ def set_process(name: str) -> None:
     _process["process"] = name
 
 
+def write_stacks() -> None:
+    """Write where every thread of this process is, as a fatal signal does."""
+    for handler in _root.handlers:
+        if isinstance(handler, _Output):
+            faulthandler.dump_traceback(handler.stream)
+
+
 def reopen() -> None:
     """Open the log file again under its name."""
     for handler in _root.handlers:

@@ -1,88 +1,206 @@
-"""The names of all figures, the plain integers that hot paths count in, and their sums.
+"""The names of all figures, the plain numbers that hot paths count in, and their sums.
 
 Rendering for Prometheus is in http/app.py; here are only names and meanings, so that
 code, scrape and documentation cannot differ.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+
+from fastpush import __version__
 
 
 class Metric(NamedTuple):
-    """One Prometheus time series per value of `label`."""
+    """One Prometheus time series per value of `label`.
+
+    across: what one figure for the host is made of, of those of its workers.
+    """
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
     meaning: str
     label: str = ""
     value: str = ""
+    across: Literal["sum", "max", "min"] = "sum"
 
 
-# Attribute of Counters -> what it is called outside.
+def _by_label(metric: Metric, prefix: str, values: tuple[str, ...]) -> dict[str, Metric]:
+    """Return the series of `metric`, one for each value of its label, by the attribute that counts it."""
+    return {f"{prefix}_{value}": metric._replace(value=value) for value in values}
+
+
+# Figure of a worker's snapshot -> what it is called outside. The counters are attributes of Counters.
 WORKER_METRICS: dict[str, Metric] = {
-    "connections": Metric("fastpush_connections", "gauge", "Open WebSocket connections."),
-    "http_connections": Metric("fastpush_http_connections", "gauge", "Open TCP connections that are no WebSocket yet."),
-    "registrations": Metric("fastpush_registrations", "gauge", "Routing keys with a subscriber, per worker."),
-    "send_queue_bytes": Metric("fastpush_send_queue_bytes", "gauge", "Bytes waiting for slow clients."),
-    "loop_lag_seconds": Metric(
-        "fastpush_loop_lag_seconds", "gauge", "How late the worker's event loop was, at most within the last second."
+    "connections": Metric("fastpush_connections", "gauge", "connections", "Open WebSocket connections."),
+    "connections_limit": Metric(
+        "fastpush_connections_limit", "gauge", "connections", "WebSocket connections that may be open."
     ),
-    "slow_connections": Metric("fastpush_slow_connections", "gauge", "Connections with messages waiting for them."),
-    "bus_queue_bytes": Metric("fastpush_bus_queue_bytes", "gauge", "Bytes waiting on the bus to the broker."),
-    "accepted": Metric("fastpush_accepted_total", "counter", "TCP connections accepted."),
-    **{
-        f"handshakes_{outcome}": Metric(
-            "fastpush_handshakes_total", "counter", "WebSocket handshakes by outcome.", "outcome", outcome
-        )
-        for outcome in (
+    "http_connections": Metric(
+        "fastpush_http_connections", "gauge", "connections", "Open TCP connections that are no WebSocket yet."
+    ),
+    "registrations": Metric(
+        "fastpush_registrations", "gauge", "keys", "Routing keys with a subscriber; one in two workers counts twice."
+    ),
+    "send_queue_bytes": Metric("fastpush_send_queue_bytes", "gauge", "bytes", "Waiting for slow clients."),
+    "send_queue_limit_bytes": Metric(
+        "fastpush_send_queue_limit_bytes", "gauge", "bytes", "Most that may wait ([limits] worker_send_bytes)."
+    ),
+    "slow_connections": Metric(
+        "fastpush_slow_connections", "gauge", "connections", "Connections with messages waiting for them."
+    ),
+    "bus_queue_bytes": Metric("fastpush_bus_queue_bytes", "gauge", "bytes", "Waiting on the bus to the broker."),
+    "bus_queue_limit_bytes": Metric(
+        "fastpush_bus_queue_limit_bytes", "gauge", "bytes", "Where a bus queue is full ([bus] queue_bytes)."
+    ),
+    "broker_queue_bytes": Metric(
+        "fastpush_broker_queue_bytes", "gauge", "bytes", "Waiting on the bus from the broker to the worker."
+    ),
+    "broker_uncounted_bytes": Metric(
+        "fastpush_broker_uncounted_bytes", "gauge", "bytes", "Sent by the broker and not yet confirmed by the worker."
+    ),
+    "loop_lag_seconds": Metric(
+        "fastpush_loop_lag_seconds", "gauge", "seconds", "How late the event loop was, at most within the last second.",
+        across="max",
+    ),
+    "gc_longest_pause_seconds": Metric(
+        "fastpush_gc_longest_pause_seconds", "gauge", "seconds", "Longest garbage collection of the last second.",
+        across="max",
+    ),
+    "gathering": Metric(
+        "fastpush_messages_per_write", "gauge", "messages", "Gathering factor of the last second; 0: nothing written."
+    ),
+    "start_time_seconds": Metric(
+        "fastpush_worker_start_time_seconds", "gauge", "seconds", "When the worker started, in Unix time.",
+        across="min",
+    ),
+    "accepted": Metric("fastpush_accepted_total", "counter", "connections", "TCP connections accepted."),
+    **_by_label(
+        Metric("fastpush_handshakes_total", "counter", "handshakes", "WebSocket handshakes by outcome.", "outcome"),
+        "handshakes",
+        (
             "upgraded",
             "bad_request",
             "forbidden",
             "unauthorized",
             "unavailable",
+            "draining",
             "lag",
             "rate",
             "connections",
             "user_connections",
             "address_connections",
-        )
-    },
-    **{
-        f"pushes_{outcome}": Metric("fastpush_pushes_total", "counter", "Push requests by outcome.", "outcome", outcome)
-        for outcome in ("delivered", "unconfirmed", "refused", "unavailable", "unknown")
-    },
-    "deliveries": Metric("fastpush_deliveries_total", "counter", "Messages taken by connections."),
-    "writes": Metric(
-        "fastpush_writes_total", "counter", "Writes of messages to connections; each holds one or several."
+        ),
     ),
-    "messages_received": Metric("fastpush_messages_received_total", "counter", "Messages from clients."),
+    **_by_label(
+        Metric("fastpush_pushes_total", "counter", "requests", "Push requests by outcome.", "outcome"),
+        "pushes",
+        ("delivered", "unconfirmed", "refused", "unavailable", "unknown"),
+    ),
+    "push_latency": Metric(
+        "fastpush_push_latency_seconds", "histogram", "seconds",
+        "From a push's hand-over to the broker to its last write in a worker; once a push and worker.",
+    ),
+    "deliveries": Metric("fastpush_deliveries_total", "counter", "messages", "Messages taken by connections."),
+    "writes": Metric(
+        "fastpush_writes_total", "counter", "writes", "Writes of messages to connections; each holds one or several."
+    ),
+    "messages_received": Metric(
+        "fastpush_messages_received_total", "counter", "messages", "Messages from clients."
+    ),
     "messages_over_rate": Metric(
-        "fastpush_messages_over_rate_total", "counter", "Connections closed for more messages a second than allowed."
+        "fastpush_messages_over_rate_total", "counter", "connections",
+        "Connections closed for more messages a second than allowed.",
     ),
     "registrations_failed": Metric(
-        "fastpush_registrations_failed_total", "counter", "Registrations that were not taken."
+        "fastpush_registrations_failed_total", "counter", "registrations", "Registrations that were not taken."
     ),
-    **{
-        f"drops_{reason}": Metric(
-            "fastpush_drops_total", "counter", "Messages taken and then not written, by reason.", "reason", reason
-        )
-        for reason in ("slow", "oldest", "lost")
-    },
-    "closes": Metric("fastpush_closed_connections_total", "counter", "WebSocket connections closed."),
-    "protocol_errors": Metric("fastpush_protocol_errors_total", "counter", "Rules of RFC 6455 broken by clients."),
-    "http_errors": Metric("fastpush_http_bad_requests_total", "counter", "Requests that are not HTTP, or smuggle."),
-}
+    "auth_timeouts": Metric(
+        "fastpush_auth_timeouts_total", "counter", "calls", "Calls of your auth functions without an answer in time."
+    ),
+    "auth_stuck_calls": Metric(
+        "fastpush_auth_stuck_calls_total", "counter", "calls", "Those that still hold their thread then."
+    ),
+    **_by_label(
+        Metric(
+            "fastpush_drops_total", "counter", "messages", "Messages taken and then not written, by reason.", "reason"
+        ),
+        "drops",
+        ("slow", "oldest", "lost"),
+    ),
+    "closes": Metric("fastpush_closed_connections_total", "counter", "connections", "WebSocket connections closed."),
+    "protocol_errors": Metric(
+        "fastpush_protocol_errors_total", "counter", "violations", "Rules of RFC 6455 broken by clients."
+    ),
+    "http_errors": Metric(
+        "fastpush_http_bad_requests_total", "counter", "requests", "Requests that are not HTTP, or smuggle."
+    ),
+    "gc_collections": Metric(
+        "fastpush_gc_collections_total", "counter", "collections", "Garbage collections of the interpreter."
+    ),
+    "gc_pause_seconds": Metric(
+        "fastpush_gc_pause_seconds_total", "counter", "seconds", "Time that garbage collections took."
+    ),
+}  # fmt: skip
 
 BROKER_METRICS: dict[str, Metric] = {
-    "routes": Metric("fastpush_broker_routes", "gauge", "Routing keys with a subscriber on this host."),
-    "workers": Metric("fastpush_broker_workers", "gauge", "Workers connected to the broker."),
-    "publications": Metric("fastpush_broker_publications_total", "counter", "Pushes and drops taken by the broker."),
-    "refused": Metric("fastpush_broker_refused_total", "counter", "Pushes that the broker refused: nobody got them."),
-    "unconfirmed": Metric(
-        "fastpush_broker_unconfirmed_total", "counter", "Times a worker did not count a push before the deadline."
+    "build": Metric(
+        "fastpush_build_info", "gauge", "1", "Always 1; the label says which version runs.", "version", __version__
     ),
-}
+    "start_time_seconds": Metric(
+        "fastpush_broker_start_time_seconds", "gauge", "seconds", "When the broker started, in Unix time."
+    ),
+    "routes": Metric("fastpush_broker_routes", "gauge", "keys", "Routing keys with a subscriber on this host."),
+    "workers": Metric("fastpush_broker_workers", "gauge", "workers", "Workers connected to the broker."),
+    "stale_workers": Metric(
+        "fastpush_stale_workers", "gauge", "workers", "Workers that did not measure in time: shown by older figures."
+    ),
+    "publications": Metric(
+        "fastpush_broker_publications_total", "counter", "requests", "Pushes and drops taken by the broker."
+    ),
+    "refused": Metric(
+        "fastpush_broker_refused_total", "counter", "requests", "Pushes that the broker refused: nobody got them."
+    ),
+    "unconfirmed": Metric(
+        "fastpush_broker_unconfirmed_total", "counter", "counts",
+        "Times a worker did not count a push before the deadline.",
+    ),
+    "workers_lost": Metric(
+        "fastpush_workers_lost_total", "counter", "workers",
+        "Workers that ended without a drain: up to a second of their counts is missing.",
+    ),
+    **_by_label(
+        Metric("fastpush_restarts_total", "counter", "processes", "Processes started in place of ended ones.", "role"),
+        "restarts",
+        ("worker", "broker"),
+    ),
+}  # fmt: skip
+
+LATENCY_BOUNDS_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Histogram:
+    """How often a duration fell below each of LATENCY_BOUNDS_SECONDS and above the one before; the last: above all.
+
+    Cost: a search among twelve bounds and two additions.
+    """
+
+    __slots__ = ("buckets", "sum_seconds")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(LATENCY_BOUNDS_SECONDS) + 1)
+        self.sum_seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration."""
+        self.buckets[bisect_left(LATENCY_BOUNDS_SECONDS, seconds)] += 1
+        self.sum_seconds += seconds
+
+    def figures(self) -> list[float]:
+        """Return what a snapshot holds of it: the buckets, then the sum."""
+        return [*self.buckets, self.sum_seconds]
 
 
 @dataclass(slots=True)
@@ -95,6 +213,7 @@ class Counters:
     handshakes_forbidden: int = 0
     handshakes_unauthorized: int = 0
     handshakes_unavailable: int = 0
+    handshakes_draining: int = 0
     handshakes_lag: int = 0
     handshakes_rate: int = 0
     handshakes_connections: int = 0
@@ -110,24 +229,61 @@ class Counters:
     messages_received: int = 0
     messages_over_rate: int = 0
     registrations_failed: int = 0
+    auth_timeouts: int = 0
+    auth_stuck_calls: int = 0
     drops_slow: int = 0
     drops_oldest: int = 0
     drops_lost: int = 0
     closes: int = 0
     protocol_errors: int = 0
     http_errors: int = 0
+    gc_collections: int = 0
+    gc_pause_seconds: float = 0
+    push_latency: Histogram = field(default_factory=Histogram)
 
     def count_handshake(self, outcome: str) -> None:
         """Count a handshake that ended so; hot paths count by themselves."""
         name = f"handshakes_{outcome}"
         setattr(self, name, getattr(self, name) + 1)
 
-    def snapshot(self) -> dict[str, int]:
+    def snapshot(self) -> "dict[str, Figure]":
         """Return all counts by name."""
-        return asdict(self)
+        counts = {name: getattr(self, name) for name in self.__slots__}
+        counts["push_latency"] = self.push_latency.figures()
+        return counts
 
 
-def add_snapshots(total: dict[str, int], counts: Mapping[str, int]) -> None:
+Figure = float | list[float]
+"""One value, or those of a Histogram."""
+
+
+def add_snapshots(total: dict[str, Figure], counts: Mapping[str, Figure]) -> None:
     """Add `counts` to `total` in place."""
     for name, value in counts.items():
-        total[name] = total.get(name, 0) + value
+        total[name] = _add(total[name], value) if name in total else value
+
+
+def host_figures(workers: Iterable[Mapping[str, Figure]]) -> dict[str, Figure]:
+    """Return one set of figures for all `workers`: sums, but for what WORKER_METRICS has the extreme of."""
+    host: dict[str, Figure] = {}
+    for figures in workers:
+        for name, value in figures.items():
+            metric = WORKER_METRICS.get(name)
+            if name not in host:
+                host[name] = value
+            elif metric is not None and metric.across != "sum":
+                host[name] = _EXTREMES[metric.across](host[name], value)
+            else:
+                host[name] = _add(host[name], value)
+    return host
+
+
+_EXTREMES = {"max": max, "min": min}
+
+
+def _add(one: Figure, other: Figure) -> Figure:
+    if isinstance(one, list) and isinstance(other, list):
+        return [mine + its for mine, its in zip(one, other, strict=True)]
+    assert not isinstance(one, list)
+    assert not isinstance(other, list)
+    return one + other

@@ -1,6 +1,7 @@
 """The HTTP side of a worker without processes: real dispatch and aiohttp, a broker and a transport that only record."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -12,11 +13,12 @@ from fastpush.http.auth import push_auth
 from fastpush.http.guard import Guard
 from fastpush.http.proxies import TrustedProxies
 from fastpush.http.push import OnResult, PushService
+from fastpush.http.refusals import RefusalLog
 from fastpush.metrics import Counters
 from fastpush.protocol.bus import Status
 from fastpush.worker.dispatch import HELD_BYTES, HttpConnection
 from fastpush.worker.environment import ConnectionTicks, Environment
-from fastpush.worker.overload import Overload, RefusalLog
+from fastpush.worker.overload import Overload
 from fastpush.worker.services import Services
 from fastpush.worker.timers import TICK_SECONDS, TimerWheel
 
@@ -118,11 +120,18 @@ class Parts:
             call_soon=asyncio.get_running_loop().call_soon,
             now=lambda: self.wheel.now * TICK_SECONDS,
             overload=Overload(config.limits, environment, 0),
-            refusals=RefusalLog(0),
+            refusals=RefusalLog("handshake", logging.getLogger("fastpush.upgrade"), 0),
+            refused_requests=RefusalLog("request", logging.getLogger("fastpush.http"), 0),
             admission=None,
         )
         self.services.app = HttpApp(
-            config, service, lambda: self.services.push_auth, lambda report: report(b"{}"), lambda: 1
+            config,
+            service,
+            push_auth=lambda: self.services.push_auth,
+            scrape=lambda report: report(b"{}"),
+            epoch=lambda: 1,
+            unready=lambda: "",
+            on_refused=self.services.log_refusal,
         )
 
     def connect(self, role: ListenerRole = "all") -> tuple[HttpConnection, Pipe]:

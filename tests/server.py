@@ -47,6 +47,7 @@ class Server:
     """`fastpush serve` on a free port of 127.0.0.1, logging JSON at debug level into `log_path`.
 
     sections: configuration beside what tests need; a value given here wins.
+    prefix:   command that becomes the server.  pass_fds: descriptors for it.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Server:
         self.runtime_directory = folder / "run"
         self.port = 0
         self._environ = os.environ | {k: str(v) for k, v in kwargs.pop("environ", {}).items()}
+        self._prefix, self._pass_fds = kwargs.pop("prefix", []), kwargs.pop("pass_fds", ())
         self.write_config(workers, sections or {})
         if kwargs.pop("start", True):
             self.start()
@@ -79,8 +81,8 @@ class Server:
         self._seen = self.log_path.stat().st_size if self.log_path.exists() else 0
         self.stderr = (self.folder / "stderr.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fastpush", "serve", "--config", str(self.config_path)],
-            stderr=self.stderr, stdin=subprocess.DEVNULL, env=self._environ,
+            [*self._prefix, sys.executable, "-m", "fastpush", "serve", "--config", str(self.config_path)],
+            stderr=self.stderr, stdin=subprocess.DEVNULL, env=self._environ, pass_fds=self._pass_fds,
         )  # fmt: skip
         eventually(lambda: self.process.poll() is not None or self.events("ready"), 20, "server ready")
         if self.process.poll() is not None:

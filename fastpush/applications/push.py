@@ -32,7 +32,9 @@ NO_HEADERS: Mapping[str, str] = {}
 
 
 class UserCounts(Protocol):
-    """Counts a user's connections on the whole host."""
+    """Counts a user's connections on the whole host; per_user: how many it may have, 0 for any number."""
+
+    per_user: int
 
     async def register(self, connection: Any, user: str) -> bool:
         """Count `connection` under `user`, once; False when the user has as many as it may."""
@@ -42,9 +44,9 @@ class UserCounts(Protocol):
 class Push:
     """Registers connections for (user, event).
 
-    token_auth: who a client is; replaced on reload.
+    token_auth, limits: who a client is, and what it may; replaced on reload.
     spawn: runs a coroutine in the background, for authentication that has to wait.
-    user_counts: None where users may have any number of connections.
+    user_counts: where users may have so many connections only.
     """
 
     def __init__(
@@ -54,11 +56,11 @@ class Push:
         counters: Counters,
         token_auth: TokenAuth,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
-        user_counts: UserCounts | None = None,
+        user_counts: UserCounts,
     ) -> None:
         self.token_auth = token_auth
+        self.limits = limits
         self._hub = hub
-        self._limits = limits
         self._counters = counters
         self._spawn = spawn
         self._user_counts = user_counts
@@ -71,9 +73,9 @@ class Push:
         """Take a registration, text or binary."""
         event = None
         try:
-            token, event = parse_registration(data, self._limits.name_bytes)
+            token, event = parse_registration(data, self.limits.name_bytes)
             found = self.token_auth.authenticate(token, connection.headers)
-            if isinstance(found, Identity) and (connection.user or self._user_counts is None):
+            if isinstance(found, Identity) and (connection.user or not self._user_counts.per_user):
                 self.enter(connection, found, (event,))
             else:
                 # One at a time: later messages of this client wait, and so does the client.
@@ -85,8 +87,8 @@ class Push:
     async def _finish(self, connection: Connection, found: Any, event: str) -> None:
         try:
             identity = found if isinstance(found, Identity) else await found
-            if self._user_counts is not None and not connection.user and connection.is_open:
-                await self._count(self._user_counts, connection, identity)
+            if not connection.user and connection.is_open:
+                await self._count(connection, identity)
             if connection.is_open:
                 self.enter(connection, identity, (event,))
         except FastpushError as error:
@@ -97,8 +99,8 @@ class Push:
         finally:
             connection.resume_reading()
 
-    async def _count(self, user_counts: UserCounts, connection: Connection, identity: Identity) -> None:
-        if not await user_counts.register(connection, identity.user):
+    async def _count(self, connection: Connection, identity: Identity) -> None:
+        if not await self._user_counts.register(connection, identity.user):
             raise TooManyConnections("too many connections of this user")
 
     def enter(self, connection: Connection, identity: Identity, events: Sequence[str]) -> None:
@@ -111,8 +113,8 @@ class Push:
         keys = {event: user_key(identity.user, event) for event in events}
         held = {group.key for group in connection.groups}  # EVERYBODY among them
         added = sum(key not in held for key in keys.values())
-        if added and max(len(held) - 1, 0) + added > self._limits.registrations:
-            raise RegistrationError(f"more than {self._limits.registrations} events on one connection")
+        if added and max(len(held) - 1, 0) + added > self.limits.registrations:
+            raise RegistrationError(f"more than {self.limits.registrations} events on one connection")
         connection.user = identity.user
         if identity.expires_at is not None:
             connection.expires_at = identity.expires_at

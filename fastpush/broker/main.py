@@ -43,6 +43,7 @@ class Broker:
             confirm_seconds=context.config.bus.confirm_ms / 1000,
             resync_seconds=RESYNC_SECONDS,
             queue_bytes=context.config.bus.queue_bytes,
+            started_seconds=round(time.time(), 3),
             on_stalled=self._on_stalled,
         )
 
@@ -55,7 +56,7 @@ class Broker:
         tune_collector()
         self._channel.open()
         self._channel.send(control.Ready())
-        self._channel.beat(beat_seconds(self._config), self._figures)
+        self._channel.beat(lambda: beat_seconds(self._config), self._figures)
         log.debug("broker started", extra=fields(epoch=f"{self._router.epoch:016x}"))
         while not self._stop.is_set():
             self._router.tick()
@@ -69,7 +70,12 @@ class Broker:
         match message:
             case control.Gone():
                 self._router.on_gone(message.worker)
+            case control.Restarts():
+                self._router.restarts = message
+            case control.Prepare():
+                self._channel.send(control.Prepared(message.number))
             case control.Reload():
+                self._config = message.config
                 logs.set_level(message.config.log.level)
                 logs.reopen()
             case control.Drain():

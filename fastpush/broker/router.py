@@ -24,8 +24,8 @@ from typing import Any, Protocol
 import orjson
 
 from fastpush.log import fields
-from fastpush.metrics import add_snapshots
-from fastpush.protocol import bus
+from fastpush.metrics import Figure, add_snapshots
+from fastpush.protocol import bus, control
 from fastpush.protocol.bus import Status
 from fastpush.state.admissions import Admissions
 from fastpush.state.routes import Routes
@@ -40,6 +40,8 @@ class WorkerLink(Protocol):
 
     @property
     def is_full(self) -> bool: ...
+    @property
+    def queued_bytes(self) -> int: ...
     def send(self, *parts: bus.Body) -> None: ...
     def close(self) -> None: ...
 
@@ -48,6 +50,7 @@ class _NoLink:
     """Stands for the link of a worker that is expected back."""
 
     is_full = True
+    queued_bytes = 0
 
     def send(self, *parts: bus.Body) -> None: ...
 
@@ -116,6 +119,7 @@ class Router:
     clock:         returns seconds; deadlines are exact, `tick` notices them.
     confirm_seconds, resync_seconds: the deadlines of a count and of a key table.
     queue_bytes:   most bytes that a worker may owe counts for; beyond it pushes to it are refused.
+    started_seconds: Unix time of the broker's start, for its report.
     on_stalled:    told the number of a worker whose table is overdue, again and again
                    until that has come or `on_gone` is called.
     """
@@ -129,6 +133,7 @@ class Router:
         confirm_seconds: float,
         resync_seconds: float,
         queue_bytes: int,
+        started_seconds: float,
         on_stalled: Callable[[int], None],
     ) -> None:
         self.epoch = epoch
@@ -148,11 +153,13 @@ class Router:
         self._resync_seconds = resync_seconds
         self._confirm_seconds = confirm_seconds
         self._queue_bytes = queue_bytes
+        self._started_seconds = started_seconds
         self._on_stalled = on_stalled
         self._last_number = 0
         self._scrapes: dict[int, Scrape] = {}
-        self._departed: dict[str, int] = {}
-        self.counts = {"publications": 0, "refused": 0, "unconfirmed": 0}
+        self._departed: dict[str, Figure] = {}
+        self.counts = {"publications": 0, "refused": 0, "unconfirmed": 0, "workers_lost": 0}
+        self.restarts = control.Restarts(0, 0)
         self._handlers: dict[int, Callable[[Peer, int, Any], None]] = {
             bus.SUBSCRIBE: self._subscribe,
             bus.UNSUBSCRIBE: self._unsubscribe,
@@ -206,7 +213,10 @@ class Router:
             self._measured(number, peer.number)
         self._askers = [asker for asker in self._askers if asker[0] is not peer]
         worker = peer.number
-        if worker in self._gone or peer.is_leaving:
+        if peer.is_leaving:
+            self._forget(peer)
+        elif worker in self._gone:
+            self.counts["workers_lost"] += 1
             self._forget(peer)
         elif peer.is_complete:
             peer.link = NO_LINK
@@ -232,6 +242,9 @@ class Router:
         lost = self._lost.pop(worker, None)
         if lost is not None:
             self._forget(lost)
+        is_connected = any(peer.number == worker for peer in self._peers.values())
+        if worker in self._due and not is_connected:
+            self.counts["workers_lost"] += 1
         self._settle(worker)
 
     def _settle(self, worker: int) -> None:
@@ -400,9 +413,22 @@ class Router:
     def _report(self, number: int) -> None:
         scrape = self._scrapes.pop(number)
         report = {
-            "broker": {**self.counts, "routes": len(self.routes), "workers": len(self._peers)},
+            "broker": {
+                **self.counts,
+                "routes": len(self.routes),
+                "workers": len(self._peers),
+                "start_time_seconds": self._started_seconds,
+                "restarts_worker": self.restarts.workers,
+                "restarts_broker": self.restarts.broker,
+            },
             "departed": self._departed,
-            "workers": {str(peer.number): peer.snapshot for peer in (*self._peers.values(), *self._lost.values())},
-            "stale": sorted(scrape.missing),
+            "workers": {str(peer.number): _figures(peer) for peer in (*self._peers.values(), *self._lost.values())},
+            "stale": sorted({*scrape.missing, *self._lost}),
         }
         scrape.origin.send(bus.encode(bus.REPORT, scrape.request, orjson.dumps(report)))
+
+
+def _figures(peer: Peer) -> dict[str, Any]:
+    """Return a worker's snapshot, with what only the broker knows of it."""
+    seen = {"broker_queue_bytes": peer.link.queued_bytes, "broker_uncounted_bytes": peer.uncounted_bytes}
+    return {**peer.snapshot, "gauges": {**peer.snapshot.get("gauges", {}), **seen}}

@@ -100,9 +100,9 @@ class BusClient:
         }
 
     @property
-    def is_connected(self) -> bool:
-        """Whether a broker has welcomed this worker and may be asked."""
-        return self._is_welcome
+    def unready(self) -> str:
+        """Why the broker can be asked nothing now, or ""."""
+        return "" if self._is_welcome else "the broker is being restarted"
 
     @property
     def queued_bytes(self) -> int:

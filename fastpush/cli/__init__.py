@@ -8,8 +8,11 @@ import click
 from fastpush import __version__
 from fastpush.cli.bench import bench
 from fastpush.cli.check import check
+from fastpush.cli.drain import drain, restart
+from fastpush.cli.install_service import install_service
 from fastpush.cli.listen import listen
 from fastpush.cli.push import drop, push
+from fastpush.cli.reload import reload
 from fastpush.cli.serve import serve
 from fastpush.cli.status import status
 from fastpush.cli.token import token
@@ -21,5 +24,5 @@ def main() -> None:
     """Push messages to users' WebSocket connections, on all cores of one host."""
 
 
-for command in (serve, check, push, drop, listen, token, status, bench):
+for command in (serve, check, status, reload, drain, restart, push, drop, listen, token, bench, install_service):
     main.add_command(command)

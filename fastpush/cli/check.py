@@ -12,7 +12,7 @@ import click
 from fastpush import config as configuration
 from fastpush.child import LISTEN_BACKLOG
 from fastpush.cli.common import EXIT_FAILED, EXIT_USAGE, config_option, count_of, fail, load_config
-from fastpush.cli.status import ask_server
+from fastpush.cli.running import ask_server
 from fastpush.config import Config, open_keys
 from fastpush.control_client import ControlError
 from fastpush.errors import ConfigError, StartError
@@ -43,7 +43,7 @@ def check(config_path: str | None) -> None:
     path = configuration.find(config_path)
     _show(Finding("configuration", str(path) if path else "none found: every key has its default"))
     try:
-        running = ask_server(config)
+        running = ask_server(config, {"command": "status"})
     except ControlError:
         problems = [problem for test in (_address, _runtime_directory) if (problem := _try(test, config))]
     else:

@@ -1,7 +1,6 @@
 """`fastpush status`: what the supervisor knows of its processes."""
 
 import json
-import os
 import sys
 from typing import Any
 
@@ -11,12 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fastpush.cli.common import config_option, fail, load_config
-from fastpush.config import Config
-from fastpush.control_client import ControlError, ask
-from fastpush.supervisor.listeners import first_port
-from fastpush.supervisor.runtime import control_paths
+from fastpush.cli.running import ask_server
+from fastpush.control_client import ControlError
 
-_TIMEOUT_SECONDS = 3.0
 _WIDTH = 120  # where no terminal tells its own
 _COLOURS = {"ready": "green", "starting": "yellow", "stopping": "yellow"}
 
@@ -28,23 +24,13 @@ def status(as_json: bool, config_path: str | None) -> None:
     """Show a running server's processes: who is ready since when, and what each does."""
     config = load_config(config_path)
     try:
-        reply = ask_server(config)
+        reply = ask_server(config, {"command": "status"})
     except ControlError as error:
         fail(str(error))
     if as_json:
         click.echo(json.dumps(reply))
     else:
         _print(reply)
-
-
-def ask_server(config: Config) -> dict[str, Any]:
-    """Return the status of the running server of this configuration. Raises: ControlError."""
-    paths = control_paths(config, first_port(config))
-    path = next(filter(os.path.exists, paths), None)
-    if path is None:
-        places = " or ".join(str(path.parent) for path in paths)
-        raise ControlError(f"no server of this configuration is running (looked in {places})")
-    return ask(str(path), {"command": "status"}, _TIMEOUT_SECONDS)
 
 
 def _print(reply: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ from fastpush.config.schema import (
     title,
     toml_type,
 )
+from fastpush.config.tls import TlsError, server_context
 from fastpush.errors import ConfigError
 
 DEFAULT_PATHS = (Path("config.toml"), Path("/etc/fastpush/config.toml"))
@@ -92,7 +93,8 @@ def load(path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[st
     Args:    path: from `find`; None for defaults.  environ: FASTPUSH_ variables, and ${NAME} in names of files.
              overrides: {"server.listen": …} from the command line; None stands for an option that was not given.
     Returns: Config: names of files are absolute; push.keys holds those of keys_file too; a JWT key's secret_file has
-             been read into `secret` and is empty. tokens_file has been tried: `load_tokens` reads it.
+             been read into `secret` and is empty. tokens_file has been tried: `load_tokens` reads it; so have the files
+             of [tls]: `server_context` reads them.
     Raises:  ConfigError: one line for each problem: place, key, what was found, what is allowed.
     """
     draft = _Draft(path, environ)
@@ -231,6 +233,11 @@ class _Draft:
         if auth.mode == "jwt":
             jwt_keys = [self._with_secret(key, index) for index, key in enumerate(auth.jwt.key)]
             auth = msgspec.structs.replace(auth, jwt=msgspec.structs.replace(auth.jwt, key=jwt_keys))
+        if config.tls.certificate or config.tls.key:
+            try:
+                server_context(config.tls)
+            except TlsError as error:
+                self._add(error.place, str(error))
         return msgspec.structs.replace(config, auth=auth, push=push)
 
     def _with_keys(self, push: Push) -> Push:

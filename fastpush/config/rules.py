@@ -17,7 +17,7 @@ import msgspec
 from fastpush.config.schema import Config, Jwt, JwtKey, Key, Place, Section, found, members, shown, title
 from fastpush.errors import ConfigError
 
-RESERVED_PATHS = ("/", "/health", "/metrics")
+RESERVED_PATHS = ("/", "/health", "/ready", "/metrics")
 RESERVED_FOLDER = "/assets"
 KEY_CHARACTERS = 16
 SECRET_BYTES = 32  # RFC 7518, section 3.2: a key of the same size as the hash output or larger
@@ -366,13 +366,19 @@ def check_exposure(config: Config) -> None:
 
 
 def changes(old: Config, new: Config) -> tuple[list[str], list[str]]:
-    """Return the dotted names of keys whose values differ: (taken over by SIGHUP, need a restart).
+    """Return the dotted names of keys whose values differ: (taken over by a reload, need a restart).
 
-    In this release keys, tokens and the log level are taken over. What stands IN tokens_file or a public key
-    file is not compared: whoever reloads reads these again.
+    What stands IN tokens_file, a key file or a certificate is not compared: whoever reloads reads these again.
     """
+    stays = _staying(old, new)
     differing = [(name, key) for name, key, before, after in _pairs(old, new) if before != after]
-    return [name for name, key in differing if key.live], [name for name, key in differing if not key.live]
+    live = [name for name, key in differing if key.live and name not in stays]
+    return live, [name for name, _ in differing if name not in live]
+
+
+def _staying(old: Config, new: Config) -> tuple[str, ...]:
+    """Return live keys that a restart takes over this time: listeners speak TLS for their whole life, or never."""
+    return () if bool(old.tls.certificate) == bool(new.tls.certificate) else ("tls.certificate", "tls.key")
 
 
 def _pairs(old: Section, new: Section, table: str = "") -> Iterator[tuple[str, Key, object, object]]:
@@ -387,10 +393,10 @@ def _pairs(old: Section, new: Section, table: str = "") -> Iterator[tuple[str, K
 def merge_live(old: Config, new: Config) -> Config:
     """Return `old` with the live keys of `new`.
 
-    Raises: ConfigError: the mixture contradicts itself, such as new keys that belong to a new [auth] mode: nothing
+    Raises: ConfigError: the mixture contradicts itself, such as two paths that are the same now: nothing
             can be taken over, a restart takes all.
     """
-    merged = _merged(old, new)
+    merged = _merged(old, new, "", _staying(old, new))
     contradictions = "\n".join(f"{title(problem.place)}: {problem.text}" for problem in problems(merged))
     if contradictions:
         restart = ", ".join(changes(old, new)[1])
@@ -398,11 +404,11 @@ def merge_live(old: Config, new: Config) -> Config:
     return merged
 
 
-def _merged(old: AnySection, new: AnySection) -> AnySection:
+def _merged(old: AnySection, new: AnySection, table: str, stays: tuple[str, ...]) -> AnySection:
     taken: dict[str, Any] = {}
     for name, member in members(type(old)).items():
         if not isinstance(member, Key):
-            taken[name] = _merged(getattr(old, name), getattr(new, name))
-        elif member.live:
+            taken[name] = _merged(getattr(old, name), getattr(new, name), f"{table}{name}.", stays)
+        elif member.live and table + name not in stays:
             taken[name] = getattr(new, name)
     return msgspec.structs.replace(old, **taken)

@@ -405,6 +405,16 @@ class PythonAuth(Section, frozen=True):
         int,
         setting("Most calls waiting for a thread; beyond it the answer is 503 or 1013.", ge=1, le=100000),
     ] = 1000
+    timeout_seconds: Annotated[
+        float,
+        setting(
+            "Time your function has to answer, [push] callable too; then the answer is 503 or 1013. What is async is "
+            "cancelled; a thread goes on, and when all of one worker have been stuck for [server] hang_seconds the "
+            "worker is replaced.",
+            ge=0.1,
+            le=600,
+        ),
+    ] = 5
 
 
 class Auth(Section, frozen=True):

@@ -90,6 +90,10 @@ class Hub:
         self._slow: list[Receiver] = []
         self._pump = Pump(fanout, compression, counters, write_bytes=write_bytes)
 
+    def configure(self, fanout: Fanout, compression: Compression) -> None:
+        """Write by these settings from the next flush on."""
+        self._pump.configure(fanout, compression)
+
     def __len__(self) -> int:
         """Return the number of keys with a subscriber here."""
         return len(self._groups)

@@ -21,7 +21,7 @@ the broker, which counts all that this worker has not confirmed ([bus] queue_byt
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 
 from fastpush.config import Compression, Fanout
@@ -97,14 +97,18 @@ class Pump:
     """Writes what groups are sent. write_bytes: of a batch."""
 
     def __init__(self, fanout: Fanout, compression: Compression, counters: Counters, *, write_bytes: int) -> None:
-        self._max_delay_seconds = fanout.max_delay_ms / 1000
-        self._slice_seconds = fanout.slice_ms / 1000
-        self._compression = compression
         self._counters = counters
         self._write_bytes = write_bytes
         self._flushes: deque[Flush] = deque()
         self._is_scheduled = False  # a turn of this pump; until then `_deadline` holds
         self._deadline = 0.0
+        self.configure(fanout, compression)
+
+    def configure(self, fanout: Fanout, compression: Compression) -> None:
+        """Write by these settings from the next flush on."""
+        self._max_delay_seconds = fanout.max_delay_ms / 1000
+        self._slice_seconds = fanout.slice_ms / 1000
+        self._compression = compression
 
     def write(self, members: Collection[Receiver], publication: Publication, counted: Counted) -> None:
         """Write at once to a few receivers: the path of most pushes, so a batch is made only for other forms."""
@@ -124,6 +128,7 @@ class Pump:
         counters = self._counters
         counters.deliveries += count
         counters.writes += len(members)
+        counters.push_latency.observe(monotonic() - publication.taken_seconds)
         counted(count)
 
     def add(self, group: "Group", publication: Publication, counted: Counted) -> None:
@@ -296,7 +301,9 @@ class Pump:
                 group.flow = None
         counters, batch = self._counters, flush.batch
         counters.writes += batch.writes
+        now = monotonic()
         for gathered, taken in zip(flush.gathered, batch.counts(), strict=True):
             count = taken + gathered.settled
             counters.deliveries += count
+            counters.push_latency.observe(now - gathered.publication.taken_seconds)
             gathered.counted(count)

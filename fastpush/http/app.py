@@ -2,22 +2,29 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import orjson
 from aiohttp import HttpVersion11, web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from fastpush import errors, metrics
+from fastpush import errors
 from fastpush.config import Config, is_loopback
 from fastpush.errors import AuthUnavailable, RequestError
 from fastpush.http.auth import PushAuth
-from fastpush.http.push import OnOutcome, Outcome, PushService, internal_error, push_key_missing, render, wants_json
+from fastpush.http.exposition import CONTENT_TYPE, exposition
+from fastpush.http.proxies import peer_text
+from fastpush.http.push import (
+    OnOutcome,
+    Outcome,
+    PushService,
+    internal_error,
+    outcome_name,
+    push_key_missing,
+    render,
+    wants_json,
+)
 from fastpush.http.window import Window, set_connection_headers
 from fastpush.log import fields
 
@@ -25,8 +32,10 @@ log = logging.getLogger("fastpush.http")
 
 Endpoint = Callable[[bytes, OnOutcome], None]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+OnRefused = Callable[[RequestError, str, str, str], None]  # its id, peer and path
 Scrape = Callable[[Callable[[bytes | None], None]], None]
 
+_REFUSAL = "refusal"  # where a request keeps the error that it is answered with
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -51,8 +60,10 @@ class Route(NamedTuple):
 class HttpApp:
     """The routes of one worker.
 
-    service:  pushes and drops.   push_auth(): who may push, asked anew for each request (it is
-    replaced on reload).  scrape: asks the broker for the host's figures.
+    config:   replaced on reload.   service: pushes and drops.   push_auth(): who may push, asked anew for each
+    request (it is replaced on reload).  scrape: asks the broker for the host's figures.
+    on_refused: writes a line about a request that is refused or has failed.
+    unready(): why this host should get no clients now, or "".
     """
 
     def __init__(
@@ -62,27 +73,32 @@ class HttpApp:
         push_auth: Callable[[], PushAuth],
         scrape: Scrape,
         epoch: Callable[[], int],
+        unready: Callable[[], str],
+        on_refused: OnRefused,
     ) -> None:
-        self._config = config
+        self.config = config
         self._push_auth = push_auth
         self._scrape = scrape
         self._epoch = epoch
+        self._unready = unready
+        self._on_refused = on_refused
         server = config.server
         self._routes = {
             server.push_path: Route("POST", self._post(service.push)),
             f"{server.push_path}/all": Route("POST", self._post(service.push_all)),
             server.drop_path: Route("POST", self._post(service.drop)),
             "/health": Route("GET", self._health),
+            "/ready": Route("GET", self._ready),
             "/metrics": Route("GET", self._metrics),
         }
-        if config.api.page != "off":
-            self._routes |= dict.fromkeys(_PAGE_FILES, Route("GET", self._page))
+        self._routes |= dict.fromkeys(_PAGE_FILES, Route("GET", self._page))
 
     async def start(self) -> None:
         """Build the application; call in the worker's running loop."""
-        app = web.Application(client_max_size=self._config.limits.push_body_bytes)
+        app = web.Application(client_max_size=0)  # `_body` bounds it, by the limit of now
         app.router.add_route("*", r"/{path:[\s\S]*}", self._dispatch, expect_handler=_check_expectation)
         app.on_response_prepare.append(set_connection_headers)
+        app.on_response_prepare.append(self._name_response)
         # Connections are the dispatcher's; aiohttp only ever sees one request of each.
         self._runner = web.AppRunner(app, access_log=None, tcp_keepalive=False, handle_signals=False, logger=log)
         await self._runner.setup()
@@ -91,12 +107,13 @@ class HttpApp:
         self,
         transport: asyncio.Transport,
         body_bytes: int | None,
+        request_id: str,
         on_done: Callable[[Window], None],
         on_flow: Callable[[], None],
     ) -> Window:
         """Return a Window on `transport` through which one request is served; see there."""
         assert self._runner.server is not None
-        return Window(self._runner.server, transport, body_bytes, on_done, on_flow)
+        return Window(self._runner.server, transport, body_bytes, request_id, on_done, on_flow)
 
     async def close(self) -> None:
         """Let requests under way end."""
@@ -106,16 +123,24 @@ class HttpApp:
         try:
             return await self._handler(request)(request)
         except RequestError as error:
-            return _response(request, error)
+            return _refusal(request, error)
         except AuthUnavailable as error:
-            return _response(request, errors.unavailable(str(error)))
+            return _refusal(request, errors.unavailable(str(error)))
         except web.HTTPException:
             raise  # aiohttp's own answer
         except ConnectionError:
             return web.Response()  # the client is gone; nobody will read it
         except Exception as error:
-            log.exception("request failed", extra=fields(path=request.path))
-            return _response(request, internal_error(error))
+            log.exception("request failed", extra=fields(path=request.path, request_id=_request_id(request)))
+            return _refusal(request, internal_error(error))
+
+    async def _name_response(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Tell the client the request's id, and the log what went wrong; an on_response_prepare signal."""
+        request_id = response.headers["X-Request-Id"] = _request_id(request)
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            error = request.get(_REFUSAL) or RequestError(response.status, "http", response.reason or "")
+            peer = request.get_extra_info("peername")
+            self._on_refused(error, request_id, peer_text(*peer[:2]) if peer else "", request.path)
 
     def _handler(self, request: web.Request) -> Handler:
         route = self._routes.get(request.path)
@@ -130,6 +155,10 @@ class HttpApp:
         async def handle(request: web.Request) -> web.StreamResponse:
             await self._authorize(request)
             outcome = await _ask(endpoint, await self._body(request))
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("push", extra=fields(request_id=_request_id(request), outcome=outcome_name(outcome)))
+            if isinstance(outcome, RequestError):
+                raise outcome
             return _response(request, outcome)
 
         return handle
@@ -140,12 +169,12 @@ class HttpApp:
             raise push_key_missing()
 
     async def _body(self, request: web.Request) -> bytes:
-        most = self._config.limits.push_body_bytes
+        most = self.config.limits.push_body_bytes
         if request.content_length is not None and request.content_length > most:
             raise _body_too_large(most)
         await _send_continue(request)
         try:
-            return await request.read()
+            return await request.clone(client_max_size=most).read()
         except web.HTTPRequestEntityTooLarge:
             raise _body_too_large(most) from None
         except web.RequestPayloadError:
@@ -154,20 +183,29 @@ class HttpApp:
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"status": "ok", "epoch": f"{self._epoch():016x}"})
 
+    async def _ready(self, request: web.Request) -> web.StreamResponse:
+        reason = self._unready()
+        if not reason:
+            return web.json_response({"status": "ready"})
+        return web.json_response({"status": "not ready", "reason": reason}, status=HTTPStatus.SERVICE_UNAVAILABLE)
+
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        if request.query_string not in {"", "sum=1"}:
+            reason = "the only query here is ?sum=1, for figures of the whole host instead of each worker's"
+            raise RequestError(400, "illegal_request", reason, text=reason)
         loop = asyncio.get_running_loop()
         report: asyncio.Future[bytes | None] = loop.create_future()
         self._scrape(lambda data: None if report.done() else report.set_result(data))
         data = await report
         if data is None:
             raise errors.unavailable("the broker is being restarted")
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(HostCollector(orjson.loads(data)))
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        body = exposition(data, summed=bool(request.query_string))
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         address = request.get_extra_info("sockname")
-        if self._config.api.page == "loopback" and not is_loopback(address[0]):
+        page = self.config.api.page
+        if page == "off" or (page == "loopback" and not is_loopback(address[0])):
             raise errors.not_found(request.path)
         name, content_type = _PAGE_FILES[request.path]
         body = (resources.files("fastpush") / "web" / name).read_bytes()
@@ -206,44 +244,19 @@ async def _ask(endpoint: Endpoint, body: bytes) -> Outcome | RequestError:
     return await future
 
 
+def _request_id(request: web.Request) -> str:
+    window = request.transport
+    return window.request_id if isinstance(window, Window) else ""
+
+
+def _refusal(request: web.Request, error: RequestError) -> web.Response:
+    request[_REFUSAL] = error
+    return _response(request, error)
+
+
 def _response(request: web.BaseRequest, outcome: Outcome | RequestError) -> web.Response:
     as_json = wants_json({"accept": request.headers.get("Accept", "")})
     # Nobody asks for unknown paths in a form of ours: programs get JSON, S0 knows no 404.
     is_not_found = isinstance(outcome, RequestError) and outcome.status == HTTPStatus.NOT_FOUND
     reply = render(outcome, as_json=as_json or is_not_found)
     return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
-
-
-class HostCollector(Collector):
-    """Renders one report of the broker: every figure per worker, dead workers' counts as worker="gone"."""
-
-    def __init__(self, report: Mapping[str, Any]) -> None:
-        self._report = report
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield every family of the report."""
-        by_worker = {
-            number: {**snapshot.get("counters", {}), **snapshot.get("gauges", {})}
-            for number, snapshot in self._report["workers"].items()
-        }
-        if self._report["departed"]:
-            by_worker["gone"] = self._report["departed"]
-        yield from _families(metrics.WORKER_METRICS, by_worker, ("worker",))
-        yield from _families(metrics.BROKER_METRICS, {"": self._report["broker"]}, ())
-
-
-def _families(
-    table: Mapping[str, metrics.Metric], sources: Mapping[str, Mapping[str, int]], source_label: tuple[str, ...]
-) -> Iterator[Metric]:
-    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-    for attribute, metric in table.items():
-        labels = (*source_label, metric.label) if metric.label else source_label
-        family = families.get(metric.name)
-        if family is None:
-            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-            family = families[metric.name] = kind(metric.name, metric.meaning, labels=labels)
-        for source, figures in sources.items():
-            if attribute in figures:
-                values = (source,) if source_label else ()
-                family.add_metric((*values, metric.value) if metric.label else values, figures[attribute])
-    yield from families.values()

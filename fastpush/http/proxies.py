@@ -46,6 +46,19 @@ class TrustedProxies:
         return any(address in network for network in self._networks)
 
 
+def peer_text(host: str, port: int) -> str:
+    """Return a TCP peer as logs show it: 192.0.2.1:1234, [2001:db8::1]:1234."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def host_of(peer: str) -> str:
+    """Return the address in what `peer_text` has made, or in one that a proxy has named."""
+    if peer.startswith("["):
+        return peer[1:].partition("]")[0]
+    host, _, port = peer.partition(":")
+    return peer if ":" in port else host
+
+
 def counted_address(address: str) -> str:
     """Return what [limits] connections_per_address counts by: an IPv4 address, or an IPv6 network of 64 bits."""
     found = _address(address)

@@ -6,6 +6,7 @@ call PushService with a body and render what it answers with `render`.
 
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from time import monotonic
 from typing import NamedTuple
 
 import orjson
@@ -59,11 +60,12 @@ Ask = Callable[[bytes, OnResult], None]  # raises RequestError 503 when not hand
 class PushService:
     """Validates requests and hands them to the broker.
 
+    limits: replaced on reload.
     publish, drop: hand a body to the broker; the callback gets its result later, exactly once.
     """
 
     def __init__(self, limits: Limits, counters: Counters, *, publish: Ask, drop: Ask) -> None:
-        self._limits = limits
+        self.limits = limits
         self._counters = counters
         self._publish = publish
         self._drop = drop
@@ -73,7 +75,7 @@ class PushService:
 
         Raises: RequestError, when nobody receives it; else `on_outcome` is called once, later.
         """
-        limits = self._limits
+        limits = self.limits
         try:
             users, event, message = protocol.parse_push(
                 body, name_bytes=limits.name_bytes, push_users=limits.push_users
@@ -87,7 +89,7 @@ class PushService:
     def push_all(self, body: bytes, on_outcome: OnOutcome) -> None:
         """Push to every registered connection; as `push`."""
         try:
-            event, message = protocol.parse_push_all(body, name_bytes=self._limits.name_bytes)
+            event, message = protocol.parse_push_all(body, name_bytes=self.limits.name_bytes)
             self._send([protocol.EVERYBODY], event, message, on_outcome)
         except RequestError as error:
             self._count_refusal(error)
@@ -95,14 +97,14 @@ class PushService:
 
     def drop(self, body: bytes, on_outcome: OnOutcome) -> None:
         """Close a user's connections; as `push`."""
-        user, event = protocol.parse_drop(body, name_bytes=self._limits.name_bytes)
+        user, event = protocol.parse_drop(body, name_bytes=self.limits.name_bytes)
         self._drop(orjson.dumps([user, event]), lambda *result: on_outcome(_outcome(*result)))
 
     def _send(self, keys: list[bytes], event: str, message: str, on_outcome: OnOutcome) -> None:
         payload = message.encode()
         header = text_header(len(payload))
-        if len(header) + len(payload) + ENTRY_BYTES > self._limits.send_queue_bytes:
-            most = self._limits.send_queue_bytes
+        if len(header) + len(payload) + ENTRY_BYTES > self.limits.send_queue_bytes:
+            most = self.limits.send_queue_bytes
             raise too_large(f"message is larger than a send queue ([limits] send_queue_bytes = {most})")
         if len(keys) > PUBLICATION_KEYS_MAX:
             raise illegal_request(f"userId has {len(keys)} entries, at most {PUBLICATION_KEYS_MAX} are allowed")
@@ -117,7 +119,8 @@ class PushService:
                 self._counters.pushes_delivered += 1
             on_outcome(outcome)
 
-        self._publish(encode_publication(keys, event.encode(), header, payload), on_result)
+        body = encode_publication(keys, event.encode(), header, payload, taken_seconds=monotonic())
+        self._publish(body, on_result)
 
     def _count_refusal(self, error: RequestError) -> None:
         counters = self._counters
@@ -137,6 +140,13 @@ def _outcome(status: int, sent: int, unconfirmed: int) -> Outcome | RequestError
     if status == Status.OVERLOADED:
         return unavailable("a worker is overloaded; nobody received the push")
     return unknown_outcome()
+
+
+def outcome_name(outcome: Outcome | RequestError) -> str:
+    """Return what log lines call it: delivered, unconfirmed, or the code of an error."""
+    if isinstance(outcome, RequestError):
+        return outcome.code
+    return "unconfirmed" if outcome.unconfirmed else "delivered"
 
 
 def wants_json(headers: Mapping[str, str]) -> bool:

@@ -52,6 +52,7 @@ class Window(asyncio.Transport):
 
     transport:  the real one.
     body_bytes: bytes of the request behind its head; None when the connection ends with it.
+    request_id: what its response and log lines are named by.
     on_done(window): called once, when the response is written and the handler is gone; the
                 connection may go on when the Window is complete and keeps it alive.
     on_flow():  called when `is_full` may have changed: reading is the owner's to pause.
@@ -63,6 +64,7 @@ class Window(asyncio.Transport):
         server: web.Server,
         transport: asyncio.Transport,
         body_bytes: int | None,
+        request_id: str,
         on_done: Callable[["Window"], None],
         on_flow: Callable[[], None],
     ) -> None:
@@ -70,6 +72,7 @@ class Window(asyncio.Transport):
         self._transport = transport
         self._missing = body_bytes
         self._chunks = Chunks() if body_bytes is None else None
+        self.request_id = request_id
         self._on_done = on_done
         self._on_flow = on_flow
         self._open = True

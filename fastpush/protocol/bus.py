@@ -26,7 +26,7 @@ ADMIT asks for one more connection of a name (of a user, of an address) on the w
 It is sent only where a limit is configured.
 
 A publication's body is made once, by the worker that took the push, and travels
-unchanged: keys, event, and the WebSocket frame that receivers write as it is. Each process
+unchanged: when it was taken, keys, event, and the WebSocket frame that receivers write as it is. Each process
 copies a large one once at most: the first one into the body, the broker not at all (it cuts
 views out of what it has read), and each receiving worker into the frame that all its
 connections share. What the kernel's sockets copy comes on top.
@@ -50,10 +50,12 @@ _HEAD = struct.Struct("<IBQ")
 _pack_head = _HEAD.pack
 _HEAD_BYTES = _HEAD.size
 _LENGTH_BYTES = 4
-_pack_key_count = struct.Struct("<HI").pack
+_PUBLICATION = struct.Struct("<dHI")  # when it was taken, number of keys, length of the first one
+_pack_publication = _PUBLICATION.pack
+_unpack_publication = _PUBLICATION.unpack_from
+_FIRST_KEY = _PUBLICATION.size
 _pack_u32 = struct.Struct("<I").pack
 _unpack_u32 = struct.Struct("<I").unpack_from
-_unpack_key_count = struct.Struct("<HI").unpack_from
 _RESULT = struct.Struct("<BIH")
 _EPOCH = struct.Struct("<Q")
 _new_tuple = tuple.__new__  # what a NamedTuple's constructor ends in, at half of the cost
@@ -79,11 +81,15 @@ class Status(IntEnum):
 
 
 class Publication(NamedTuple):
-    """One push on its way: routing keys, event (UTF-8) and prebuilt frame."""
+    """One push on its way: routing keys, event (UTF-8) and prebuilt frame.
+
+    taken_seconds: when it was handed to the broker, by CLOCK_MONOTONIC, which all processes of a host share.
+    """
 
     keys: list[bytes]
     event: bytes
     frame: bytes
+    taken_seconds: float
 
 
 def encode(kind: int, number: int, body: bytes = b"") -> bytes:
@@ -96,12 +102,13 @@ def encode_head(kind: int, number: int, body_bytes: int) -> bytes:
     return _pack_head(body_bytes + 9, kind, number)
 
 
-def encode_publication(keys: list[bytes], event: bytes, *frame: bytes) -> bytes:
+def encode_publication(keys: list[bytes], event: bytes, *frame: bytes, taken_seconds: float) -> bytes:
     """Return a publication's body; the frame may come in parts. Bounds: 65,535 keys; the caller limits their length."""
+    key = keys[0]
+    start = _pack_publication(taken_seconds, len(keys), len(key))
     if len(keys) == 1:
-        key = keys[0]
-        return b"".join((_pack_key_count(1, len(key)), key, _pack_u32(len(event)), event, *frame))
-    parts = [_pack_key_count(len(keys), len(keys[0])), keys[0]]
+        return b"".join((start, key, _pack_u32(len(event)), event, *frame))
+    parts = [start, key]
     for key in keys[1:]:
         parts += (_pack_u32(len(key)), key)
     parts += (_pack_u32(len(event)), event, *frame)
@@ -110,30 +117,31 @@ def encode_publication(keys: list[bytes], event: bytes, *frame: bytes) -> bytes:
 
 def decode_keys(body: Body) -> list[bytes]:
     """Return a publication's keys without touching the rest."""
-    return _walk_keys(body)[0]
+    return _walk_keys(body)[1]
 
 
 def decode_publication(body: Body) -> Publication:
     """Return what `encode_publication` was given; the frame is the one copy made."""
-    keys, at = _walk_keys(body)
+    taken_seconds, keys, at = _walk_keys(body)
     (size,) = _unpack_u32(body, at)
     start = at + 4 + size
     event, frame = body[at + 4 : start], body[start:]
     if body.__class__ is not bytes:
         event, frame = bytes(event), bytes(frame)
-    return _new_tuple(Publication, (keys, event, frame))
+    return _new_tuple(Publication, (keys, event, frame, taken_seconds))
 
 
-def _walk_keys(body: Body) -> tuple[list[bytes], int]:
-    """Return the keys, and where they end."""
-    count, size = _unpack_key_count(body)
-    at = 6 + size
-    keys = [body[6:at]]
+def _walk_keys(body: Body) -> tuple[float, list[bytes], int]:
+    """Return when the publication was taken, its keys, and where they end."""
+    taken_seconds, count, size = _unpack_publication(body)
+    at = _FIRST_KEY + size
+    keys = [body[_FIRST_KEY:at]]
     for _ in range(count - 1):
         (size,) = _unpack_u32(body, at)
         at += 4 + size
         keys.append(body[at - size : at])
-    return keys if body.__class__ is bytes else [bytes(key) for key in keys], at  # type: ignore[return-value]
+    whole = keys if body.__class__ is bytes else [bytes(key) for key in keys]
+    return taken_seconds, whole, at  # type: ignore[return-value]
 
 
 def encode_count(publication: int, connections: int) -> bytes:

@@ -4,8 +4,11 @@ They travel on a SOCK_SEQPACKET socket pair made before the fork, so borders are
 kept by the kernel and an end-of-file means that the other side is gone. Control
 only: no event data ever passes the supervisor.
 
-    supervisor -> child     Drain, Reload, Cover (+ descriptors), Uncover, Gone
-    child -> supervisor     Ready, Beat, Leaving, Stalled
+    supervisor -> child     Drain, Prepare, Reload, Readiness, Cover (+ descriptors), Uncover, Gone, Restarts
+    child -> supervisor     Ready, Beat, Prepared, Leaving, Stalled
+
+A reload has two phases, so that what only a child can find out (a function that cannot be
+imported) changes nothing either: every child prepares, and Reload is sent once all have.
 """
 
 import msgspec
@@ -16,15 +19,35 @@ MESSAGE_BYTES_MAX = 196_608  # below the kernel's default limit for one datagram
 
 
 class Drain(msgspec.Struct, tag="drain", frozen=True):
-    """Stop accepting, end every connection with 1012, answer what is under way, exit 0."""
+    """Close every client with 1012, answer what is under way, and exit 0 within `seconds`.
+
+    spread_seconds: clients are closed evenly over that time; None: as fast as it is gentle to who takes them.
+    listens: pushes are accepted until the end, and handshakes refused; else nothing is accepted any more.
+    A second one replaces the first.
+    """
 
     seconds: float
+    spread_seconds: float | None = None
+    listens: bool = False
+
+
+class Prepare(msgspec.Struct, tag="prepare", frozen=True):
+    """Make everything that `config` needs, change nothing, and answer Prepared with this number."""
+
+    number: int
+    config: Config
 
 
 class Reload(msgspec.Struct, tag="reload", frozen=True):
     """Take over the live settings of `config` and reopen the log file."""
 
     config: Config
+
+
+class Readiness(msgspec.Struct, tag="readiness", frozen=True):
+    """What every worker answers at /ready. reason: why this host should get no clients now; empty: it should."""
+
+    reason: str
 
 
 class Cover(msgspec.Struct, tag="cover", frozen=True):
@@ -48,6 +71,13 @@ class Gone(msgspec.Struct, tag="gone", frozen=True):
     worker: int
 
 
+class Restarts(msgspec.Struct, tag="restarts", frozen=True):
+    """To the broker: how many processes were started in place of ended ones, in the supervisor's life."""
+
+    workers: int
+    broker: int
+
+
 class Ready(msgspec.Struct, tag="ready", frozen=True):
     """The child serves."""
 
@@ -56,6 +86,13 @@ class Beat(msgspec.Struct, tag="beat", frozen=True):
     """The child's loop runs. figures: what `fastpush status` shows of it."""
 
     figures: dict[str, int] = {}
+
+
+class Prepared(msgspec.Struct, tag="prepared", frozen=True):
+    """The child could take the prepared configuration over; or `problem` says why not."""
+
+    number: int
+    problem: str = ""
 
 
 class Leaving(msgspec.Struct, tag="leaving", frozen=True):
@@ -70,8 +107,8 @@ class Stalled(msgspec.Struct, tag="stalled", frozen=True):
     worker: int
 
 
-ToChild = Drain | Reload | Cover | Uncover | Gone
-FromChild = Ready | Beat | Leaving | Stalled
+ToChild = Drain | Prepare | Reload | Readiness | Cover | Uncover | Gone | Restarts
+FromChild = Ready | Beat | Prepared | Leaving | Stalled
 
 encode = msgspec.json.Encoder().encode
 decode_to_child = msgspec.json.Decoder(ToChild).decode

@@ -192,9 +192,13 @@ class MessageReader:
 
     def __init__(self, message_bytes: int, message_fragments: int, *, deflate: bool = False) -> None:
         self._deflate = deflate
+        self._fragments: _Fragments | None = None
+        self.limit(message_bytes, message_fragments)
+
+    def limit(self, message_bytes: int, message_fragments: int) -> None:
+        """Take messages within these limits, from the next frame on."""
         self._message_bytes = message_bytes
         self._message_fragments = message_fragments
-        self._fragments: _Fragments | None = None
 
     def feed(self, opcode: int, fin: bool, rsv1: bool, payload: bytes) -> str | bytes | None:  # noqa: FBT001 - bits
         """Take a data or continuation frame; return the message it completes: str for text, bytes for binary.

@@ -1,7 +1,8 @@
 """All child processes: who is alive, who has to go, which slot needs a process, who covers for it.
 
-    attend()  reaps, judges, covers, starts what is due: one turn of the supervisor's loop
-    drain()   from here on nothing is restarted: workers end first, then the broker, all before a deadline
+    attend()   reaps, judges, covers, starts what is due: one turn of the supervisor's loop
+    succeed()  starts a second process in a worker's slot, and retire() ends the first, once that serves
+    drain()    from here on nothing is restarted: workers end first, then the broker, all before a deadline
 
 A connection that the kernel hashes to a slot whose process is gone would wait for the
 next one. So whenever a slot that has served is without a serving process, the workers of
@@ -44,7 +45,8 @@ class Entries:
 class Children:
     """Owns the processes of one server.
 
-    inherited: everything else a child has to close after its fork.
+    inherited:   everything else a child has to close after its fork.
+    on_prepared: told what a child answers to Prepare.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Children:
         bus_path: str,
         selector: selectors.BaseSelector,
         inherited: Callable[[], list[Closable]],
+        on_prepared: Callable[[Process, control.Prepared], None],
         clock: Callable[[], float],
     ) -> None:
         self._entries = entries
@@ -63,6 +66,7 @@ class Children:
         self._bus_path = bus_path
         self._selector = selector
         self._inherited = inherited
+        self._on_prepared = on_prepared
         self._clock = clock
         self._broker_slot = Slot(BROKER)
         # A slot stands at its number + 1, the broker's first.
@@ -72,6 +76,7 @@ class Children:
         self._number = 0
         self._drained_at: float | None = None
         self._given_up = ""
+        self._readiness = control.Readiness("starting")
 
     # What the supervisor asks
 
@@ -82,6 +87,22 @@ class Children:
     def all_ready(self) -> bool:
         """Whether every slot has a process that serves."""
         return len({p.slot for p in self._processes.values() if p.is_serving}) == len(self._slots)
+
+    @property
+    def unserved(self) -> str:
+        """Why nobody could be served now; empty: somebody can."""
+        for role in ("broker", "worker"):
+            if not any(process.is_serving for process in self._of_role(role)):
+                return f"the {role} is being restarted"
+        return ""
+
+    def worker_of(self, slot: int) -> Process | None:
+        """Return the process that serves a worker slot."""
+        return next((worker for worker in self._of_role("worker") if worker.slot == slot and worker.is_serving), None)
+
+    def is_alive(self, process: Process) -> bool:
+        """Whether `process` has not ended yet."""
+        return process.pid in self._processes
 
     def deadline(self, config: Config) -> float:
         """Return when `attend` has something to do, should nothing happen before."""
@@ -112,27 +133,46 @@ class Children:
 
     # Orders
 
-    def tell(self, message: control.ToChild) -> None:
-        """Send `message` to every child."""
-        for process in self._processes.values():
-            process.send(message)
+    def tell(self, message: control.ToChild) -> set[Process]:
+        """Send `message` to every child; return those that took it."""
+        return {process for process in self._processes.values() if process.send(message)}
+
+    def tell_readiness(self, reason: str) -> None:
+        """Have every worker, also those that are started later, answer /ready so."""
+        if reason != self._readiness.reason:
+            self._readiness = control.Readiness(reason)
+            for worker in self._of_role("worker"):
+                worker.send(self._readiness)
 
     def grant_time(self, now: float) -> None:
         """Forgive silence: it was the supervisor that did not listen."""
         for process in self._processes.values():
             process.beat_at = now
 
-    def drain(self, now: float, seconds: float) -> None:
-        """Have all children end within `seconds`: workers first, because the broker answers their last pushes."""
+    def succeed(self, slot: int, config: Config) -> Process | None:
+        """Start a second process in a worker's slot, which will take over from the first; None when none can be."""
+        return self._spawn(self._slots[slot + 1], config)
+
+    def retire(self, worker: Process, now: float, drain: control.Drain) -> None:
+        """Have a worker whose successor serves stop accepting, send its clients away, and end."""
+        worker.send(drain)
+        worker.leaving = True
+        worker.kill_at = now + drain.seconds + LEAVE_SPARE_SECONDS
+
+    def drain(self, now: float, seconds: float, spread_seconds: float | None = None, *, listens: bool = False) -> None:
+        """Have all children end within `seconds`: workers first, because the broker answers their last pushes.
+
+        spread_seconds, listens: as in control.Drain. May be called again, with less time.
+        """
         self._drained_at = now + seconds
         margin = min(DRAIN_MARGIN_SECONDS, seconds / 4)
         for worker in self._of_role("worker"):
             if not worker.ready or seconds == 0:
                 worker.kill(now, "")  # it has no connections yet, or no time
                 continue
-            worker.send(control.Drain(seconds - 2 * margin))
+            worker.send(control.Drain(seconds - 2 * margin, spread_seconds, listens))
             worker.leaving = True
-            worker.kill_at = min(worker.kill_at or self._drained_at, self._drained_at - margin)
+            worker.kill_at = self._drained_at - margin
 
     def kill(self, now: float) -> None:
         """End all children at once."""
@@ -164,7 +204,7 @@ class Children:
         self._cover(now)
         for slot in self._slots:
             if slot.due is not None and slot.due <= now:
-                self._spawn(slot, config)
+                self._fill(slot, config)
 
     def _read(self, process: Process) -> None:
         now = self._clock()
@@ -179,6 +219,8 @@ class Children:
                     process.ready = True
                     self._slot_of(process).opened = True
                     log.info("process ready", extra=fields(**process.named(), seconds=round(now - process.started, 3)))
+                case control.Prepared():
+                    self._on_prepared(process, message)
                 case control.Leaving():
                     self._let_go(process, now, message.seconds)
                 case control.Stalled():
@@ -203,7 +245,8 @@ class Children:
             return
         process.leaving = True
         process.kill_at = now + seconds + LEAVE_SPARE_SECONDS
-        self._slot_of(process).due = now
+        if not self._has_heir(process):
+            self._slot_of(process).due = now
 
     def _bury(self, process: Process, cause: str, now: float) -> None:
         """Explain and answer a child's end; the one place that does."""
@@ -224,13 +267,21 @@ class Children:
                 broker.send(control.Gone(process.number))
         if expected:
             return
-        self._slot_of(process).died(now, found_hanging=bool(process.reason))
+        if not self._has_heir(process):
+            self._slot_of(process).died(now, found_hanging=bool(process.reason))
         if not process.ready and self._crash_loop.died_before_ready(process.role, now):
             self._given_up = (
                 f"the {process.role} process died {CRASH_DEATHS} times within {CRASH_SECONDS:g} seconds before it was "
                 f"ready, the last time with {cause}; its own log lines above say why, "
                 "and `fastpush check` tries the configuration"
             )
+
+    def _has_heir(self, process: Process) -> bool:
+        """Whether another process of the same slot serves, or is about to."""
+        return any(
+            other.slot == process.slot and other is not process and not other.leaving and other.kill_at is None
+            for other in self._processes.values()
+        )
 
     def _judge(self, now: float, config: Config) -> None:
         """End the children that hang, or did not end in the time they had."""
@@ -285,14 +336,19 @@ class Children:
         gc.collect()
         gc.freeze()
         for slot in self._slots:
-            self._spawn(slot, config)
+            self._fill(slot, config)
             if slot.due is not None:
                 raise StartError(
                     "the host lets no further process be started; lower [server] workers, or raise the limit of "
                     "processes (`ulimit -u`, or TasksMax= in the systemd unit)"
                 )
 
-    def _spawn(self, slot: Slot, config: Config) -> None:
+    def _fill(self, slot: Slot, config: Config) -> None:
+        """Start the process that a slot is without, or try again later."""
+        if self._spawn(slot, config) is None:
+            slot.failed(self._clock())
+
+    def _spawn(self, slot: Slot, config: Config) -> Process | None:
         self._number += 1
         number = self._number
         is_broker = slot is self._broker_slot
@@ -319,12 +375,14 @@ class Children:
             process = spawn(self._entries.broker if is_broker else self._entries.worker, context, others)
         except OSError as error:
             log.error("process not started", extra=fields(slot=slot.number, reason=os.strerror(error.errno or 0)))
-            slot.failed(self._clock())
-            return
+            return None
         slot.started()
         self._processes[process.pid] = process
         self._selector.register(process.channel, selectors.EVENT_READ, lambda: self._read(process))
+        if not is_broker:
+            process.send(self._readiness)
         log.debug("process started", extra=fields(**process.named(), restarts=slot.restarts))
+        return process
 
     def _slot_of(self, process: Process) -> Slot:
         return self._slots[process.slot + 1]

@@ -2,7 +2,8 @@
 
 One request a connection: the client writes a line of JSON, {"command": NAME, …}, and
 reads a line of JSON. Only this server's user and root get an answer. A client has
-CLIENT_SECONDS for everything, so none holds the supervisor up or stays behind.
+CLIENT_SECONDS to ask and to read, so none holds the supervisor up or stays behind. The reply may come
+later, from a command that has a deadline of its own.
 """
 
 import logging
@@ -16,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from fastpush.errors import FastpushError
 from fastpush.log import fields
 
 log = logging.getLogger("fastpush.supervisor")
@@ -28,7 +30,17 @@ LINE_BYTES_MAX = 65536
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
-Command = Callable[[dict[str, Any]], dict[str, Any]]
+Reply = Callable[[dict[str, Any]], None]
+"""Takes a command's reply, once."""
+Command = Callable[[dict[str, Any], Reply], None]
+
+
+class CommandError(FastpushError):
+    """A command cannot be carried out; its text is the reply. code: exit code of whoever asked."""
+
+    def __init__(self, text: str, code: int = 1) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 @dataclass(slots=True, eq=False)
@@ -114,11 +126,19 @@ class ControlServer:
             received = b""
         client.request += received
         if b"\n" in client.request:
-            client.reply = msgspec.json.encode(self._answer(client.request.partition(b"\n")[0])) + b"\n"
-            self._selector.modify(client.connection, selectors.EVENT_WRITE, lambda: self._write(client))
-            self._write(client)
+            self._selector.unregister(client.connection)
+            client.deadline = float("inf")
+            self._answer(client.request.partition(b"\n")[0], lambda reply: self._reply(client, reply))
         elif not received or len(client.request) > LINE_BYTES_MAX:
             self._drop(client)
+
+    def _reply(self, client: _Client, reply: dict[str, Any]) -> None:
+        if client not in self._clients:
+            return  # dropped for a newer one
+        client.reply = msgspec.json.encode(reply) + b"\n"
+        client.deadline = self._clock() + CLIENT_SECONDS
+        self._selector.register(client.connection, selectors.EVENT_WRITE, lambda: self._write(client))
+        self._write(client)
 
     def _write(self, client: _Client) -> None:
         try:
@@ -130,25 +150,30 @@ class ControlServer:
         if not client.reply:
             self._drop(client)
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
-        """Return the reply to a request; a command that fails costs its client an error, nobody else anything."""
+    def _answer(self, line: bytes, reply: Reply) -> None:
+        """Have a request replied to; a command that fails costs its client an error, nobody else anything."""
         try:
             request = _decode(line)
         except msgspec.DecodeError as error:
-            return {"error": f"not a JSON object: {error}"}
+            reply({"error": f"not a JSON object: {error}"})
+            return
         name = request.get("command")
         command = self._commands.get(name) if isinstance(name, str) else None
         if command is None:
-            return {"error": f"unknown command {name!r}; known: {', '.join(sorted(self._commands))}"}
+            reply({"error": f"unknown command {name!r}; known: {', '.join(sorted(self._commands))}"})
+            return
         try:
-            return command(request)
+            command(request, reply)
+        except CommandError as error:
+            reply({"error": str(error), "code": error.code})
         except Exception as error:
             log.exception("command failed", extra=fields(command=name))
-            return {"error": f"{type(error).__name__}: {error}"}
+            reply({"error": f"{type(error).__name__}: {error}"})
 
     def _drop(self, client: _Client) -> None:
         if client not in self._clients:
             return  # dropped for a newer one, with its own event still in this turn's list
         self._clients.remove(client)
-        self._selector.unregister(client.connection)
+        if client.connection in self._selector.get_map():  # else its reply is still to come
+            self._selector.unregister(client.connection)
         client.connection.close()

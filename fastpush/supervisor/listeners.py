@@ -3,12 +3,17 @@
 SO_REUSEPORT would let a second server of the same user join the port and silently take
 a share of the connections. So each address is first bound without it, which fails
 if anybody listens there.
+
+What systemd passes on is used instead of a socket of our own (inherited.py): a slot's
+own sockets go back to it, with the connections that wait in them; a socket unit's
+socket is shared by all slots.
 """
 
 import errno
 import os
 import resource
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -16,7 +21,9 @@ from msgspec.structs import replace
 from fastpush.child import LISTEN_BACKLOG, Listener, ListenerRole
 from fastpush.config import Config, check_exposure
 from fastpush.config import addresses as listen_addresses
-from fastpush.errors import StartError
+from fastpush.errors import ConfigError, StartError
+from fastpush.supervisor.inherited import Inherited, slot_name
+from fastpush.supervisor.notify import Notifier
 
 ADDRESSES_MAX = 16  # descriptors that fit into one Cover message
 DESCRIPTORS_SPARE = 64  # log, lock, control socket and its clients, modules being imported
@@ -25,9 +32,12 @@ DESCRIPTORS_FEW = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Address:
-    family: socket.AddressFamily
+    family: int
     sockaddr: tuple[str, int] | tuple[str, int, int, int]
     role: ListenerRole
+
+    def is_of(self, bound: socket.socket) -> bool:
+        return (self.family, self.sockaddr) == (bound.family, bound.getsockname())
 
     def at_port(self, port: int) -> "_Address":
         return _Address(self.family, (self.sockaddr[0], port, *self.sockaddr[2:]), self.role)
@@ -37,21 +47,39 @@ class _Address:
         return f"[{host}]:{port}" if self.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Listeners:
     """All listening sockets.
 
     slots:     one tuple of them per worker slot, in the same order in each.
     addresses: what they are bound to.
     port:      of the first address: the one the server is known by.
+    shared:    for each address, whether its socket is a socket unit's, the same one in every slot.
+    forgotten: names in systemd's descriptor store under which some socket is not used any more.
+    kept:      whether systemd holds every socket, so that none closes when this process ends.
     """
 
     slots: tuple[tuple[Listener, ...], ...]
     addresses: tuple[str, ...]
     port: int
+    shared: tuple[bool, ...]
+    forgotten: tuple[str, ...] = ()
+    kept: bool = False
+
+    def keep(self, notifier: Notifier) -> None:
+        """Have systemd hold the sockets for the service's next start, one name a slot; sets `kept`."""
+        for name in self.forgotten:
+            notifier.forget(name)
+        self.kept = True
+        for slot, listeners in enumerate(self.slots):
+            own = [
+                listener.socket.fileno() for listener, shared in zip(listeners, self.shared, strict=True) if not shared
+            ]
+            if own and not notifier.store(slot_name(slot), own):
+                self.kept = False
 
     def close(self) -> None:
-        """Stop listening, as far as no child does."""
+        """Stop listening, as far as no child does and systemd keeps nothing."""
         for listeners in self.slots:
             for listener in listeners:
                 listener.socket.close()
@@ -67,32 +95,93 @@ def first_port(config: Config) -> int:
     return listen_addresses(config.server.listen)[0][1]
 
 
-def bind(config: Config) -> Listeners:
-    """Bind and listen on every configured address, once per worker slot.
+def bind(config: Config, inherited: Sequence[Inherited] = ()) -> Listeners:
+    """Bind and listen on every configured address, once per worker slot, but for what was inherited.
 
-    Port 0 becomes a free port, the same in every slot.
-    Raises: StartError naming the address and what to change; ConfigError for an open server that others can reach.
+    Port 0 becomes a free port, the same in every slot; no inherited socket is taken for it. Inherited sockets
+    are closed if they are not used: connections that wait in them are reset, or with the sysctl
+    net.ipv4.tcp_migrate_req = 1 moved to another slot's.
+
+    Raises: StartError naming the address and what to change; ConfigError for an open server that others can reach,
+            and for a socket unit that has other addresses than the configuration.
     """
-    sockets: list[list[Listener]] = [[] for _ in range(worker_slots(config))]
+    slots: list[list[Listener]] = [[] for _ in range(worker_slots(config))]
+    stored = {id(one.socket): one for one in inherited if one.slot is not None}
+    units = [one for one in inherited if one.slot is None]
     addresses: list[_Address] = []
+    shared: list[bool] = []
     try:
-        for wanted in _addresses(config):
-            address = wanted
-            _probe(address)
-            for listeners in sockets:
-                listeners.append(Listener(_listen(address, config.connections.socket_send_bytes), address.role))
-                address = wanted.at_port(listeners[-1].socket.getsockname()[1])
-            addresses.append(address)
+        wanted = _addresses(config)
+        _check_units(units, wanted)
+        for address in wanted:
+            unit = next((one for one in units if address.is_of(one.socket)), None)
+            ours = [one for one in stored.values() if address.is_of(one.socket)]
+            addresses.append(_share(unit, slots, address) if unit else _give(ours, slots, address))
+            shared.append(unit is not None)
+            for one in ours:
+                if any(listeners[-1].socket is one.socket for listeners in slots):
+                    del stored[id(one.socket)]
+        _set_options(slots, config.connections.socket_send_bytes)
         _check_exposure(config, addresses)
     except BaseException:
-        for listener in (listener for listeners in sockets for listener in listeners):
-            listener.socket.close()
+        _close([listener.socket for listeners in slots for listener in listeners])
+        _close([one.socket for one in inherited])
         raise
+    _close([one.socket for one in [*units, *stored.values()]])
     return Listeners(
-        slots=tuple(tuple(listeners) for listeners in sockets),
+        slots=tuple(tuple(listeners) for listeners in slots),
         addresses=tuple(map(str, addresses)),
         port=addresses[0].sockaddr[1],
+        shared=tuple(shared),
+        forgotten=tuple(sorted({one.name for one in stored.values()})),
     )
+
+
+def _close(sockets: list[socket.socket]) -> None:
+    for one in sockets:
+        one.close()
+
+
+def _check_units(units: list[Inherited], wanted: list[_Address]) -> None:
+    """Refuse a socket unit's socket that is not configured: nobody would accept from it."""
+    configured = " and ".join(map(str, wanted))
+    seen: set[str] = set()
+    for unit in units:
+        address = _Address(unit.socket.family, unit.socket.getsockname(), "all")
+        if str(address) in seen:
+            raise StartError(f"systemd passes {address} more than once; name it in one socket unit, without ReusePort=")
+        seen.add(str(address))
+        if not any(known.is_of(unit.socket) for known in wanted):
+            raise ConfigError(
+                f"{unit.name} listens on {address}, the configuration on {configured}: "
+                f'write "{address}" under [server] listen or [api] listen, or change ListenStream= in the socket unit'
+            )
+
+
+def _share(unit: Inherited, slots: list[list[Listener]], address: _Address) -> _Address:
+    """Give every slot the unit's socket, each a descriptor of its own that it may close."""
+    for listeners in slots:
+        listeners.append(Listener(unit.socket.dup(), address.role))
+    return address
+
+
+def _give(ours: list[Inherited], slots: list[list[Listener]], address: _Address) -> _Address:
+    """Give every slot its inherited socket, or a new one."""
+    if not ours:  # else it is we who listen there
+        _probe(address)
+    of_slot = {one.slot: one.socket for one in ours}
+    for slot, listeners in enumerate(slots):
+        listeners.append(Listener(of_slot.get(slot) or _listen(address), address.role))
+        address = address.at_port(listeners[-1].socket.getsockname()[1])
+    return address
+
+
+def _set_options(slots: list[list[Listener]], send_bytes: int) -> None:
+    """Set what accepted sockets inherit: no system call per connection."""
+    for listener in (listener for listeners in slots for listener in listeners):
+        listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if send_bytes:
+            listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
 
 
 def _check_exposure(config: Config, bound: list[_Address]) -> None:
@@ -134,15 +223,11 @@ def _probe(address: _Address) -> None:
         _bind(probe, address)
 
 
-def _listen(address: _Address, send_bytes: int) -> socket.socket:
+def _listen(address: _Address) -> socket.socket:
     listener = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # Accepted sockets inherit both options below: no system call per connection.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if send_bytes:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
         _bind(listener, address)
         listener.listen(LISTEN_BACKLOG)
     except BaseException:
@@ -170,8 +255,8 @@ def _advice(error: OSError, address: _Address) -> str:
             return f"{address} is not an address of this host; `ip -brief address` lists those that are"
         case errno.EACCES:
             return (
-                f"{address} needs a privilege; choose a port from 1024 on, or give the service CAP_NET_BIND_SERVICE "
-                "(AmbientCapabilities= in its systemd unit)"
+                f"{address} needs a privilege; choose a port from 1024 on, or let systemd listen there: "
+                "fastpush.socket of `fastpush install-service`"
             )
         case _:
             return f"cannot listen on {address}: {error.strerror}"

@@ -20,10 +20,12 @@ from fastpush.errors import ConfigError
 from fastpush.log import fields
 from fastpush.protocol import control
 from fastpush.supervisor.children import Children, Entries
-from fastpush.supervisor.control import ControlServer
+from fastpush.supervisor.control import CommandError, ControlServer, Reply
+from fastpush.supervisor.inherited import take_inherited
 from fastpush.supervisor.listeners import Listeners, bind, first_port, raise_descriptor_limit, worker_slots
-from fastpush.supervisor.notify import Notifier
-from fastpush.supervisor.process import Closable
+from fastpush.supervisor.notify import Notifier, Reporter
+from fastpush.supervisor.operations import Reload, Replacement
+from fastpush.supervisor.process import Closable, Process
 from fastpush.supervisor.runtime import Runtime, listen_unix, open_runtime
 from fastpush.supervisor.signals import Signals
 
@@ -31,6 +33,10 @@ log = logging.getLogger("fastpush.supervisor")
 
 OVERSLEPT_SECONDS = 1.0  # later than this, it was the supervisor that stood still
 KILLED_SECONDS = 5.0  # time SIGKILL has; a child that still lives hangs in the kernel
+KEPT_DRAIN_SECONDS = 0.5  # while systemd keeps the listeners, connects wait for the next start: nobody shall for long
+DRAIN_SPARE_SECONDS = 1.0  # after the last close frame and the time that clients have to answer it
+SPREAD_SECONDS_MAX = 86400.0
+EXIT_USAGE = 2
 
 
 def serve(config: Config, config_source: Callable[[], Config], *, entries: Entries | None = None) -> int:
@@ -70,6 +76,12 @@ class Supervisor:
         self._ready = False
         self._stopping = False
         self._forced = False
+        self._spread_seconds: float | None = None  # while a drain by command is under way
+        self._ends_by = 0.0
+        self._reload: Reload | None = None
+        self._reloads = 0
+        self._reload_again = False
+        self._replacement: Replacement | None = None
         self._handlers = {
             signal.SIGTERM: self.handle_sigterm,
             signal.SIGINT: self.handle_sigint,
@@ -98,7 +110,12 @@ class Supervisor:
         runtime, self._listeners = self._take_places()
         bus_listener = listen_unix(runtime.bus_path)
         self._closing.callback(bus_listener.close)
-        commands = {"status": self._status}
+        commands = {
+            "status": self._status,
+            "reload": self._reload_by_command,
+            "drain": self._drain_by_command,
+            "restart": self._restart_by_command,
+        }
         server = ControlServer(listen_unix(runtime.control_path), self._selector, commands, time.monotonic)
         self._closing.callback(server.close)
         self._control = server
@@ -113,8 +130,10 @@ class Supervisor:
             bus_path=runtime.bus_path,
             selector=self._selector,
             inherited=inherited,
+            on_prepared=self._on_prepared,
             clock=time.monotonic,
         )
+        self._reporter = Reporter(self._notifier, self._children.status)
         self._children.start(self._config)
         for address in self._listeners.addresses:
             log.info("listening", extra=fields(address=address, workers=worker_slots(self._config)))
@@ -126,15 +145,17 @@ class Supervisor:
             self._turn(self._children)
             if not self._ready and self._children.all_ready:
                 self._ready = True
-                self._notifier.ready()
+                self._reporter.ready(time.monotonic())
                 log.info("ready", extra=fields(seconds=round(time.monotonic() - self._started, 3)))
+            if not self._stopping:
+                self._attend_operations(self._children, time.monotonic())
+                self._children.tell_readiness(self._children.unserved if self._ready else "starting")
 
     def shutdown(self) -> None:
         """Let the children end, the hard way after `drain_seconds`, and remove every trace."""
         self._stopping = True
         with self._closing:
             if self._children is not None:
-                self._notifier.stopping()
                 self._listeners.close()
                 try:
                     self._end(self._children)
@@ -143,17 +164,35 @@ class Supervisor:
 
     def _end(self, children: Children) -> None:
         began = time.monotonic()
-        drain_seconds = self._config.server.drain_seconds
         if not self._forced:
-            log.info("stopping", extra=fields(seconds=drain_seconds, processes=len(children)))
-            children.drain(began, drain_seconds)
-        while len(children) and time.monotonic() < began + drain_seconds + KILLED_SECONDS:
+            self._drain(children, began)
+        while len(children) and time.monotonic() < self._ends_by + KILLED_SECONDS:
             self._turn(children)
         log.info("stopped", extra=fields(seconds=round(time.monotonic() - began, 3), left=len(children)))
 
+    def _drain(self, children: Children, now: float) -> None:
+        """Have all children end: in the time that a command has ordered, else in `drain_seconds`."""
+        config, spread = self._config, self._spread_seconds
+        if spread is not None:
+            seconds = spread + config.connections.close_timeout_seconds + DRAIN_SPARE_SECONDS
+        elif self._listeners.kept:
+            seconds = min(config.server.drain_seconds, KEPT_DRAIN_SECONDS)
+        else:
+            seconds = config.server.drain_seconds
+        self._ends_by = now + seconds
+        self._reporter.stopping(seconds)
+        log.info("stopping", extra=fields(seconds=seconds, processes=len(children)))
+        children.tell_readiness("draining")
+        children.drain(now, seconds, spread, listens=spread is not None)
+
     def _turn(self, children: Children) -> None:
         """Sleep until something happens or is due, and see to it."""
-        due = min(children.deadline(self._config), self._control.deadline)
+        due = min(
+            children.deadline(self._config),
+            self._control.deadline,
+            self._reporter.deadline,
+            self._operations_deadline(),
+        )
         wait = max(0.0, due - time.monotonic())
         events = self._selector.select(wait if wait != float("inf") else None)
         now = time.monotonic()
@@ -165,6 +204,20 @@ class Supervisor:
             children.grant_time(now)
         self._control.attend(now)
         children.attend(now, self._config)
+        self._reporter.attend(now, self._config.server.hang_seconds)
+
+    def _operations_deadline(self) -> float:
+        reload, replacement = self._reload, self._replacement
+        return min(
+            reload.deadline if reload is not None else float("inf"),
+            replacement.deadline if replacement is not None and not replacement.is_done else float("inf"),
+        )
+
+    def _attend_operations(self, children: Children, now: float) -> None:
+        if self._reload is not None:
+            self._reload.attend(now)
+        if self._replacement is not None and not self._replacement.is_done:
+            self._replacement.attend(children, self._config, now)
 
     # Startup in detail
 
@@ -185,8 +238,9 @@ class Supervisor:
         runtime = open_runtime(self._config, port) if port else None
         if runtime:
             self._closing.callback(runtime.close)
-        listeners = bind(self._config)
+        listeners = bind(self._config, take_inherited())
         self._closing.callback(listeners.close)
+        listeners.keep(self._notifier)
         if runtime is None:
             runtime = open_runtime(self._config, listeners.port)
             self._closing.callback(runtime.close)
@@ -199,11 +253,15 @@ class Supervisor:
             self._handlers[signal.Signals(number)]()
 
     def handle_sigterm(self) -> None:
-        """First: drain and stop. Again: stop at once."""
+        """First: drain and stop, also when a slow drain by command is under way. Again: stop at once."""
         if self._stopping and self._children is not None:
-            self._forced = True
-            log.warning("stopping at once")
-            self._children.kill(time.monotonic())
+            if self._spread_seconds is not None:
+                self._spread_seconds = None
+                self._drain(self._children, time.monotonic())
+            else:
+                self._forced = True
+                log.warning("stopping at once")
+                self._children.kill(time.monotonic())
         self._stopping = True
 
     def handle_sigint(self) -> None:
@@ -215,7 +273,17 @@ class Supervisor:
 
     def handle_sighup(self) -> None:
         """Take over what may change live; an error changes nothing."""
+        if self._reload is not None:
+            self._reload_again = True  # the file may have changed since it was read
+        else:
+            self._begin_reload(lambda _: None)
+
+    # Reload
+
+    def _begin_reload(self, reply: Reply) -> None:
+        """Validate the configuration and have every child prepare it; `reply` is told the outcome."""
         if self._stopping or self._children is None:
+            reply({"error": "the server is stopping", "code": 1})
             return
         try:
             new = self._config_source()
@@ -224,37 +292,122 @@ class Supervisor:
             check_exposure(merged)
             _check_size(merged)
         except ConfigError as error:
-            log.error("not reloaded", extra=fields(reason=str(error)))
+            _refuse_reload(str(error), reply)
             return
-        self._config = merged
-        logs.set_level(merged.log.level)
+
+        def on_done(problem: str) -> None:
+            self._reload = None
+            if problem:
+                _refuse_reload(problem, reply)
+            else:
+                self._take_over(merged, live, restart)
+                reply({"changed": live, "restart": restart})
+            if self._reload_again:
+                self._reload_again = False
+                self.handle_sighup()
+
+        self._reloads += 1
+        deadline = time.monotonic() + self._config.server.hang_seconds
+        self._reload = Reload(self._reloads, merged, self._children, deadline, on_done)
+
+    def _on_prepared(self, process: Process, answer: control.Prepared) -> None:
+        if self._reload is not None:
+            self._reload.on_prepared(process, answer)
+
+    def _take_over(self, config: Config, live: list[str], restart: list[str]) -> None:
+        assert self._children is not None
+        self._config = config
+        logs.set_level(config.log.level)
         try:
             logs.reopen()
         except OSError as error:
-            log.error("log file not reopened", extra=fields(path=merged.log.file, reason=error.strerror))
-        self._children.tell(control.Reload(merged))
+            log.error("log file not reopened", extra=fields(path=config.log.file, reason=error.strerror))
+        self._children.tell(control.Reload(config))
+        self._children.grant_time(time.monotonic())  # they may have beaten for a longer hang_seconds
         log.info("reloaded", extra=fields(changed=", ".join(live)))
         if restart:
             log.warning("restart needed", extra=fields(changed=", ".join(restart)))
 
     # Commands
 
-    def _status(self, _: dict[str, Any]) -> dict[str, Any]:
+    def _status(self, _: dict[str, Any], reply: Reply) -> None:
         """{"command": "status"}: who runs, since when, and how it is."""
         assert self._children is not None
         now = time.monotonic()
-        return {
-            "pid": os.getpid(),
-            "version": __version__,
-            "state": "stopping" if self._stopping else "ready" if self._ready else "starting",
-            "uptime_seconds": round(now - self._started, 3),
-            "address": self._listeners.addresses,
-            "processes": self._children.status(now),
-        }
+        draining = self._stopping and self._spread_seconds is not None
+        reply(
+            {
+                "pid": os.getpid(),
+                "version": __version__,
+                "state": "draining" if draining else "stopping" if self._stopping
+                else "ready" if self._ready else "starting",
+                "uptime_seconds": round(now - self._started, 3),
+                "address": self._listeners.addresses,
+                "operation": self._replacement.describe() if self._replacement is not None else None,
+                "processes": self._children.status(now),
+            }
+        )  # fmt: skip
+
+    def _reload_by_command(self, _: dict[str, Any], reply: Reply) -> None:
+        """{"command": "reload"}: as SIGHUP, and tell how it went."""
+        if self._reload is not None:
+            raise CommandError("a reload is under way already")
+        self._begin_reload(reply)
+
+    def _drain_by_command(self, request: dict[str, Any], reply: Reply) -> None:
+        """{"command": "drain", "worker": SLOT or null, "seconds": S or null}: replace a worker, or end the server."""
+        seconds = self._seconds_of(request)
+        worker = request.get("worker")
+        if worker is not None:
+            self._begin_replacement("drain", [self._slot_of(worker)], seconds)
+        else:
+            self._check_idle()
+            self._spread_seconds = seconds
+            self._stopping = True
+        reply({"seconds": seconds})
+
+    def _restart_by_command(self, request: dict[str, Any], reply: Reply) -> None:
+        """{"command": "restart", "seconds": S or null}: replace all workers, one after the other."""
+        seconds = self._seconds_of(request)
+        self._begin_replacement("rolling restart", list(range(len(self._listeners.slots))), seconds)
+        reply({"seconds": seconds, "workers": len(self._listeners.slots)})
+
+    def _begin_replacement(self, name: str, slots: list[int], seconds: float) -> None:
+        self._check_idle()
+        if not self._ready:
+            raise CommandError("the server is starting")
+        self._replacement = Replacement(name, slots, seconds, self._config.connections.close_timeout_seconds)
+
+    def _check_idle(self) -> None:
+        if self._stopping:
+            raise CommandError("the server is stopping")
+        if self._replacement is not None and not self._replacement.is_done:
+            raise CommandError(f"a {self._replacement.describe()['name']} is under way already")
+
+    def _seconds_of(self, request: dict[str, Any]) -> float:
+        seconds = request.get("seconds")
+        if seconds is None:
+            return self._config.server.drain_seconds
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= SPREAD_SECONDS_MAX:
+            raise CommandError(
+                f"seconds must be a number from 0 to {SPREAD_SECONDS_MAX:g}, found {seconds!r}", EXIT_USAGE
+            )
+        return float(seconds)
+
+    def _slot_of(self, worker: object) -> int:
+        slots = len(self._listeners.slots)
+        if isinstance(worker, bool) or not isinstance(worker, int) or not 0 <= worker < slots:
+            raise CommandError(f"there is no worker {worker}; there are 0 to {slots - 1}", EXIT_USAGE)
+        return worker
+
+
+def _refuse_reload(problem: str, reply: Reply) -> None:
+    log.error("not reloaded", extra=fields(reason=problem))
+    reply({"error": problem, "code": EXIT_USAGE})
 
 
 def _check_size(config: Config) -> None:
-    size = len(control.encode(control.Reload(config)))
+    size = len(control.encode(control.Prepare(0, config)))
     if size > control.MESSAGE_BYTES_MAX:
         raise ConfigError(
             f"the settings take {size} bytes, {control.MESSAGE_BYTES_MAX} can be handed over at once: restart instead"

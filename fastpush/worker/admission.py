@@ -1,4 +1,8 @@
-"""How many connections a user or an address has on this host: asked of the broker, where a limit is set."""
+"""How many connections a user or an address has on this host: asked of the broker, where a limit is set.
+
+A limit may be set while connections are open: then they are counted too, all of them, however many
+their user or address has.
+"""
 
 import asyncio
 import logging
@@ -6,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from fastpush.config import Limits
-from fastpush.http.proxies import counted_address
+from fastpush.http.proxies import counted_address, host_of
 from fastpush.log import fields
 
 if TYPE_CHECKING:
@@ -16,6 +20,7 @@ log = logging.getLogger("fastpush.worker")
 
 _WARNING_SECONDS = 60
 _FEW_CONNECTIONS = 100  # of so few most may well be of one address
+_NO_LIMIT = 0xFFFFFFFF
 
 
 class Counts(Protocol):
@@ -43,11 +48,37 @@ class Admission:
     """
 
     def __init__(self, limits: Limits, counts: Counts, connections: "set[Connection]") -> None:
-        self.per_user = limits.connections_per_user
-        self.per_address = limits.connections_per_address
         self._counts = counts
         self._connections = connections
         self._next_warning = 0.0
+        self.per_user = self.per_address = 0
+        self.limit(limits)
+
+    def limit(self, limits: Limits) -> None:
+        """Admit by these limits from now on. What is already counted stays so until it ends."""
+        counts_users = limits.connections_per_user and not self.per_user
+        counts_addresses = limits.connections_per_address and not self.per_address
+        self.per_user = limits.connections_per_user
+        self.per_address = limits.connections_per_address
+        if counts_users or counts_addresses:
+            for connection in self._connections:
+                if counts_users and connection.user:
+                    self._hold(connection, user_name(connection.user))
+                if counts_addresses:
+                    self._hold(connection, address_name(host_of(connection.peer)))
+
+    def _hold(self, connection: "Connection", name: bytes) -> None:
+        """Count a connection that is open already."""
+        if name in connection.admitted:
+            return
+
+        def on_admitted(_: bool) -> None:  # noqa: FBT001 - always True
+            if connection.is_open:
+                connection.admitted = (*connection.admitted, name)
+            else:
+                self._counts.release(name)
+
+        self._counts.admit(name, _NO_LIMIT, on_admitted)
 
     def admit(self, name: bytes, on_admitted: Callable[[bool], None]) -> None:
         """Count one more connection of a user or address; a yes is given back by `release`."""

@@ -424,6 +424,15 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- time ------------------------------------------------------------------
 
+    def renew(self) -> None:
+        """Go by limits and times that have changed."""
+        if self.state == State.OPEN:
+            limits = self.environment.config.limits
+            self._rate = None
+            if self._reader is not None:
+                self._reader.limit(limits.message_bytes, limits.message_fragments)
+            self.plan()
+
     def plan(self) -> None:
         """Ask to be called when the next deadline comes; call it when a deadline was added."""
         self.environment.wheel.schedule(self, self._next_due(self.environment.wheel.now))

@@ -30,7 +30,8 @@ from fastpush import errors
 from fastpush.child import ListenerRole
 from fastpush.errors import RequestError
 from fastpush.http.head import HEAD_END, Head, bad_request, parse_head
-from fastpush.http.push import Outcome, Reply, internal_error, push_key_missing, render, wants_json
+from fastpush.http.proxies import host_of, peer_text
+from fastpush.http.push import Outcome, Reply, internal_error, outcome_name, push_key_missing, render, wants_json
 from fastpush.http.window import Window
 from fastpush.log import fields
 from fastpush.worker.overload import OVERLOADED
@@ -70,6 +71,7 @@ class HttpConnection(asyncio.Protocol):
     """A client's connection while it speaks HTTP.
 
     role: which paths its listener serves.  due: see TimerWheel.
+    _request_id: of the request that _head belongs to.
     _active: tick since which the client is waited for.  _stuck: it does not read its replies.
     _is_partial: a head has begun.  _last: the end is near, for we drain or the client has sent all it had.
     """
@@ -83,6 +85,7 @@ class HttpConnection(asyncio.Protocol):
         "_last",
         "_paused",
         "_peer",
+        "_request_id",
         "_services",
         "_stage",
         "_stuck",
@@ -101,6 +104,7 @@ class HttpConnection(asyncio.Protocol):
         self._stage = HEAD
         self._held = b""
         self._head: Head | None = None
+        self._request_id = ""
         self._window: Window | None = None
         self._is_partial = self._paused = self._stuck = self._last = self._draining = False
 
@@ -111,6 +115,8 @@ class HttpConnection(asyncio.Protocol):
         environment = services.environment
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
         services.http_connections.add(self)
+        if services.overload.is_draining:
+            self.retire()
         environment.counters.accepted += 1
         if log.isEnabledFor(logging.DEBUG):
             log.debug("accepted", extra=fields(peer=self.peer, worker=environment.number))
@@ -123,7 +129,7 @@ class HttpConnection(asyncio.Protocol):
         """The client as logs show it: address:port, or the address that a trusted proxy has named."""
         if self._peer is None:  # asked for by requests, not by each connection that a flood makes
             peer = None if self.transport is None else self.transport.get_extra_info("peername")
-            self._peer = f"{peer[0]}:{peer[1]}" if peer else ""
+            self._peer = peer_text(peer[0], peer[1]) if peer else ""
         return self._peer
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -236,7 +242,6 @@ class HttpConnection(asyncio.Protocol):
                     break
         except RequestError as error:
             self._services.environment.counters.http_errors += 1
-            log.debug("bad request", extra=fields(peer=self.peer, reason=error.reason))
             self._refuse(error)
             return
         if self._paused or len(self._held) > HELD_BYTES:
@@ -261,17 +266,18 @@ class HttpConnection(asyncio.Protocol):
         if data.startswith(services.handshake_starts) and self.role != "api":
             overloaded = services.overload.outcome(services.now())
             if overloaded:
-                self._turn_away(overloaded)
+                self._turn_away(overloaded, data)
                 return False
         self._dispatch(parse_head(data), data)
         return True
 
-    def _turn_away(self, outcome: str) -> None:
+    def _turn_away(self, outcome: str, data: bytes) -> None:
         """Refuse a handshake at the least cost: the worker is overloaded."""
         services = self._services
         services.environment.counters.count_handshake(outcome)
         services.refusals.count(outcome)
-        self.transport.write(_TURNED_AWAY[outcome])  # type: ignore[union-attr]
+        head, body = _TURNED_AWAY[outcome]
+        self.transport.write(head + services.request_ids.of_head(data).encode() + body)  # type: ignore[union-attr]
         self._close(linger=bool(self._held))
 
     def _wait_for_head(self, most: int) -> None:
@@ -289,6 +295,7 @@ class HttpConnection(asyncio.Protocol):
     def _dispatch(self, head: Head, data: bytes) -> None:
         services = self._services
         self._head = head
+        self._request_id = services.request_ids.of(head.headers)
         refusal = services.guard.refusal(head.headers)
         if refusal is not None:
             self._refuse(refusal, as_json=wants_json(head.headers))
@@ -329,7 +336,7 @@ class HttpConnection(asyncio.Protocol):
         except RequestError as error:
             self._on_outcome(error)
         except Exception as error:
-            log.exception("push failed", extra=fields(peer=self.peer))
+            log.exception("push failed", extra=fields(peer=self.peer, request_id=self._request_id))
             self._on_outcome(internal_error(error))
         return True
 
@@ -337,20 +344,24 @@ class HttpConnection(asyncio.Protocol):
         head = self._head
         if head is None or self._stage != BUSY:
             return  # the client is gone
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("push", extra=fields(request_id=self._request_id, outcome=outcome_name(outcome)))
         if outcome.__class__ is Outcome and head.keep_alive and not self._last and not wants_json(head.headers):
             # The usual reply of a back-end's kept-alive connection: one write of bytes made once a second.
-            self.transport.write(self._services.sent_reply(outcome))  # type: ignore[union-attr]
+            self.transport.write(self._services.sent_reply(outcome, self._request_id))  # type: ignore[union-attr]
             self._head = None
             self._stage = HEAD
             if self._held:
                 self._services.call_soon(self._advance)
             return
+        if isinstance(outcome, RequestError):
+            self._log_refusal(outcome)
         self._reply(render(outcome, as_json=wants_json(head.headers)), keep_alive=head.keep_alive)
 
     def _upgrade(self, head: Head) -> None:
         self._stage = BUSY
         services = self._services
-        address = self.peer.rpartition(":")[0]
+        address = host_of(self.peer)
         if services.trusted_proxies:
             self._peer = address = services.trusted_proxies.client(address, head.headers)
         Handshake(services, self, head, address).begin()
@@ -360,7 +371,7 @@ class HttpConnection(asyncio.Protocol):
         size = None if head.is_chunked else head.content_length or 0
         self._stage = WINDOW
         self._window = window = self._services.app.open_window(
-            self.transport, size, self._on_window_done, self._switch_reading
+            self.transport, size, self._request_id, self._on_window_done, self._switch_reading
         )
         if self._is_last(keep_alive=head.keep_alive):
             window.keep_alive = False
@@ -376,21 +387,37 @@ class HttpConnection(asyncio.Protocol):
 
     # -- answering -----------------------------------------------------------------
 
+    @property
+    def request_id(self) -> str:
+        """Names the request under way; what could not be parsed is told by a new one."""
+        if self._head is None:
+            return self._services.request_ids.new()
+        return self._request_id
+
     def _refuse(self, error: RequestError, *, as_json: bool = False) -> None:
-        """Answer and close: nobody knows where the next request begins, or nobody cares."""
-        linger = self._head is None or self._head.has_body or bool(self._held)
-        self._reply(render(error, as_json=as_json), keep_alive=False, linger=linger)
+        """Answer, say so in the log, and close: nobody knows where the next request begins, or nobody cares."""
+        self._log_refusal(error)
+        self._answer_last(error, as_json=as_json)
 
     def refuse_upgrade(self, error: RequestError) -> None:
         """Answer a WebSocket request that is not granted, and close."""
-        self._refuse(error)
+        self._answer_last(error)
+
+    def _answer_last(self, error: RequestError, *, as_json: bool = False) -> None:
+        linger = self._head is None or self._head.has_body or bool(self._held)
+        self._reply(render(error, as_json=as_json), keep_alive=False, linger=linger)
+
+    def _log_refusal(self, error: RequestError) -> None:
+        path = self._head.path if self._head is not None else ""
+        self._services.log_refusal(error, self.request_id, self.peer, path)
 
     def _reply(self, reply: Reply, *, keep_alive: bool, linger: bool = False) -> None:
         if self.transport is None or self._stage >= LINGER:
             return
         is_last = self._is_last(keep_alive=keep_alive)
         is_wanted = self._head is None or self._head.method != "HEAD"
-        head = _reply_head(reply, keep_alive=not is_last, date=self._services.date_header())
+        head = _reply_start(reply, keep_alive=not is_last, date=self._services.date_header())
+        head += self.request_id.encode() + HEAD_END
         self.transport.write(head + reply.body if is_wanted else head)
         self._finish(keep_alive=not is_last, linger=linger)
 
@@ -445,17 +472,21 @@ class HttpConnection(asyncio.Protocol):
         self.transport = None
         return transport, unread
 
-    def drain(self) -> None:
-        """Close now when idle, else after the answer that is under way."""
+    def retire(self) -> None:
+        """Have the next answer, or the one under way, be the last."""
         self._draining = self._last = True
         if self._window is not None:
             self._window.keep_alive = False
-        elif self._stage in {HEAD, LINGER}:
+
+    def drain(self) -> None:
+        """Close now when idle, else after the answer that is under way."""
+        self.retire()
+        if self._stage in {HEAD, LINGER} and self._window is None:
             self._close(linger=False)
 
 
-def _reply_head(reply: Reply, *, keep_alive: bool, date: bytes = b"") -> bytes:
-    """Return what is written before a reply's body; an error of ours need not have a date (RFC 9110, 6.6.1)."""
+def _reply_start(reply: Reply, *, keep_alive: bool, date: bytes = b"") -> bytes:
+    """Return what is written before a reply's X-Request-Id; an error of ours need not have a date (RFC 9110, 6.6.1)."""
     lines = [b"HTTP/1.1 %d %b" % (reply.status, _REASONS[reply.status])]
     if date:
         lines.append(date)
@@ -463,15 +494,16 @@ def _reply_head(reply: Reply, *, keep_alive: bool, date: bytes = b"") -> bytes:
     lines.append(b"Content-Length: %d" % len(reply.body))
     if not keep_alive:
         lines.append(b"Connection: close")
-    return b"\r\n".join((*lines, b"", b""))
+    return b"\r\n".join((*lines, b"X-Request-Id: "))
 
 
-def _whole_reply(error: RequestError) -> bytes:
+def _reply_halves(error: RequestError) -> tuple[bytes, bytes]:
+    """Return what is written before and behind the X-Request-Id of an answer."""
     reply = render(error, as_json=False)
-    return _reply_head(reply, keep_alive=False) + reply.body
+    return _reply_start(reply, keep_alive=False), HEAD_END + reply.body
 
 
-_TURNED_AWAY = {outcome: _whole_reply(error) for outcome, error in OVERLOADED.items()}
+_TURNED_AWAY = {outcome: _reply_halves(error) for outcome, error in OVERLOADED.items()}
 
 
 def _too_slow() -> RequestError:

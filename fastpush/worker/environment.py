@@ -37,6 +37,10 @@ class SendQueues:
         self.queued_bytes = 0
         self.paused: dict[Connection, bytes | None] = {}
 
+    def limit(self, limit_bytes: int) -> None:
+        """Allow so many bytes from now on."""
+        self._limit_bytes = limit_bytes
+
     def grow(self, cost: int) -> None:
         """Count `cost` bytes more; may mark slow connections, never changes a group."""
         self.queued_bytes += cost

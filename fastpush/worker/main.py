@@ -1,7 +1,7 @@
 """A worker process: one uvloop loop that owns its clients' sockets.
 
-startup: the bus first, then the listeners, then Ready. shutdown: listeners closed,
-pushes in flight answered, clients closed with 1012, at most drain_seconds.
+startup: the bus first, then the listeners, then Ready. shutdown: worker/drain.py.
+reload: worker/live.py.
 """
 
 import asyncio
@@ -16,8 +16,6 @@ import orjson
 import uvloop
 
 from fastpush import log as logs
-from fastpush.applications.echo import Echo
-from fastpush.applications.interface import Application
 from fastpush.applications.push import Push
 from fastpush.bus.client import BusClient, BusUnavailable, OnResult
 from fastpush.child import LISTEN_BACKLOG, Channel, Context, Listener, beat_seconds, tune_collector
@@ -25,18 +23,22 @@ from fastpush.config import Config, open_keys
 from fastpush.errors import CloseCode, ConfigError, unavailable
 from fastpush.fanout import Hub
 from fastpush.http.app import HttpApp
-from fastpush.http.auth import push_auth, token_auth
+from fastpush.http.auth.threads import UnawaitedThreads
 from fastpush.http.guard import Guard
 from fastpush.http.proxies import TrustedProxies
 from fastpush.http.push import PushService
+from fastpush.http.refusals import RefusalLog
 from fastpush.log import fields
 from fastpush.metrics import Counters
 from fastpush.protocol import control
 from fastpush.worker.admission import Admission
 from fastpush.worker.dispatch import HELD_BYTES, HttpConnection
+from fastpush.worker.drain import Drain
 from fastpush.worker.environment import ConnectionTicks, Environment, SendQueues
+from fastpush.worker.gauges import Gauges
+from fastpush.worker.live import Prepared, auth_headers, prepare, take_over, tell_connections, websocket_paths
 from fastpush.worker.memory import Trimmer
-from fastpush.worker.overload import Overload, RefusalLog
+from fastpush.worker.overload import Overload
 from fastpush.worker.services import Services
 from fastpush.worker.timers import TICK_SECONDS, TimerWheel
 
@@ -62,7 +64,10 @@ class Worker:
         self._context = context
         self._config = config = context.config
         self._draining = asyncio.Event()
-        self._drain_seconds = config.server.drain_seconds
+        self._order: control.Drain | None = None
+        self._drain: Drain | None = None
+        self._readiness = "starting"
+        self._prepared: Prepared | None = None
         self._servers: dict[int, list[asyncio.Server]] = {}
         self._trimmer = Trimmer()
         self._bus = BusClient(
@@ -106,15 +111,23 @@ class Worker:
     async def _startup(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        loop.set_default_executor(UnawaitedThreads())
         sys.path.insert(0, str(Path.cwd()))  # where functions of [auth] and [push] may live
         self._channel = Channel(self._context.channel, self._on_control, self._on_orphaned)
         self._channel.open()
         self._services = services = self._build_services(loop)
         services.app = HttpApp(
-            self._config, services.push_service, lambda: services.push_auth, self._scrape, lambda: self._bus.epoch
+            self._config,
+            services.push_service,
+            push_auth=lambda: services.push_auth,
+            scrape=self._scrape,
+            epoch=lambda: self._bus.epoch,
+            unready=lambda: self._readiness or self._bus.unready,
+            on_refused=services.log_refusal,
         )
         await services.app.start()
-        self._channel.beat(beat_seconds(self._config), self._figures)
+        self._channel.beat(lambda: beat_seconds(self._environment.config), self._figures)
+        self._gauges = Gauges(self._environment, services, self._bus)
         self._bus.start()
         await _any_of(self._bus.welcomed, self._draining)
         tune_collector()
@@ -124,6 +137,9 @@ class Worker:
 
     def _build_services(self, loop: asyncio.AbstractEventLoop) -> Services:
         config, environment = self._config, self._environment
+        prepared = prepare(config, environment.counters, self._on_auth_exhausted)
+        admission = Admission(config.limits, self._bus, environment.connections)
+        environment.release = admission.release
         push_service = PushService(config.limits, environment.counters, publish=self._publish, drop=self._drop)
         services = Services(
             environment=environment,
@@ -131,37 +147,27 @@ class Worker:
             trusted_proxies=TrustedProxies(config.server.trusted_proxies),
             push_path=config.server.push_path,
             lean_body_bytes=min(config.limits.push_body_bytes, HELD_BYTES),
-            push_auth=push_auth(config),
+            push_auth=prepared.push_auth,
             push_auth_is_sync=config.push.auth != "python",
             push_service=push_service,
-            auth_headers=_auth_headers(config),
+            auth_headers=auth_headers(config),
             call_soon=loop.call_soon,
             now=loop.time,
             overload=Overload(config.limits, environment, loop.time()),
-            refusals=RefusalLog(loop.time()),
-            admission=self._admission(),
+            refusals=RefusalLog("handshake", logging.getLogger("fastpush.upgrade"), loop.time()),
+            refused_requests=RefusalLog("request", logging.getLogger("fastpush.http"), loop.time()),
+            admission=admission,
         )
         self._push = Push(
             self._hub,
             config.limits,
             environment.counters,
-            token_auth(config),
+            prepared.token_auth,
             services.spawn,
-            services.admission,
+            admission,
         )
-        paths: dict[str, Application] = {config.server.websocket_path: self._push}
-        if config.echo.enabled:
-            paths[config.echo.path] = Echo()
-        services.set_websocket_paths(paths)
+        services.set_websocket_paths(websocket_paths(config, self._push))
         return services
-
-    def _admission(self) -> Admission | None:
-        limits, environment = self._config.limits, self._environment
-        if not (limits.connections_per_user or limits.connections_per_address):
-            return None
-        admission = Admission(limits, self._bus, environment.connections)
-        environment.release = admission.release
-        return admission
 
     async def _listen(self, slot: int, listeners: tuple[Listener, ...]) -> None:
         """Accept from a slot's listeners, unless that was called off meanwhile.
@@ -220,37 +226,35 @@ class Worker:
     def _end_second(self) -> None:
         self._services.overload.end_second()
         self._services.refusals.end_second()
+        self._services.refused_requests.end_second()
+        self._gauges.end_second()
         self._trimmer.end_second(self._environment.counters.closes)
         self._bus.send_snapshot()
 
     # -- shutdown ----------------------------------------------------------------
 
     async def _shutdown(self) -> None:
-        """Stop accepting, answer what is under way, tell clients to come back, wait with a deadline."""
-        deadline = asyncio.get_running_loop().time() + self._drain_seconds
-        for slot in list(self._servers):
-            self._stop_accepting(slot)
-        http_connections, connections = self._services.http_connections, self._environment.connections
-        for http in list(http_connections):
-            http.drain()
-        await _until(lambda: not self._services.tasks and not self._bus.pending, deadline)
-        await _until(self._is_empty, deadline)
-        log.info("drained", extra=fields(connections_left=len(connections) + len(http_connections)))
+        """Send everybody away, answer what is under way, wait with a deadline."""
+        assert self._order is not None
+        services = self._services
+        self._readiness = self._readiness or "draining"
+        self._drain = Drain(
+            self._order, services, stop_accepting=self._stop_accepting_all,
+            is_settled=lambda: not services.tasks and not self._bus.pending,
+        )  # fmt: skip
+        await self._drain.run()
+        left = len(self._environment.connections) + len(services.http_connections)
+        log.info("drained", extra=fields(connections_left=left))
         self._bus.send_snapshot()
         self._bus.close()
         await self._push.token_auth.close()
-        await self._services.push_auth.close()
-        await self._services.app.close()
+        await services.push_auth.close()
+        await services.app.close()
         self._channel.close()
 
-    def _is_empty(self) -> bool:
-        """Send every client away, those too that were accepted at the last moment; True when nobody is left."""
-        http_connections, connections = self._services.http_connections, self._environment.connections
-        for http in list(http_connections):
-            http.drain()
-        for connection in list(connections):
-            connection.close(CloseCode.SERVICE_RESTART, "server is restarting")
-        return not connections and not http_connections
+    def _stop_accepting_all(self) -> None:
+        for slot in list(self._servers):
+            self._stop_accepting(slot)
 
     def _stop_accepting(self, slot: int) -> None:
         for server in self._servers.pop(slot, ()):
@@ -261,10 +265,13 @@ class Worker:
     def _on_control(self, message: control.ToChild, descriptors: list[int]) -> None:
         match message:
             case control.Drain():
-                self._drain_seconds = message.seconds
-                self._draining.set()
+                self._begin_drain(message)
+            case control.Prepare():
+                self._prepare(message)
             case control.Reload():
                 self._reload(message.config)
+            case control.Readiness():
+                self._readiness = message.reason
             case control.Cover():
                 self._cover(message.slot, descriptors)
             case control.Uncover():
@@ -272,34 +279,58 @@ class Worker:
             case _:
                 log.error("unexpected message from the supervisor", extra=fields(kind=type(message).__name__))
 
+    def _begin_drain(self, order: control.Drain) -> None:
+        self._order = order
+        self._draining.set()
+        if self._drain is not None:
+            self._drain.obey(order)
+
     def _on_sigterm(self) -> None:
         """Drain on somebody's wish: the supervisor starts a successor meanwhile."""
         if not self._draining.is_set():
-            self._channel.send(control.Leaving(self._drain_seconds))
-            self._draining.set()
+            seconds = self._environment.config.server.drain_seconds
+            self._channel.send(control.Leaving(seconds))
+            self._begin_drain(control.Drain(seconds))
+
+    def _on_auth_exhausted(self) -> None:
+        """Give way to a successor: threads that never come back leave nobody to authenticate clients here."""
+        logs.write_stacks()
+        self._on_sigterm()
 
     def _on_orphaned(self) -> None:
         log.error("supervisor gone")
-        self._drain_seconds -= min(_END_SECONDS, self._drain_seconds / 4)  # nobody is left to see to the limit
-        self._draining.set()
+        seconds = self._environment.config.server.drain_seconds
+        # Nobody is left to see to the limit.
+        self._begin_drain(control.Drain(seconds - min(_END_SECONDS, seconds / 4)))
+
+    def _prepare(self, message: control.Prepare) -> None:
+        """Find out whether this worker could take the configuration over."""
+        unused, self._prepared = self._prepared, None
+        if unused is not None:
+            self._services.spawn(unused.close())
+        try:
+            self._prepared = prepare(message.config, self._environment.counters, self._on_auth_exhausted)
+        except ConfigError as error:
+            self._channel.send(control.Prepared(message.number, str(error)))
+        else:
+            self._channel.send(control.Prepared(message.number))
 
     def _reload(self, config: Config) -> None:
-        """Take over keys, tokens and log level."""
+        """Take over what has been prepared; a worker that was started meanwhile prepares it now."""
         logs.set_level(config.log.level)
         logs.reopen()
-        services = self._services
+        prepared, self._prepared = self._prepared, None
         try:
-            new_token_auth, new_push_auth = token_auth(config), push_auth(config)
+            if prepared is None or prepared.config != config:
+                prepared = prepare(config, self._environment.counters, self._on_auth_exhausted)
         except ConfigError as error:
             log.error("not reloaded", extra=fields(reason=str(error)))
             return
-        old_token_auth, self._push.token_auth = self._push.token_auth, new_token_auth
-        old_push_auth, services.push_auth = services.push_auth, new_push_auth
-        services.push_auth_is_sync = config.push.auth != "python"
-        services.auth_headers = _auth_headers(config)
-        services.guard = Guard(open_keys(config), config.server.origins)
-        services.spawn(old_token_auth.close())
-        services.spawn(old_push_auth.close())
+        services = self._services
+        services.spawn(self._push.token_auth.close())
+        services.spawn(services.push_auth.close())
+        take_over(prepared, self._environment, services, self._push)
+        services.spawn(tell_connections(self._environment))
         log.info("reloaded")
 
     def _figures(self) -> dict[str, int]:
@@ -342,18 +373,7 @@ class Worker:
         return len(found)
 
     def _measure(self) -> bytes:
-        """Return this worker's snapshot: every figure of metrics.WORKER_METRICS."""
-        environment = self._environment
-        gauges = {
-            "connections": len(environment.connections),
-            "http_connections": len(self._services.http_connections),
-            "registrations": len(self._hub),
-            "send_queue_bytes": environment.send_queues.queued_bytes,
-            "slow_connections": len(environment.send_queues.paused),
-            "bus_queue_bytes": self._bus.queued_bytes,
-            "loop_lag_seconds": round(self._services.overload.worst_lag, 3),
-        }
-        return orjson.dumps({"counters": environment.counters.snapshot(), "gauges": gauges})
+        return self._gauges.snapshot()
 
 
 async def _any_of(*events: asyncio.Event) -> None:
@@ -362,21 +382,3 @@ async def _any_of(*events: asyncio.Event) -> None:
     _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in pending:
         wait.cancel()
-
-
-async def _until(condition: Callable[[], bool], deadline: float) -> None:
-    """Return when `condition` holds, or at `deadline` of the loop's clock."""
-    loop = asyncio.get_running_loop()
-    while not condition() and loop.time() < deadline:
-        await asyncio.sleep(TICK_SECONDS / 4)
-
-
-def _auth_headers(config: Config) -> tuple[str, ...] | None:
-    """Return the request headers that a later registration by message is judged by; None: all of them."""
-    match config.auth.mode:
-        case "webhook":
-            return tuple(name.lower() for name in config.auth.webhook.headers)
-        case "python":
-            return None
-        case _:
-            return ()

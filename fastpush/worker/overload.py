@@ -1,4 +1,4 @@
-"""What a worker does with more handshakes than it can serve: turns them away cheaply, and says so once a second.
+"""What a worker does with more handshakes than it can serve: turns them away cheaply.
 
 Connections beyond what is accepted wait in the kernel: libuv accepts one connection per
 listening socket and turn of the loop, so a flood of connects delays what is established
@@ -6,21 +6,14 @@ by one accept a turn. What is accepted and asks for a WebSocket is judged here r
 behind its request line; who is turned away costs no parsing, no task and no log line.
 """
 
-import logging
 import resource
-from collections import Counter
-from typing import Any
 
 from fastpush import errors
 from fastpush.config import Limits
 from fastpush.errors import RequestError
-from fastpush.log import fields
 from fastpush.state.rate import TokenBucket
 from fastpush.worker.environment import Environment
 
-log = logging.getLogger("fastpush.upgrade")
-
-_LINES_A_SECOND = 10
 _RESERVED_DESCRIPTORS = 1024  # for pushes, for clients that are being judged, and for what the process needs itself
 
 
@@ -28,15 +21,22 @@ class Overload:
     """Decides about every new handshake, and keeps the loop's lag.
 
     handshakes: under way; counted with the open connections.
+    connections_limit: how many both may be.
+    is_draining: whoever asks now would soon be sent away.
     """
 
     def __init__(self, limits: Limits, environment: Environment, now: float) -> None:
         self._environment = environment
-        self._rate = TokenBucket(limits.handshakes_per_second, now) if limits.handshakes_per_second else None
-        self._connections = limits.connections or _reachable_connections()
-        self._max_lag = limits.max_lag_ms / 1000 or float("inf")
         self._lag = self._worst = self._last_worst = 0.0
         self.handshakes = 0
+        self.is_draining = False
+        self.limit(limits, now)
+
+    def limit(self, limits: Limits, now: float) -> None:
+        """Decide by these limits from now on."""
+        self._rate = TokenBucket(limits.handshakes_per_second, now) if limits.handshakes_per_second else None
+        self.connections_limit = limits.connections or _reachable_connections()
+        self._max_lag = limits.max_lag_ms / 1000 or float("inf")
 
     def observe_lag(self, seconds: float) -> None:
         """Take how late a tick came."""
@@ -54,9 +54,11 @@ class Overload:
 
     def outcome(self, now: float) -> str:
         """Return under which outcome a new handshake is turned away, or ""; it costs one of the rate's."""
+        if self.is_draining:
+            return "draining"
         if self._lag > self._max_lag:
             return "lag"
-        if len(self._environment.connections) + self.handshakes >= self._connections:
+        if len(self._environment.connections) + self.handshakes >= self.connections_limit:
             return "connections"
         if self._rate is not None and not self._rate.take(now):
             return "rate"
@@ -70,32 +72,8 @@ def _reachable_connections() -> int:
 
 
 OVERLOADED: dict[str, RequestError] = {
+    "draining": errors.unavailable("this server is draining"),
     "lag": errors.unavailable("this worker is far behind ([limits] max_lag_ms)"),
     "rate": errors.unavailable("too many handshakes a second ([limits] handshakes_per_second)"),
     "connections": errors.unavailable("this worker has all the connections it may have ([limits] connections)"),
 }
-
-
-class RefusalLog:
-    """Lines about refused handshakes: one each while they are few, else one a second about all the others."""
-
-    def __init__(self, now: float) -> None:
-        self._lines = TokenBucket(_LINES_A_SECOND, now)
-        self._others: Counter[str] = Counter()
-
-    def add(self, outcome: str, now: float, **described: Any) -> None:
-        """Write a line about one handshake, or count it."""
-        if self._lines.take(now):
-            log.info("handshake refused", extra=fields(**described))
-        else:
-            self._others[outcome] += 1
-
-    def count(self, outcome: str) -> None:
-        """Count a handshake that is not worth a line of its own."""
-        self._others[outcome] += 1
-
-    def end_second(self) -> None:
-        """Write the line about what was only counted."""
-        if self._others:
-            log.info("handshakes refused", extra=fields(total=self._others.total(), **self._others))
-            self._others.clear()

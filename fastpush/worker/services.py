@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from fastpush.applications.interface import Application
 from fastpush.applications.push import NO_HEADERS
+from fastpush.errors import RequestError
 from fastpush.http.app import HttpApp
 from fastpush.http.auth import PushAuth
 from fastpush.http.guard import Guard
+from fastpush.http.head import HEAD_END
 from fastpush.http.proxies import TrustedProxies
 from fastpush.http.push import Outcome, PushService, render
+from fastpush.http.refusals import RefusalLog
+from fastpush.http.request_id import RequestIds
 from fastpush.worker.admission import Admission
 from fastpush.worker.environment import Environment
-from fastpush.worker.overload import Overload, RefusalLog
+from fastpush.worker.overload import Overload
 from fastpush.worker.timers import TICK_SECONDS
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ log = logging.getLogger("fastpush.worker")
 
 TICKS_A_SECOND = round(1 / TICK_SECONDS)
 _REPLIES_MAX = 1000
+_REASON_CHARACTERS = 200  # of a log line
 
 
 @dataclass(slots=True)
@@ -36,8 +41,8 @@ class Services:
     lean_body_bytes:   a larger push goes to aiohttp.
     handshake_starts:  how the request lines of the applications' handshakes begin.
     trusted_proxies:   whose X-Forwarded-For is believed.
-    admission:         None where no limit counts users or addresses.
     now():             seconds of the loop's clock.
+    refusals, refused_requests: log lines about handshakes, and about all other requests.
     push_auth_is_sync: whether a push may be authorized without waiting; else it goes to aiohttp.
     """
 
@@ -54,13 +59,15 @@ class Services:
     now: Callable[[], float]
     overload: Overload
     refusals: RefusalLog
-    admission: Admission | None
+    refused_requests: RefusalLog
+    admission: Admission
     app: HttpApp = field(init=False)
     websocket_paths: Mapping[str, Application] = field(default_factory=dict)
     handshake_starts: tuple[bytes, ...] = ()
     http_connections: "set[HttpConnection]" = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _replies: dict[Outcome, bytes] = field(default_factory=dict)
+    request_ids: RequestIds = field(default_factory=RequestIds)
+    _replies: dict[Outcome, tuple[bytes, bytes]] = field(default_factory=dict)
     _date: bytes = b""
     _date_second: int = -1
 
@@ -78,19 +85,39 @@ class Services:
             self._replies.clear()
         return self._date
 
-    def sent_reply(self, outcome: Outcome) -> bytes:
-        """Return the whole plain reply of a push that was taken, made once a second and outcome."""
+    def sent_reply(self, outcome: Outcome, request_id: str) -> bytes:
+        """Return the whole plain reply of a push that was taken; all but the id is made once a second and outcome."""
         date = self.date_header()
-        reply = self._replies.get(outcome)
-        if reply is None:
+        halves = self._replies.get(outcome)
+        if halves is None:
             if len(self._replies) >= _REPLIES_MAX:
                 self._replies.clear()
             body = render(outcome, as_json=False).body
-            reply = self._replies[outcome] = (
-                b"HTTP/1.1 200 OK\r\n%b\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
-                % (date, len(body), body)
+            lines = (
+                b"HTTP/1.1 200 OK",
+                date,
+                b"Content-Type: text/plain; charset=utf-8",
+                b"Content-Length: %d" % len(body),
+                b"X-Request-Id: ",
             )
-        return reply
+            halves = self._replies[outcome] = (b"\r\n".join(lines), HEAD_END + body)
+        return halves[0] + request_id.encode() + halves[1]
+
+    def log_refusal(self, error: RequestError, request_id: str, peer: str, path: str) -> None:
+        """Write a line about a request that is refused or has failed, or count it: see RefusalLog.
+
+        Its reason names fields and limits, never a token or a key.
+        """
+        self.refused_requests.add(
+            error.code,
+            self.now(),
+            request_id=request_id,
+            peer=peer,
+            path=path,
+            status=error.status,
+            code=error.code,
+            reason=error.reason[:_REASON_CHARACTERS],
+        )
 
     def kept_headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         """Return what of an upgrade request's headers its connection has to keep."""

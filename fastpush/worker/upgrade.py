@@ -85,9 +85,11 @@ class Handshake:
             case TokenRejected() | AuthUnavailable():
                 self._reject(error)
             case _:
-                log.error("handshake failed", exc_info=error, extra=fields(path=self._head.path))
-                if self._http is not None:
-                    self._http.refuse_upgrade(internal_error(error))
+                http = self._http
+                request_id = "" if http is None else http.request_id
+                log.error("handshake failed", exc_info=error, extra=fields(path=self._head.path, request_id=request_id))
+                if http is not None:
+                    http.refuse_upgrade(internal_error(error))
                 self._end()
 
     # -- the steps ---------------------------------------------------------------
@@ -101,18 +103,15 @@ class Handshake:
         if isinstance(application, Push):
             limits = services.environment.config.limits
             self._options = parse_query(head.query, name_bytes=limits.name_bytes, registrations=limits.registrations)
-        admission = services.admission
-        if admission is not None and admission.per_address:
+        if services.admission.per_address:
             self._ask(address_name(self._address), self._on_address)
         else:
             self._authenticate()
 
     def _ask(self, name: bytes, then: Callable[[bool], None]) -> None:
         """Have the broker count a connection more of `name`."""
-        admission = self._services.admission
-        assert admission is not None
         self._wait_for_broker()
-        admission.admit(name, lambda is_admitted: self._on_admitted(name, then, is_admitted))
+        self._services.admission.admit(name, lambda is_admitted: self._on_admitted(name, then, is_admitted))
 
     def _on_admitted(self, name: bytes, then: Callable[[bool], None], is_admitted: bool) -> None:  # noqa: FBT001
         self._services.environment.wheel.cancel(self)
@@ -125,7 +124,6 @@ class Handshake:
 
     def _on_address(self, is_admitted: bool) -> None:  # noqa: FBT001
         services = self._services
-        assert services.admission is not None
         services.admission.watch(self._address, services.now())
         if is_admitted:
             self._authenticate()
@@ -155,8 +153,7 @@ class Handshake:
 
     def _identify(self, identity: Identity) -> None:
         self._identity = identity
-        admission = self._services.admission
-        if admission is not None and admission.per_user:
+        if self._services.admission.per_user:
             self._ask(user_name(identity.user), self._on_user)
         else:
             self._announce()
@@ -242,24 +239,28 @@ class Handshake:
             refusal = errors.unauthorized(str(error)) if is_rejected else errors.unavailable(str(error))
             self._refuse(refusal, _OUTCOMES[refusal.status])
             return
-        self._services.environment.counters.count_handshake("unauthorized" if is_rejected else "unavailable")
+        outcome = "unauthorized" if is_rejected else "unavailable"
+        code = CloseCode.TOKEN_REJECTED if is_rejected else CloseCode.TRY_AGAIN_LATER
+        self._services.environment.counters.count_handshake(outcome)
+        if self._http is not None:
+            self._log_refusal(self._http, outcome, code, str(error))
         self._options = None
         connection = self._hand_over()
-        if connection is not None and is_rejected:
-            connection.close(CloseCode.TOKEN_REJECTED, "token rejected")
-        elif connection is not None:
-            connection.close(CloseCode.TRY_AGAIN_LATER, "authentication is not available")
+        if connection is not None:
+            connection.close(code, "token rejected" if is_rejected else "authentication is not available")
         self._end()
 
     def _refuse(self, error: RequestError, outcome: str) -> None:
         http, services = self._http, self._services
         if http is not None:
             services.environment.counters.count_handshake(outcome)
-            services.refusals.add(
-                outcome, services.now(), peer=http.peer, path=self._head.path, code=error.status, reason=error.reason
-            )
+            self._log_refusal(http, outcome, error.status, error.reason)
             http.refuse_upgrade(error)
         self._end()
+
+    def _log_refusal(self, http: "HttpConnection", outcome: str, code: int, reason: str) -> None:
+        described = {"peer": http.peer, "path": self._head.path, "request_id": http.request_id}
+        self._services.refusals.add(outcome, self._services.now(), **described, code=code, reason=reason)
 
     def _end(self) -> None:
         """Give back what was taken for the handshake; again does nothing."""

@@ -90,7 +90,7 @@ async def connected(
     try:
         if welcomed:
             await broker.welcome()
-            await until(lambda: client.is_connected)
+            await until(lambda: not client.unready)
         yield client, broker
     finally:
         client.close()
@@ -113,10 +113,10 @@ def test_table_on_every_connect(tmp_path: Path) -> None:
         async with connected(tmp_path, keys=[KEY, b"*"], welcomed=False) as (client, broker):
             for _ in range(3):
                 assert (await broker.welcome())[0] == {KEY, b"*"}
-                await until(lambda: client.is_connected)
+                await until(lambda: not client.unready)
                 assert client.epoch == 3
                 broker.hang_up()
-                await until(lambda: not client.is_connected)
+                await until(lambda: client.unready)
 
     asyncio.run(scenario())
 
@@ -215,7 +215,7 @@ def test_nothing_is_asked_before_welcome(tmp_path: Path) -> None:
             with pytest.raises(BusUnavailable, match="restarted"):
                 client.scrape(lambda _: None)
             await broker.say(bus.encode(bus.WELCOME, 0, bus.encode_epoch(3)))
-            await until(lambda: client.is_connected)
+            await until(lambda: not client.unready)
             client.publish(b"body", lambda *_: None)
             assert (await broker.hear())[0] == bus.PUBLISH
 
@@ -243,7 +243,7 @@ def test_unknown_when_the_link_is_lost(tmp_path: Path) -> None:
             assert reports == [None]
             assert client.pending == 0
             await broker.welcome()
-            await until(lambda: client.is_connected)
+            await until(lambda: not client.unready)
 
     asyncio.run(scenario())
 
@@ -283,12 +283,14 @@ def test_delivery_is_counted(tmp_path: Path) -> None:
 
         async with connected(tmp_path, deliver=deliver, close_user=lambda _: 2) as (_, broker):
             for number, frame in enumerate((b"good", b"bad", b"good")):
-                await broker.say(bus.encode(bus.DELIVER, number, bus.encode_publication([KEY], b"news", frame)))
+                await broker.say(
+                    bus.encode(bus.DELIVER, number, bus.encode_publication([KEY], b"news", frame, taken_seconds=1.0))
+                )
             await broker.say(bus.encode(bus.CLOSE, 9, b'["jack",null]'))
             heard = [await broker.hear() for _ in range(4)]
             counts = [(kind, number, bus.decode_count(body)) for kind, number, body in heard]
             assert counts == [(bus.COUNT, 0, 3), (bus.COUNT, 1, 0), (bus.COUNT, 2, 3), (bus.COUNT, 9, 2)]
-            assert delivered[0] == ([KEY], b"news", b"good")
+            assert delivered[0] == ([KEY], b"news", b"good", 1.0)
 
     asyncio.run(scenario())
 
@@ -300,7 +302,9 @@ def test_counts_may_come_later_and_in_any_order(tmp_path: Path) -> None:
         later: list[Callable[[int], None]] = []
         async with connected(tmp_path, deliver=lambda _, counted: later.append(counted)) as (_, broker):
             for number in (5, 6, 7):
-                await broker.say(bus.encode(bus.DELIVER, number, bus.encode_publication([KEY], b"news", b"frame")))
+                await broker.say(
+                    bus.encode(bus.DELIVER, number, bus.encode_publication([KEY], b"news", b"frame", taken_seconds=1.0))
+                )
             await until(lambda: len(later) == 3)
             for position in (2, 0, 1):
                 later[position](position)
@@ -317,15 +321,15 @@ def test_a_count_goes_to_the_link_that_asked_or_to_nobody(tmp_path: Path) -> Non
     async def scenario() -> None:
         later: list[Callable[[int], None]] = []
         async with connected(tmp_path, deliver=lambda _, counted: later.append(counted)) as (client, broker):
-            message = bus.encode(bus.DELIVER, 1, bus.encode_publication([KEY], b"news", b"frame"))
+            message = bus.encode(bus.DELIVER, 1, bus.encode_publication([KEY], b"news", b"frame", taken_seconds=1.0))
             for _ in range(2):
                 await broker.say(message)
             await until(lambda: len(later) == 2)
             broker.hang_up()
-            await until(lambda: not client.is_connected)
+            await until(lambda: client.unready)
             later[0](99)  # while there is no link
             await broker.welcome()
-            await until(lambda: client.is_connected)
+            await until(lambda: not client.unready)
             await broker.say(message)
             await until(lambda: len(later) == 3)
             later[1](99)  # while there is another one
@@ -341,7 +345,7 @@ def test_a_count_goes_to_the_link_that_asked_or_to_nobody(tmp_path: Path) -> Non
 # A push that only this worker wants
 
 
-OWN = bus.encode_publication([KEY], b"news", b"frame")
+OWN = bus.encode_publication([KEY], b"news", b"frame", taken_seconds=1.0)
 
 
 async def ask(client: BusClient, broker: FakeBroker, on_result: Callable[[int, int, int], None]) -> int:
@@ -377,13 +381,13 @@ def test_an_own_push_is_delivered_from_the_kept_body_and_answered_with_its_count
             counted(3)
 
         async with connected(tmp_path, deliver=deliver) as (client, broker):
-            client.publish(bus.encode_publication([KEY], b"news", frame), on_result)
+            client.publish(bus.encode_publication([KEY], b"news", frame, taken_seconds=1.0), on_result)
             _, number, _ = await broker.hear()
             assert (delivered, client.pending) == ([], 1)
             await broker.say(bus.encode(bus.DELIVER_OWN, number))
             await until(lambda: found)
             assert found == [(Status.DONE, 3, 0)]
-            assert delivered == [([KEY], b"news", frame)]
+            assert delivered == [([KEY], b"news", frame, 1.0)]
             assert client.pending == 0
             client.withdraw(KEY)
             assert (await broker.hear())[0] == bus.UNSUBSCRIBE  # nothing came between
@@ -402,7 +406,7 @@ def test_own_pushes_may_be_counted_later_and_in_any_order(tmp_path: Path) -> Non
             requests = [await ask(client, broker, on_result) for on_result in (on_first, on_second)]
             await broker.say(
                 bus.encode(bus.DELIVER_OWN, requests[1]),
-                bus.encode(bus.DELIVER, 5, bus.encode_publication([KEY], b"news", b"other")),
+                bus.encode(bus.DELIVER, 5, bus.encode_publication([KEY], b"news", b"other", taken_seconds=1.0)),
                 bus.encode(bus.DELIVER_OWN, requests[0]),
             )
             await until(lambda: len(deliveries.counted) == 3)
@@ -454,7 +458,7 @@ def test_a_lost_link_does_not_answer_what_is_being_delivered_here(tmp_path: Path
             assert (own, waiting, client.pending) == ([], [(Status.UNKNOWN, 0, 0)], 2)
             deliveries.counted[0](3)
             await broker.welcome()
-            await until(lambda: client.is_connected)
+            await until(lambda: not client.unready)
             deliveries.counted[1](4)
             assert (own, client.pending) == ([(Status.DONE, 3, 0), (Status.DONE, 4, 0)], 0)
             client.withdraw(KEY)
@@ -494,7 +498,7 @@ def test_an_own_push_that_is_answered_is_not_delivered(
             await broker.say(
                 bus.encode(bus.DELIVER_OWN, request),
                 bus.encode(bus.DELIVER_OWN, 10**6),
-                bus.encode(bus.DELIVER, 5, bus.encode_publication([KEY], b"news", b"other")),
+                bus.encode(bus.DELIVER, 5, bus.encode_publication([KEY], b"news", b"other", taken_seconds=1.0)),
             )
             await until(lambda: deliveries.publications)
             assert [publication.frame for publication in deliveries.publications] == [b"other"]
@@ -531,7 +535,7 @@ def test_own_pushes_that_are_not_counted_are_bounded(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         deliveries = Deliveries()
-        body = bus.encode_publication([KEY], b"news", b"f" * 50_000)
+        body = bus.encode_publication([KEY], b"news", b"f" * 50_000, taken_seconds=1.0)
         async with connected(tmp_path, deliver=deliveries) as (client, broker):
             for delivered in (1, 2):
                 client.publish(body, lambda *_: None)
@@ -596,13 +600,13 @@ def test_announcements_are_bounded_too(tmp_path: Path) -> None:
             for _ in range(100_000):
                 client.announce(KEY, lambda: None)
                 client.withdraw(KEY)
-                if not client.is_connected:
+                if client.unready:
                     break
                 assert client.queued_bytes < 300_000
                 await asyncio.sleep(0)
             broker.hang_up()
             await broker.welcome()
-            await until(lambda: client.is_connected)
+            await until(lambda: not client.unready)
 
     asyncio.run(scenario())
 
@@ -628,10 +632,10 @@ def test_garbage_ends_the_link_and_a_new_one_is_made(tmp_path: Path) -> None:
         async with connected(tmp_path) as (client, broker):
             for garbage in (b"\xff" * 20, bus.encode(bus.HELLO, 1)):
                 await broker.say(garbage)
-                await until(lambda: not client.is_connected)
+                await until(lambda: client.unready)
                 broker.hang_up()
                 await broker.welcome()
-                await until(lambda: client.is_connected)
+                await until(lambda: not client.unready)
 
     asyncio.run(scenario())
 
@@ -648,7 +652,7 @@ def test_waits_for_a_listener(tmp_path: Path) -> None:
         await asyncio.sleep(0.01)
         broker = FakeBroker(tmp_path / "bus")
         await broker.welcome()
-        await until(lambda: client.is_connected)
+        await until(lambda: not client.unready)
         client.close()
         await until(lambda: client._link is None)
         broker.hang_up()

@@ -98,9 +98,9 @@ def test_head_and_body_apart() -> None:
 
 @pytest.mark.parametrize("keys", [[b"*"], [b""], [b"a" * 600, b"b", b""], [str(n).encode() for n in range(65535)]])
 def test_publication(keys: list[bytes]) -> None:
-    """Keys, event and frame come out as they went in; the keys also alone."""
-    body = bus.encode_publication(keys, "événement".encode(), b"\x81\x05hello")
-    assert bus.decode_publication(body) == (keys, "événement".encode(), b"\x81\x05hello")
+    """Keys, event, frame and time come out as they went in; the keys also alone."""
+    body = bus.encode_publication(keys, "événement".encode(), b"\x81\x05hello", taken_seconds=12345.678901)
+    assert bus.decode_publication(body) == (keys, "événement".encode(), b"\x81\x05hello", 12345.678901)
     assert bus.decode_keys(body) == keys
 
 
@@ -120,7 +120,7 @@ def test_small_answers() -> None:
 def test_large_publications_are_not_copied(keys: list[bytes]) -> None:
     """A large body is a view into what was read, fed whole or in pieces; what is decoded from it is bytes."""
     frame = bytes(range(256)) * (bus.LARGE_BYTES // 128)
-    body = bus.encode_publication(keys, b"e", frame[:100], frame[100:])
+    body = bus.encode_publication(keys, b"e", frame[:100], frame[100:], taken_seconds=2.5)
     small = bus.encode(bus.SUBSCRIBE, 7, b"key")
     stream = small + bus.encode_head(bus.PUBLISH, 8, len(body)) + body + small
     for step in (len(stream), 1000, len(small) + 5):
@@ -137,5 +137,5 @@ def test_large_publications_are_not_copied(keys: list[bytes]) -> None:
         assert type(view) is memoryview and view == body
         assert bus.decode_keys(view) == keys
         publication = bus.decode_publication(view)
-        assert publication == (keys, b"e", frame)
+        assert publication == (keys, b"e", frame, 2.5)
         assert {type(part) for part in (*publication.keys, publication.event, publication.frame)} == {bytes}

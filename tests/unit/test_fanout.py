@@ -108,7 +108,7 @@ class Broker:
 
 
 def publication(*keys: bytes, event: str = "e", message: str = "hello") -> Publication:
-    return Publication(list(keys), event.encode(), text_frame(message.encode()))
+    return Publication(list(keys), event.encode(), text_frame(message.encode()), taken_seconds=0.0)
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:

@@ -10,7 +10,8 @@ import pytest
 from fastpush.applications.echo import Echo
 from fastpush.config import Config, Limits, Server, check
 from fastpush.errors import ConfigError
-from fastpush.worker.overload import Overload, RefusalLog
+from fastpush.http.refusals import RefusalLog
+from fastpush.worker.overload import Overload
 from tests.http_parts import Parts, http_parts
 from tests.wire import push, request, upgrade
 
@@ -111,7 +112,7 @@ def test_lines_are_few(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.Mon
     """Ten lines a second at most, and one about all the others; a quiet second has none."""
     monkeypatch.setattr(logging.getLogger("fastpush"), "propagate", True)
     caplog.set_level(logging.INFO, "fastpush")
-    refusals = RefusalLog(0)
+    refusals = RefusalLog("handshake", logging.getLogger("fastpush.upgrade"), 0)
     for _ in range(1000):
         refusals.add("unauthorized", 0.5, code=401)
         refusals.count("rate")

@@ -16,6 +16,7 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.is_full = False
+        self.queued_bytes = 0
         self.is_closed = False
         self._decoder = bus.Decoder(10**6)
         self.sent: list[tuple[int, int, bytes]] = []
@@ -45,7 +46,7 @@ class Broker:
         self.stalled: list[int] = []
         self.router = Router(
             0xE0, workers, clock=lambda: self.now, confirm_seconds=CONFIRM_SECONDS, resync_seconds=RESYNC_SECONDS,
-            queue_bytes=queue_bytes, on_stalled=self.stalled.append,
+            queue_bytes=queue_bytes, started_seconds=7.0, on_stalled=self.stalled.append,
         )  # fmt: skip
 
     def say(self, link: FakeLink, kind: int, number: int = 0, body: bytes = b"") -> None:
@@ -61,7 +62,12 @@ class Broker:
         return link
 
     def push(self, link: FakeLink, request: int, *keys: bytes) -> None:
-        self.say(link, bus.PUBLISH, request, bus.encode_publication(list(keys) or [KEY], b"news", b"frame"))
+        self.say(
+            link,
+            bus.PUBLISH,
+            request,
+            bus.encode_publication(list(keys) or [KEY], b"news", b"frame", taken_seconds=1.0),
+        )
 
     def count(self, link: FakeLink, connections: int) -> None:
         """Count the oldest publication that the worker has not counted."""
@@ -95,7 +101,7 @@ def test_delivered_body_is_the_published_one() -> None:
     broker = Broker()
     asker, link = broker.join(1), broker.join(2, KEY)
     broker.push(asker, 1)
-    assert link.take(bus.DELIVER)[0][1] == bus.encode_publication([KEY], b"news", b"frame")
+    assert link.take(bus.DELIVER)[0][1] == bus.encode_publication([KEY], b"news", b"frame", taken_seconds=1.0)
 
 
 def test_one_message_carries_all_keys_of_a_push_to_a_worker() -> None:
@@ -161,7 +167,7 @@ def test_a_push_that_only_the_asking_worker_wants_is_left_to_it() -> None:
         broker.push(link, request)
     broker.wait(2 * CONFIRM_SECONDS)
     assert link.sent == [(bus.DELIVER_OWN, 7, b""), (bus.DELIVER_OWN, 8, b"")]
-    assert broker.router.counts == {"publications": 2, "refused": 0, "unconfirmed": 0}
+    assert broker.router.counts == {"publications": 2, "refused": 0, "unconfirmed": 0, "workers_lost": 0}
     assert [peer.uncounted_bytes for peer in broker.router._peers.values()] == [0, 0]
     broker.router.on_closed(link)
     assert broker.router.counts["unconfirmed"] == 0
@@ -220,7 +226,7 @@ def test_an_own_push_is_refused_like_any() -> None:
     broker.count(link, 1)
     broker.push(link, 5)
     assert link.take(bus.DELIVER_OWN) == [(5, b"")]
-    assert broker.router.counts == {"publications": 2, "refused": 3, "unconfirmed": 0}
+    assert broker.router.counts == {"publications": 2, "refused": 3, "unconfirmed": 0, "workers_lost": 0}
 
 
 def test_a_worker_whose_table_is_not_whole_again_has_no_own_pushes() -> None:
@@ -252,7 +258,7 @@ def test_unconfirmed_at_the_deadline_and_not_before() -> None:
     assert one.results() == [(1, Status.DONE, 3, 1)]
     broker.count(two, 2)
     assert one.results() == []
-    assert broker.router.counts == {"publications": 1, "refused": 0, "unconfirmed": 1}
+    assert broker.router.counts == {"publications": 1, "refused": 0, "unconfirmed": 1, "workers_lost": 0}
 
 
 def test_each_push_has_its_own_deadline() -> None:
@@ -307,7 +313,7 @@ def test_refused_to_all_when_one_link_is_full() -> None:
 # What a worker has not counted
 
 
-BODY_BYTES = len(bus.encode_publication([KEY], b"news", b"frame"))
+BODY_BYTES = len(bus.encode_publication([KEY], b"news", b"frame", taken_seconds=1.0))
 
 
 def test_what_a_worker_has_not_counted_is_bounded() -> None:

@@ -30,7 +30,7 @@ class Bench:
         def on_flow() -> None:
             self.flows += 1
 
-        window = Window(self._server, self.pipe, body_bytes, self.done.append, on_flow)
+        window = Window(self._server, self.pipe, body_bytes, "id-1", self.done.append, on_flow)
         window.open(data)
         return window
 

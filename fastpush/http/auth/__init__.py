@@ -7,7 +7,7 @@
     tables.py      token-is-user, static                    answers at once
     jwt.py         signed tokens; jwks.py keeps a key set   answers at once while the key is known
     webhook.py     asks a back-end; answers.py remembers    answers at once while remembered
-    python.py      the user's own function, for both sides
+    python.py      the user's own function, for both sides; threads.py runs one that is not async
     keys.py        [push] auth = "none" and "keys"          answers at once
     outgoing.py    the HTTP client of jwks.py and webhook.py; complaints.py limits their log lines
 
@@ -17,21 +17,27 @@ are awaitables. No reason, log line or repr in here holds a token, a key or a he
 A reload makes new objects and closes the old: `close` lets calls under way finish.
 """
 
+from collections.abc import Callable
+
 from fastpush.config import Config, load_tokens
 from fastpush.errors import ConfigError
 from fastpush.http.auth.contract import Identity, PushAuth, TokenAuth
 from fastpush.http.auth.jwt import JwtAuth
 from fastpush.http.auth.keys import KeysPushAuth, NoPushAuth
-from fastpush.http.auth.python import PythonPushAuth, PythonTokenAuth
+from fastpush.http.auth.python import PythonPushAuth, PythonTokenAuth, Watch
 from fastpush.http.auth.tables import StaticAuth, TokenIsUser
 from fastpush.http.auth.webhook import WebhookAuth
+from fastpush.metrics import Counters
 
 __all__ = ["Identity", "PushAuth", "TokenAuth", "push_auth", "token_auth"]
 
 
-def token_auth(config: Config) -> TokenAuth:
+def token_auth(
+    config: Config, counters: Counters | None = None, on_exhausted: Callable[[], None] = lambda: None
+) -> TokenAuth:
     """Return what decides who a client is. Call in a worker, inside its running loop.
 
+    Args:   on_exhausted: called at most once, when calls that never end hold every thread of the user's function.
     Raises: ConfigError: keys cannot be read, or the user's function cannot be imported.
     """
     auth, name_bytes = config.auth, config.limits.name_bytes
@@ -45,13 +51,17 @@ def token_auth(config: Config) -> TokenAuth:
         case "webhook":
             return WebhookAuth(auth.webhook, name_bytes)
         case "python":
-            return PythonTokenAuth(auth.python, name_bytes)
+            watch = Watch(config.server.hang_seconds, counters or Counters(), on_exhausted)
+            return PythonTokenAuth(auth.python, watch, name_bytes)
     raise ConfigError(f"[auth] mode: {auth.mode!r} is unknown")
 
 
-def push_auth(config: Config) -> PushAuth:
+def push_auth(
+    config: Config, counters: Counters | None = None, on_exhausted: Callable[[], None] = lambda: None
+) -> PushAuth:
     """Return what decides who may push. Call in a worker, inside its running loop.
 
+    Args:   on_exhausted: as of `token_auth`.
     Raises: ConfigError: there is no key, or the user's function cannot be imported.
     """
     match config.push.auth:
@@ -60,5 +70,6 @@ def push_auth(config: Config) -> PushAuth:
         case "keys":
             return KeysPushAuth(config.push.keys)
         case "python":
-            return PythonPushAuth(config.push.callable, config.auth.python)
+            watch = Watch(config.server.hang_seconds, counters or Counters(), on_exhausted)
+            return PythonPushAuth(config.push.callable, config.auth.python, watch)
     raise ConfigError(f"[push] auth: {config.push.auth!r} is unknown")

@@ -18,8 +18,8 @@ class Complaints:
         self._next = float("-inf")
         self._left_out = 0
 
-    def add(self, event: str, reason: str, error: BaseException | None = None) -> None:
-        """Log `event` as a warning, or as an error with the stack of `error` but not its text.
+    def add(self, event: str, reason: str, error: BaseException | None = None, **more: object) -> None:
+        """Log `event` as a warning, or as an error with the stack of `error` but not its text; more: fields.
 
         An exception's text may quote what it was about (`KeyError: <the token>`), so only its type is shown.
         """
@@ -27,7 +27,7 @@ class Complaints:
         if now < self._next:
             self._left_out += 1
             return
-        named = fields(reason=reason, **({"left_out": self._left_out} if self._left_out else {}))
+        named = fields(reason=reason, **more, **({"left_out": self._left_out} if self._left_out else {}))
         self._next, self._left_out = now + EVERY_SECONDS, 0
         if error is None:
             self._log.warning(event, extra=named)

@@ -1,7 +1,9 @@
 """The user's own function decides who a client is or who may push.
 
-It is async and runs on the worker's loop, or it is not and runs in a few threads. Either way
-no more than `threads + queue` calls are under way; then the answer is "unavailable".
+It is async and runs on the worker's loop, or it is not and runs in a few threads (threads.py). Either way
+no more than `threads + queue` calls are under way; then the answer is "unavailable", as it is to
+a call that takes `timeout_seconds`: one that is async is cancelled, a thread goes on for nobody.
+An async function that blocks the loop is beyond this file: the supervisor replaces the worker.
 An exception in it is a fault of the service, not of the client: the stack is logged, without
 the exception's text (which may quote the token), and the answer is "unavailable" too.
 A module is imported once in a worker's life: a reload does not read it again.
@@ -14,13 +16,30 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from fastpush.config import PythonAuth
 from fastpush.errors import AuthUnavailable, ConfigError, TokenRejected
 from fastpush.http.auth.complaints import Complaints
 from fastpush.http.auth.contract import Identity, check_present, date, identity
+from fastpush.http.auth.threads import Call, Outcome, WatchedThreads
+from fastpush.log import fields
+from fastpush.metrics import Counters
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What a worker wants to know of functions that block.
+
+    on_exhausted(): every thread of a function has been stuck for `hang_seconds`; it cannot be asked any more.
+    """
+
+    hang_seconds: float
+    counters: Counters
+    on_exhausted: Callable[[], None]
 
 
 class PythonTokenAuth:
@@ -29,8 +48,10 @@ class PythonTokenAuth:
     Or (user id, expires_at), or (user id, ok) as in S0-10; anything false names nobody.
     """
 
-    def __init__(self, python: PythonAuth, name_bytes: int, wall_clock: Callable[[], float] = time.time) -> None:
-        self._function = UserFunction(python.callable, "[auth.python] callable", "auth function", python)
+    def __init__(
+        self, python: PythonAuth, watch: Watch, name_bytes: int, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._function = UserFunction(python.callable, "[auth.python] callable", "auth function", python, watch)
         self._name_bytes = name_bytes
         self._wall_clock = wall_clock
 
@@ -65,8 +86,8 @@ class PythonTokenAuth:
 class PythonPushAuth:
     """[push] auth = "python": function(headers) returns True or False (S0-19)."""
 
-    def __init__(self, callable_name: str, python: PythonAuth) -> None:
-        self._function = UserFunction(callable_name, "[push] callable", "push auth function", python)
+    def __init__(self, callable_name: str, python: PythonAuth, watch: Watch) -> None:
+        self._function = UserFunction(callable_name, "[push] callable", "push auth function", python, watch)
 
     def authorize(self, headers: Mapping[str, str]) -> Awaitable[bool]:
         return self._authorize(dict(headers))
@@ -82,26 +103,27 @@ class PythonPushAuth:
 
 
 class UserFunction:
-    """A function of the user's, bounded in calls and harmless in failure.
+    """A function of the user's, bounded in calls and time, and harmless in failure.
 
     name: "package.module:function".  key: the setting it comes from.  role: what clients hear it called.
     """
 
-    def __init__(self, name: str, key: str, role: str, python: PythonAuth) -> None:
+    def __init__(self, name: str, key: str, role: str, python: PythonAuth, watch: Watch) -> None:
         self._function = import_function(name, key)
         self._role = role
-        self._complaints = Complaints(logging.getLogger(__name__))
+        self._watch = watch
+        self._complaints = Complaints(log)
+        self._stuck_complaints = Complaints(log)
+        self._timeout_seconds = python.timeout_seconds
         self._most_under_way = python.threads + python.queue
         self._under_way = 0
         self._closed = False
-        self._threads = (
-            None if _is_async(self._function) else ThreadPoolExecutor(python.threads, role.replace(" ", "-"))
-        )
+        self._threads = None if _is_async(self._function) else self._make_threads(python.threads)
 
     async def call(self, *arguments: Any) -> Any:
         """Return what the function returns.
 
-        Raises: AuthUnavailable: it failed, or too many calls are under way.
+        Raises: AuthUnavailable: it failed, takes too long, or too many calls are under way.
                 TokenRejected, AuthUnavailable: the function raised this itself; its text is replaced.
         """
         if self._closed:
@@ -109,17 +131,13 @@ class UserFunction:
         if self._under_way >= self._most_under_way:
             self._complaints.add(f"{self._role} unavailable", "too many calls are waiting")
             raise AuthUnavailable(f"too many calls wait for the {self._role}")
-        if self._threads is None:
-            result, error = await self._counted(self._function, arguments)
-        else:
-            self._under_way += 1
-            # A caller that goes away does not take its call out of the pool's queue: the call
-            # counts until a thread is done with it, so that the queue's length stays bounded.
-            thread = asyncio.wrap_future(self._threads.submit(_call, self._function, arguments))
-            thread.add_done_callback(lambda _: self._leave())
-            result, error = await asyncio.shield(thread)
-            if error is None and inspect.isawaitable(result):
-                result, error = await self._counted(_value, (result,))
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                result, error = await self._outcome(arguments)
+        except TimeoutError:  # not the function's own: that is a value by now
+            self._watch.counters.auth_timeouts += 1
+            self._complaints.add(f"{self._role} unavailable", f"no answer within {self._timeout_seconds:g} s")
+            raise AuthUnavailable(f"the {self._role} did not answer in time") from None
         if error is not None:
             raise self._failure(error)
         return result
@@ -133,11 +151,26 @@ class UserFunction:
         """Take no more calls. Those under way end by themselves, and the threads after them."""
         self._closed = True
         if self._threads is not None:
-            self._threads.shutdown(wait=False)
+            self._threads.close()
 
-    async def _counted(
-        self, function: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...]
-    ) -> tuple[Any, BaseException | None]:
+    async def _outcome(self, arguments: tuple[Any, ...]) -> Outcome:
+        if self._threads is None:
+            return await self._counted(self._function, arguments)
+        call = Call(self._function, arguments)
+        self._under_way += 1
+        # A caller that goes away does not take its call out of the pool's queue: the call
+        # counts until a thread is done with it, so that the queue's length stays bounded.
+        thread = self._threads.submit(call)
+        thread.add_done_callback(lambda _: self._leave())
+        try:
+            result, error = await asyncio.shield(thread)
+        finally:
+            call.wanted = False
+        if error is None and inspect.isawaitable(result):
+            return await self._counted(_value, (result,))
+        return result, error
+
+    async def _counted(self, function: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...]) -> Outcome:
         self._under_way += 1
         try:
             return await function(*arguments), None
@@ -145,6 +178,27 @@ class UserFunction:
             return None, error
         finally:
             self._leave()
+
+    def _make_threads(self, threads: int) -> WatchedThreads:
+        def on_stuck(stack: str) -> None:
+            self._watch.counters.auth_stuck_calls += 1
+            reason = f"a thread does not come back after {self._timeout_seconds:g} s"
+            self._stuck_complaints.add(f"{self._role} stuck", reason, stack=stack)
+
+        def on_exhausted() -> None:
+            seconds = self._watch.hang_seconds
+            reason = f"each of its {threads} threads has been stuck for {seconds:g} s"
+            log.error(f"{self._role} exhausted", extra=fields(reason=reason))  # noqa: G004 (one of two roles)
+            self._watch.on_exhausted()
+
+        return WatchedThreads(
+            threads,
+            self._role.replace(" ", "-"),
+            timeout_seconds=self._timeout_seconds,
+            hang_seconds=self._watch.hang_seconds,
+            on_stuck=on_stuck,
+            on_exhausted=on_exhausted,
+        )
 
     def _failure(self, error: BaseException) -> TokenRejected | AuthUnavailable:
         """Return what to raise. The text is ours: the function's own could hold the token."""
@@ -185,14 +239,6 @@ def import_function(name: str, key: str) -> Callable[..., Any]:
 
 def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
-    """Return result or exception as a value: a future cannot carry StopIteration, and SystemExit ends the loop."""
-    try:
-        return function(*arguments), None
-    except BaseException as error:  # noqa: BLE001 (handed to the loop as a value)
-        return None, error
 
 
 async def _value(awaitable: Awaitable[Any]) -> Any:

@@ -1,0 +1,100 @@
+"""A new configuration in a running worker: everything that can fail is made first, then all of it is taken over.
+
+`prepare` changes nothing. `take_over` runs between two turns of the loop, so no request and no message
+meets half of the old settings; connections are told in slices afterwards.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastpush.applications.echo import Echo
+from fastpush.applications.interface import Application
+from fastpush.applications.push import Push
+from fastpush.config import Config, open_keys
+from fastpush.http.auth import PushAuth, TokenAuth, push_auth, token_auth
+from fastpush.http.guard import Guard
+from fastpush.http.proxies import TrustedProxies
+from fastpush.metrics import Counters
+from fastpush.worker.codec import Codecs
+from fastpush.worker.dispatch import HELD_BYTES
+from fastpush.worker.environment import ConnectionTicks, Environment
+from fastpush.worker.services import Services
+
+SLICE_CONNECTIONS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a configuration needs, made and not used yet."""
+
+    config: Config
+    token_auth: TokenAuth
+    push_auth: PushAuth
+
+    async def close(self) -> None:
+        """Let calls under way finish, then free what is held."""
+        await self.token_auth.close()
+        await self.push_auth.close()
+
+
+def prepare(config: Config, counters: Counters, on_auth_exhausted: Callable[[], None]) -> Prepared:
+    """Make what `config` needs. Call in a worker, inside its running loop.
+
+    Raises: ConfigError: keys cannot be read, or the user's function cannot be imported.
+    """
+    return Prepared(
+        config,
+        token_auth(config, counters, on_auth_exhausted),
+        push_auth(config, counters, on_auth_exhausted),
+    )
+
+
+def take_over(prepared: Prepared, environment: Environment, services: Services, push: Push) -> None:
+    """Serve by `prepared` from now on."""
+    config = prepared.config
+    limits = config.limits
+    environment.config = config
+    environment.connection_ticks = ConnectionTicks.of(config)
+    environment.codecs = Codecs(limits.message_bytes, config.server.read_buffer_bytes)
+    environment.send_queues.limit(limits.worker_send_bytes)
+    environment.hub.configure(config.fanout, config.compression)
+    push.token_auth, push.limits = prepared.token_auth, limits
+    services.push_auth = prepared.push_auth
+    services.push_auth_is_sync = config.push.auth != "python"
+    services.push_service.limits = limits
+    services.lean_body_bytes = min(limits.push_body_bytes, HELD_BYTES)
+    services.auth_headers = auth_headers(config)
+    services.guard = Guard(open_keys(config), config.server.origins)
+    services.trusted_proxies = TrustedProxies(config.server.trusted_proxies)
+    services.overload.limit(limits, services.now())
+    services.admission.limit(limits)
+    services.app.config = config
+    services.set_websocket_paths(websocket_paths(config, push))
+
+
+async def tell_connections(environment: Environment) -> None:
+    """Have every open connection notice its new limits and deadlines."""
+    for position, connection in enumerate(list(environment.connections), 1):
+        connection.renew()
+        if position % SLICE_CONNECTIONS == 0:
+            await asyncio.sleep(0)
+
+
+def websocket_paths(config: Config, push: Push) -> dict[str, Application]:
+    """Return which application serves which path."""
+    paths: dict[str, Application] = {config.server.websocket_path: push}
+    if config.echo.enabled:
+        paths[config.echo.path] = Echo()
+    return paths
+
+
+def auth_headers(config: Config) -> tuple[str, ...] | None:
+    """Return the request headers that a later registration by message is judged by; None: all of them."""
+    match config.auth.mode:
+        case "webhook":
+            return tuple(name.lower() for name in config.auth.webhook.headers)
+        case "python":
+            return None
+        case _:
+            return ()

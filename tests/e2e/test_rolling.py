@@ -1,0 +1,146 @@
+"""Workers are replaced, drained and stopped under load: nobody is refused, everybody is sent away evenly and comes
+back, and no push to a connected client is lost. FASTPUSH_TEST_LOAD=full runs it with 3,000 clients and 500 pushes/s.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.load.driver import IS_FULL, Load, Summary, check_exact, show
+from tests.programs import FASTPUSH, Program, run
+from tests.server import SCALE, Server, eventually
+
+SECONDS = 10 if IS_FULL else 3
+VISITS = 20  # a second, beside the clients that come back: they show whether anybody is refused in between
+# The figure is 500 ms; the short run shares the machine with whatever else is tested.
+SLOWEST_MS = (500 if IS_FULL else 2000) * SCALE
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """Two workers on a port that stays theirs over a restart."""
+    server = Server(tmp_path, workers=2, sections={"log": {"level": "info"}})
+    server.write_config(2, {"log": {"level": "info"}})
+    yield server
+    server.stop()
+
+
+@contextmanager
+def under_load(server: Server, visits: float = VISITS) -> Iterator[Load]:
+    with Load(server, visits=visits) as load:
+        # Publishers and visitors are at their pace.
+        eventually(lambda: load.status()["replies"]["count"] > 100, what="pushes")
+        yield load
+
+
+def command(server: Server, *arguments: str) -> str:
+    """Run a command of `fastpush` to its end; return what it printed."""
+    result = run(*FASTPUSH, *arguments, "--config", str(server.config_path))
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result
+    return result.stdout
+
+
+def everybody_back(load: Load) -> Summary:
+    """Wait until every client is there again; stop; return the summary."""
+    eventually(lambda: load.status()["connected"] == load.clients, 30, "every client back")
+    return load.stop()
+
+
+def check_even(summary: Summary) -> None:
+    """Fail if a second has more than twice the mean of closes, or another code than 1012 was given."""
+    assert set(summary["closes"]) == {"1012"}, summary
+    assert summary["closes_per_second_max"] <= 2 * summary["closes_per_second_mean"], summary
+
+
+def check_served(summary: Summary) -> None:
+    """Fail if a connect was refused or slow, a push not taken, or a message lost."""
+    check_exact(summary)
+    assert set(summary["pushes"]) == {"200"}, summary
+    assert not summary["refused"] and not summary["publishers_refused"], summary
+    assert summary["connects"]["count"] > 0 and summary["connects"]["max_ms"] <= SLOWEST_MS, summary
+
+
+def pids(server: Server) -> dict[int, int]:
+    return {process["slot"]: process["pid"] for process in server.processes("worker") if process["state"] == "ready"}
+
+
+def test_rolling_restart(server: Server) -> None:
+    """Both workers are replaced, one after the other: clients are closed evenly and come back, nobody is refused."""
+    before = pids(server)
+    with under_load(server) as load:
+        printed = command(server, "restart", "--rolling", "--seconds", str(SECONDS))
+        summary = everybody_back(load)
+    show("rolling restart", summary)
+    assert "2 of 2 workers" in printed and "not loaded anew" in printed
+    assert sorted(pids(server)) == [0, 1] and not set(pids(server).values()) & set(before.values())
+    check_served(summary)
+    check_even(summary)
+    assert sum(summary["closes_per_second"]) >= load.clients
+
+
+def test_drain_of_a_worker(server: Server) -> None:
+    """One worker's clients are closed evenly over the time that was asked for; its successor was ready before."""
+    before = pids(server)
+    with under_load(server) as load:
+        command(server, "drain", "1", "--seconds", str(SECONDS))
+        summary = everybody_back(load)
+    show("drain of a worker", summary)
+    assert pids(server)[0] == before[0] and pids(server)[1] != before[1]
+    check_served(summary)
+    check_even(summary)
+    assert 0 < sum(summary["closes_per_second"]) < load.clients
+    assert SECONDS - 1 <= len(summary["closes_per_second"]) <= SECONDS + 1
+
+
+def test_drain_of_the_server(server: Server) -> None:
+    """The whole server sends its clients away evenly while pushes are taken, answers new ones with 503, and ends."""
+    arguments = ("drain", "--seconds", str(SECONDS), "--config", str(server.config_path))
+    with under_load(server, visits=0) as load:
+        assert server.request("GET", "/ready")[0] == 200
+        with Program(*FASTPUSH, *arguments) as drain:
+            eventually(lambda: server.request("GET", "/ready")[0] == 503, what="not ready")
+            assert server.request("GET", "/health")[0] == 200
+            assert server.push("nobody", "e", "m")["status"] == 200
+            eventually(lambda: load.status()["refused"].get("503"), what="handshakes refused")
+            assert drain.wait(SECONDS + 20) == 0
+        assert server.process.wait(10 * SCALE) == 0
+        server.stderr.close()
+        summary = load.status()
+        show("drain of the server", summary)
+        check_even(summary)
+        assert summary["closes"] == {"1012": load.clients}
+        assert SECONDS - 1 <= len(summary["closes_per_second"]) <= SECONDS + 1
+        server.start()
+        after = everybody_back(load)
+    check_exact(after)
+    assert set(after["refused"]) <= {"503", "connection refused"}, after
+
+
+def test_stop_and_start(server: Server) -> None:
+    """SIGTERM closes every client with 1012 and loses no push; after the next start all of them come back."""
+    with under_load(server, visits=0) as load:
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(30 * SCALE) == 0
+        server.stderr.close()
+        summary = load.status()
+        show("stop", summary)
+        assert summary["closes"] == {"1012": load.clients}, summary
+        server.start()
+        summary = everybody_back(load)
+    show("stop and start", summary)
+    check_exact(summary)
+
+
+def test_worker_stopped_by_signal(server: Server) -> None:
+    """A worker that somebody sends SIGTERM is replaced; its clients come back and nobody is refused."""
+    before = pids(server)
+    with under_load(server) as load:
+        next(child for child in server.children() if child.pid == before[0]).terminate()
+        eventually(lambda: pids(server).get(0, before[0]) != before[0], what="successor")
+        summary = everybody_back(load)
+    show("worker stopped by signal", summary)
+    check_served(summary)
+    assert set(summary["closes"]) == {"1012"}

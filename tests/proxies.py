@@ -1,0 +1,196 @@
+"""nginx and HAProxy in front of servers, with the configurations of docs/deploy.md."""
+
+import getpass
+import grp
+import os
+import re
+import shlex
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+from websockets.sync.client import ClientConnection, connect
+
+from tests.programs import need, run
+from tests.server import SCALE, eventually
+from tests.wire import Reply, Wire, push
+
+PAGE = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text(encoding="utf-8")
+NAME = "push.example.com"
+KEY = "a-key-of-16-characters-or-more"
+HOSTS = ("10.0.0.11:8080", "10.0.0.12:8080", "10.0.0.13:8080")
+SECONDS = 10 * SCALE
+
+
+def blocks(language: str) -> list[str]:
+    """Every fenced block of a language on the page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def substitute(text: str, replaced: dict[str, str]) -> str:
+    """Put in this machine's addresses and paths; each of the page's must be there."""
+    for old, new in replaced.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+def make_certificate(folder: Path) -> None:
+    """Write push.example.com.pem, with certificate and key, and push.example.com.key."""
+    pem, key = folder / f"{NAME}.pem", folder / f"{NAME}.key"
+    command = (
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+        f"-subj /CN={NAME} -addext subjectAltName=DNS:{NAME} -keyout {key} -out {pem}"
+    )
+    result = run(need("openssl", "openssl"), *shlex.split(command))
+    assert result.returncode == 0, result.stderr
+    pem.write_text(pem.read_text() + key.read_text())
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def nginx(folder: Path, port: int, upstreams: Sequence[int]) -> list[str]:
+    """Write the configuration of one server, or the hashed one of three; return the command that runs it."""
+    text, hashed, check = blocks("nginx")
+    if len(upstreams) > 1:
+        text = re.sub(r"^    upstream fastpush \{.*?^    \}\n", lambda _: hashed, text, flags=re.MULTILINE | re.DOTALL)
+        text = substitute(text, {"server_name": f"{check.strip()}\n        server_name"})
+    paths = [f"{kind}_temp_path {folder / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")]
+    configuration = folder / "nginx.conf"
+    configuration.write_text(
+        substitute(
+            text,
+            {
+                "user www-data": f"user {getpass.getuser()} {grp.getgrgid(os.getgid()).gr_name}",
+                "listen 443": f"listen 127.0.0.1:{port}",
+                "/run/": f"{folder}/",
+                "/var/log/nginx/": f"{folder}/",
+                "/etc/ssl/": f"{folder}/",
+                "http {": "\n".join(("http {", *paths)),
+                **addresses(upstreams),
+            },
+        )
+    )
+    program = need("nginx", "nginx")
+    return [program, "-e", f"{folder}/error.log", "-p", str(folder), "-c", str(configuration), "-g", "daemon off;"]
+
+
+def haproxy(folder: Path, port: int, upstreams: Sequence[int]) -> list[str]:
+    """Write the configuration of one server, or the hashed one of three; return the command that runs it."""
+    text, hashed, check = blocks("haproxy")
+    if len(upstreams) > 1:
+        text = re.sub(r"^backend fastpush\n.*\Z", lambda _: hashed, text, flags=re.MULTILINE | re.DOTALL)
+        text = substitute(text, {"    default_backend": f"{check}    default_backend"})
+    configuration = folder / "haproxy.cfg"
+    configuration.write_text(
+        substitute(
+            text,
+            {
+                "user haproxy": f"user {getpass.getuser()}",
+                "group haproxy": f"group {grp.getgrgid(os.getgid()).gr_name}",
+                "bind :443": f"bind 127.0.0.1:{port}",
+                "/dev/log": f"{folder}/log",
+                "/etc/haproxy/": f"{folder}/",
+                **addresses(upstreams),
+            },
+        )
+    )
+    return [need("haproxy", "haproxy"), "-db", "-f", str(configuration)]
+
+
+def addresses(upstreams: Sequence[int]) -> dict[str, str]:
+    names = HOSTS if len(upstreams) > 1 else ("127.0.0.1:8080",)
+    return {name: f"127.0.0.1:{port}" for name, port in zip(names, upstreams, strict=True)}
+
+
+CONFIGURE = {"nginx": nginx, "haproxy": haproxy}
+
+
+class Proxy:
+    """A running proxy: TLS on a free port of 127.0.0.1, in front of servers on `upstreams`."""
+
+    def __init__(self, kind: str, folder: Path, *upstreams: int) -> None:
+        self.upstreams = upstreams
+        make_certificate(folder)
+        self.tls = ssl.create_default_context(cafile=folder / f"{NAME}.pem")
+        self.certificate = folder / f"{NAME}.pem"
+        self.port = free_port()
+        command = CONFIGURE[kind](folder, self.port, upstreams)
+        self.output = (folder / "output").open("wb")
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT, cwd=folder
+        )
+        try:
+            eventually(self._is_open, what=f"{kind} listens")
+        except AssertionError as error:
+            self.close()
+            raise AssertionError((folder / "output").read_text()) from error
+
+    def _is_open(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port)):
+                return True
+        except ConnectionRefusedError:
+            return False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(10 * SCALE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.output.close()
+
+    # -- talking through it --------------------------------------------------------
+
+    def wire(self) -> Wire:
+        """A TLS connection to it."""
+        wire = Wire(self.port)
+        wire.socket = self.tls.wrap_socket(wire.socket, server_hostname=NAME)
+        return wire
+
+    def ask(self, data: bytes) -> Reply:
+        """The reply to one request on a connection of its own."""
+        with self.wire() as wire:
+            return wire.send(data).reply()
+
+    def push(self, user: str, event: str, message: str, path: str = "/push") -> Reply:
+        headers = (f"X-API-Key: {KEY}", "Accept: application/json")
+        return self.ask(push(user, event, message, *headers, path=path))
+
+    def connect(self, query: str = "", source: str = "127.0.0.1", **options: Any) -> ClientConnection:
+        """A WebSocket through it, from an address of this machine."""
+        return connect(
+            f"wss://{NAME}:{self.port}/ws?{query}",
+            sock=socket.create_connection(("127.0.0.1", self.port), SECONDS, (source, 0)),
+            ssl=self.tls, server_hostname=NAME, open_timeout=SECONDS, **options,
+        )  # fmt: skip
+
+    def upstream_ports(self) -> set[int]:
+        """The local ports from which its processes are connected to the servers now."""
+        root = psutil.Process(self.process.pid)
+        return {
+            connection.laddr.port
+            for process in (root, *root.children())
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_ESTABLISHED and connection.raddr.port in self.upstreams
+        }
