@@ -137,6 +137,10 @@ WORKER_METRICS: dict[str, Metric] = {
     "http_errors": Metric(
         "fastpush_http_bad_requests_total", "counter", "requests", "Requests that are not HTTP, or smuggle."
     ),
+    "tls_handshake_errors": Metric(
+        "fastpush_tls_handshake_errors_total", "counter", "connections",
+        "TCP connections that ended in the TLS handshake.",
+    ),
     "gc_collections": Metric(
         "fastpush_gc_collections_total", "counter", "collections", "Garbage collections of the interpreter."
     ),
@@ -237,6 +241,7 @@ class Counters:
     closes: int = 0
     protocol_errors: int = 0
     http_errors: int = 0
+    tls_handshake_errors: int = 0
     gc_collections: int = 0
     gc_pause_seconds: float = 0
     push_latency: Histogram = field(default_factory=Histogram)

@@ -1,6 +1,6 @@
 """`connector.py PORT RATE`: connect RATE times a second and ask for /health, until standard input ends; print JSON.
 
-    attempts, refused (no connection), lost (connected, no answer), slowest_connect_ms, slowest_answer_ms
+attempts, refused (no connection), lost (connected, no answer), slowest_connect_ms, slowest_answer_ms
 """
 
 import asyncio
@@ -66,4 +66,4 @@ class Connector:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(Connector(int(sys.argv[1]), float(sys.argv[2])).run())))
+    sys.stdout.write(json.dumps(asyncio.run(Connector(int(sys.argv[1]), float(sys.argv[2])).run())))

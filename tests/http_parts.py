@@ -16,6 +16,7 @@ from fastpush.http.push import OnResult, PushService
 from fastpush.http.refusals import RefusalLog
 from fastpush.metrics import Counters
 from fastpush.protocol.bus import Status
+from fastpush.worker.admission import Admission
 from fastpush.worker.dispatch import HELD_BYTES, HttpConnection
 from fastpush.worker.environment import ConnectionTicks, Environment
 from fastpush.worker.overload import Overload
@@ -122,7 +123,8 @@ class Parts:
             overload=Overload(config.limits, environment, 0),
             refusals=RefusalLog("handshake", logging.getLogger("fastpush.upgrade"), 0),
             refused_requests=RefusalLog("request", logging.getLogger("fastpush.http"), 0),
-            admission=None,
+            admission=Admission(config.limits, cast(Any, None), environment.connections),
+            tls=None,
         )
         self.services.app = HttpApp(
             config,

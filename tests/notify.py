@@ -1,10 +1,10 @@
 """A double of systemd's side of the notification socket: it keeps what a service says and the descriptors it stores.
 
-    with Systemd(folder) as systemd:
-        server = Server(folder, environ=systemd.environ())
-        systemd.wait_for("READY", "1")
-        server.stop()
-        ... Server(folder, environ=systemd.environ(), **systemd.passed())    the stored sockets as LISTEN_FDS
+with Systemd(folder) as systemd:
+    server = Server(folder, environ=systemd.environ())
+    systemd.wait_for("READY", "1")
+    server.stop()
+    ... Server(folder, environ=systemd.environ(), **systemd.passed())    the stored sockets as LISTEN_FDS
 """
 
 import os
@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.server import eventually
 
@@ -37,7 +37,7 @@ class Systemd:
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> "Systemd":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""`pass_descriptors.py NAMES NUMBERS COMMAND…`: become COMMAND with these descriptors from 3 on, as sd_listen_fds(3)."""
+"""`pass_descriptors.py NAMES NUMBERS COMMAND…`: become COMMAND with these descriptors from 3 on: sd_listen_fds(3)."""
 
 import os
 import sys

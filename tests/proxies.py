@@ -121,8 +121,12 @@ class Proxy:
     def __init__(self, kind: str, folder: Path, *upstreams: int) -> None:
         self.upstreams = upstreams
         make_certificate(folder)
-        self.tls = ssl.create_default_context(cafile=folder / f"{NAME}.pem")
         self.certificate = folder / f"{NAME}.pem"
+        self._tls = ssl.create_default_context(cafile=self.certificate)
+        # The synchronous client reads and writes in two threads. Python 3.11 loses what is written while
+        # it reads the tickets that a TLS 1.3 server sends after the handshake.
+        self._tls_of_threads = ssl.create_default_context(cafile=self.certificate)
+        self._tls_of_threads.maximum_version = ssl.TLSVersion.TLSv1_2
         self.port = free_port()
         command = CONFIGURE[kind](folder, self.port, upstreams)
         self.output = (folder / "output").open("wb")
@@ -165,7 +169,7 @@ class Proxy:
     def wire(self) -> Wire:
         """A TLS connection to it."""
         wire = Wire(self.port)
-        wire.socket = self.tls.wrap_socket(wire.socket, server_hostname=NAME)
+        wire.socket = self._tls.wrap_socket(wire.socket, server_hostname=NAME)
         return wire
 
     def ask(self, data: bytes) -> Reply:
@@ -182,7 +186,7 @@ class Proxy:
         return connect(
             f"wss://{NAME}:{self.port}/ws?{query}",
             sock=socket.create_connection(("127.0.0.1", self.port), SECONDS, (source, 0)),
-            ssl=self.tls, server_hostname=NAME, open_timeout=SECONDS, **options,
+            ssl=self._tls_of_threads, server_hostname=NAME, open_timeout=SECONDS, **options,
         )  # fmt: skip
 
     def upstream_ports(self) -> set[int]:

@@ -71,6 +71,7 @@ class RawClient:
         self.socket.connect(("127.0.0.1", server.port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = self.socket.getsockname()[1]
+        self.socket = server.secured(self.socket)
         self._held = bytearray()
         key = base64.b64encode(os.urandom(16))
         target = path + ("?" + urlencode(parameters, doseq=True) if parameters else "")

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -47,6 +48,7 @@ class Server:
     """`fastpush serve` on a free port of 127.0.0.1, logging JSON at debug level into `log_path`.
 
     sections: configuration beside what tests need; a value given here wins.
+    tls: what the clients of these tests speak TLS with; None: they do not.
     prefix:   command that becomes the server.  pass_fds: descriptors for it.
     """
 
@@ -58,6 +60,7 @@ class Server:
         self.log_path = folder / "server.log"
         self.runtime_directory = folder / "run"
         self.port = 0
+        self.tls: ssl.SSLContext | None = kwargs.pop("tls", None)
         self._environ = os.environ | {k: str(v) for k, v in kwargs.pop("environ", {}).items()}
         self._prefix, self._pass_fds = kwargs.pop("prefix", []), kwargs.pop("pass_fds", ())
         self.write_config(workers, sections or {})
@@ -124,10 +127,10 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def ws_url(self, query: str = "", path: str = "/ws") -> str:
-        return f"ws://127.0.0.1:{self.port}{path}{'?' + query if query else ''}"
+        return f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}{path}{'?' + query if query else ''}"
 
     def request(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
@@ -136,7 +139,7 @@ class Server:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, method=method, headers=headers or {})
         try:
-            with urllib.request.urlopen(request, timeout=20 * SCALE) as response:
+            with urllib.request.urlopen(request, timeout=20 * SCALE, context=self.tls) as response:
                 return response.status, {k.lower(): v for k, v in response.headers.items()}, response.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -156,7 +159,11 @@ class Server:
         """A TCP connection to it."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=20 * SCALE)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
+        return self.secured(connection)
+
+    def secured(self, connection: socket.socket) -> socket.socket:
+        """The same connection, inside TLS if the tests speak it."""
+        return connection if self.tls is None else self.tls.wrap_socket(connection, server_hostname="127.0.0.1")
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its name with labels, and summed over workers by its bare name."""

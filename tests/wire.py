@@ -40,6 +40,8 @@ class Wire:
         port = address if isinstance(address, int) else address.port
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS * SCALE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if isinstance(address, Server):
+            self.socket = address.secured(self.socket)
         self.unread = b""
 
     def __enter__(self) -> Self:

@@ -73,10 +73,11 @@ class Broker:
             case control.Restarts():
                 self._router.restarts = message
             case control.Prepare():
-                self._channel.send(control.Prepared(message.number))
+                self._channel.send(control.Prepared(message.reload))
             case control.Reload():
                 self._config = message.config
                 logs.set_level(message.config.log.level)
+            case control.ReopenLog():
                 logs.reopen()
             case control.Drain():
                 self._stop.set()

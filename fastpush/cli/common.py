@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -167,4 +168,20 @@ def server_url(config: Config, url: str | None, *, api: bool) -> str:
     if port == 0:
         fail("the configuration lets the kernel choose the port: give --url", EXIT_USAGE)
     host = _ANY_ADDRESS.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{host}:{port}"
+    is_tls = config.tls.certificate and (config.tls.api or listen is not config.api.listen)
+    return f"{'https' if is_tls else 'http'}://{host}:{port}"
+
+
+def client_tls(config: Config, url: str | None, server: str) -> ssl.SSLContext:
+    """Return what judges the certificate of `server`, which `server_url` has made of `url`.
+
+    As everywhere by the system's certificates and the server's name. The configuration's own server may also show
+    the very certificate that stands there, or one signed by those behind it; on a loopback address names are of no
+    use: certificates have none for it.
+    """
+    context = ssl.create_default_context()
+    if url is None and config.tls.certificate:
+        context.load_verify_locations(config.tls.certificate)
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN  # it need not be self-signed
+        context.check_hostname = not configuration.is_loopback(urlsplit(server).hostname or "")
+    return context

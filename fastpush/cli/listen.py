@@ -2,7 +2,7 @@
 
 import click
 
-from fastpush.cli.common import TEXT, config_option, load_config, run, server_url, url_option
+from fastpush.cli.common import TEXT, client_tls, config_option, load_config, run, server_url, url_option
 from fastpush.http.client import listen as receive
 
 
@@ -15,11 +15,12 @@ from fastpush.http.client import listen as receive
 def listen(token: str, events: tuple[str, ...], count: int | None, url: str | None, config_path: str | None) -> None:
     """Register and print each message, one a line, until Ctrl-C or until the server closes."""
     config = load_config(config_path)
-    target = server_url(config, url, api=False) + config.server.websocket_path
+    server = server_url(config, url, api=False)
+    tls = client_tls(config, url, server)
 
     async def work() -> None:
         left = count
-        async for message in receive(target, token, events, on_open=_tell):
+        async for message in receive(server + config.server.websocket_path, token, events, tls, on_open=_tell):
             click.echo(message)
             if left is not None:
                 left -= 1

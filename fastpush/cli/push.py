@@ -7,6 +7,7 @@ import click
 from fastpush.cli.common import (
     INTERVAL,
     TEXT,
+    client_tls,
     config_option,
     count_of,
     key_option,
@@ -24,7 +25,8 @@ def _client(config: Config, url: str | None, key: str | None) -> ApiClient:
     """Return a client of the server; the configuration's own key never goes to another server than its own."""
     if key is None and url is None and config.push.auth == "keys":
         key = next(iter(config.push.keys), None)
-    return ApiClient(server_url(config, url, api=True), key)
+    target = server_url(config, url, api=True)
+    return ApiClient(target, key, client_tls(config, url, target))
 
 
 @click.command(short_help="Push a message to a user.")

@@ -69,7 +69,7 @@ def server_context(tls: Tls) -> ssl.SSLContext:
     # A client that comes back mostly meets another worker, and there its ticket is worth nothing.
     context.num_tickets = 0
     try:
-        context.load_cert_chain(tls.certificate, key_path, password="")  # noqa: S106 - never ask a terminal for one
+        context.load_cert_chain(tls.certificate, key_path, password="")  # never asked for on a terminal
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or error.strerror or str(error)
         raise TlsError(_CERTIFICATE, f"{tls.certificate}: OpenSSL does not take it: {reason}") from None

@@ -37,8 +37,9 @@ class Receiver(Protocol):
 
     user, groups: written by the hub.  form: one of the wire forms above.
     writable: its transport while a write would be taken at once; None while it is behind, closing or closed.
+    A TLS transport is never there: all it is given has to pass through it, by `send_joined`.
     descriptor: that transport's socket, as long as it is not closing. Writing to it keeps the order because the
-    transport holds nothing (its high-water mark is 0) and is plain TCP; one for TLS would need its own `writable`.
+    transport holds nothing (its high-water mark is 0) and is plain TCP.
     """
 
     user: str

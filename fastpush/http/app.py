@@ -35,7 +35,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 OnRefused = Callable[[RequestError, str, str, str], None]  # its id, peer and path
 Scrape = Callable[[Callable[[bytes | None], None]], None]
 
-_REFUSAL = "refusal"  # where a request keeps the error that it is answered with
+HEAD_BYTES_MAX = 65536  # largest [server] head_bytes
+_REFUSAL = web.RequestKey("refusal", RequestError)  # what a request is answered with
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -100,7 +101,17 @@ class HttpApp:
         app.on_response_prepare.append(set_connection_headers)
         app.on_response_prepare.append(self._name_response)
         # Connections are the dispatcher's; aiohttp only ever sees one request of each.
-        self._runner = web.AppRunner(app, access_log=None, tcp_keepalive=False, handle_signals=False, logger=log)
+        # What the dispatcher has taken for a head aiohttp takes too: refusals are ours, with their id and log line.
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            tcp_keepalive=False,
+            handle_signals=False,
+            logger=log,
+            max_line_size=HEAD_BYTES_MAX,
+            max_field_size=HEAD_BYTES_MAX,
+            max_headers=HEAD_BYTES_MAX,
+        )
         await self._runner.setup()
 
     def open_window(

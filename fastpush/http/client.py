@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -38,18 +39,20 @@ class Outcome(NamedTuple):
 class ApiClient:
     """Posts JSON to one server.
 
-    key: sent as X-API-Key; None: not sent.
+    key: sent as X-API-Key; None: not sent.  tls: judges the certificate of an https server.
     """
 
-    def __init__(self, url: str, key: str | None) -> None:
+    def __init__(self, url: str, key: str | None, tls: ssl.SSLContext) -> None:
         self._url = url
+        self._tls = tls
         self._headers = {"Accept": "application/json", "Content-Type": "application/json"}
         if key:
             self._headers["X-API-Key"] = key
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-        self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
+        connector = aiohttp.TCPConnector(ssl=self._tls)
+        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=timeout)
         return self
 
     async def __aexit__(
@@ -86,6 +89,8 @@ def _outcome(url: str, status: int, data: bytes) -> Outcome:
 
 def _reason(error: Exception) -> str:
     """Return why a connection failed, without what the user knows already."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not trusted: {getattr(error.certificate_error, 'verify_message', '') or error}"
     if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.strerror:
         # asyncio puts "Connect call failed (address)" where the system's own words would stand.
         number = error.os_error.errno
@@ -94,16 +99,20 @@ def _reason(error: Exception) -> str:
 
 
 async def listen(
-    url: str, token: str, events: Sequence[str], on_open: Callable[[], None] = lambda: None
+    url: str, token: str, events: Sequence[str], tls: ssl.SSLContext, on_open: Callable[[], None] = lambda: None
 ) -> AsyncIterator[str]:
     """Register at a WebSocket URL and yield each message.
 
+    tls: judges the certificate of an https server.
     on_open: called once registered: every push that is made from now on arrives.
     Raises: ClientError, when the connection is refused or ends; it names the close code.
     """
     query = [("token", token), *(("event", event) for event in events)]
     timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(timeout=timeout) as session, await _open(session, url, query) as connection:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls), timeout=timeout) as session,
+        await _open(session, url, query) as connection,
+    ):
         on_open()
         while True:
             message = await connection.receive()

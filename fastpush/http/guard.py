@@ -48,8 +48,11 @@ class Guard:
         self._open_keys = " and ".join(open_keys)
         self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
 
-    def refusal(self, headers: Mapping[str, str]) -> RequestError | None:
-        """Return why a request must not be served, or None. For every request, before dispatch."""
+    def refusal(self, headers: Mapping[str, str], *, is_tls: bool = False) -> RequestError | None:
+        """Return why a request must not be served, or None. For every request, before dispatch.
+
+        is_tls: whether it came by TLS to this server itself; see `_is_same`.
+        """
         if not self._open_keys:
             return None
         forwarding = _forwarding_header(tuple(headers))
@@ -59,23 +62,28 @@ class Guard:
         if not _names_loopback(host):
             return self._refuse("its Host is not a loopback address")
         origin = headers.get("origin")
-        if origin is not None and not _is_same(origin, host):
+        if origin is not None and not _is_same(origin, host, is_tls=is_tls):
             return self._refuse("it was sent by another site's page (Origin)")
         return None
 
     def _refuse(self, why: str) -> RequestError:
         return forbidden(f"refused because {why} and this server is open: set {self._open_keys}")
 
-    def allows_origin(self, headers: Mapping[str, str]) -> bool:
+    def allows_origin(self, headers: Mapping[str, str], *, is_tls: bool = False) -> bool:
         """Whether a WebSocket may be opened: no Origin (an app), the same host, or a configured one."""
         origin = headers.get("origin")
-        if origin is None or _is_same(origin, headers.get("host", "")):
+        if origin is None or _is_same(origin, headers.get("host", ""), is_tls=is_tls):
             return True
         return "*" in self._origins or origin.lower() in self._origins
 
 
-def _is_same(origin: str, host: str) -> bool:
-    """Whether a page of `origin` comes from the host that it now asks; a port may be left out where it is the usual."""
+def _is_same(origin: str, host: str, *, is_tls: bool) -> bool:
+    """Whether a page of `origin` comes from the host that it now asks; a port may be left out where it is the usual.
+
+    is_tls: by TLS only https is the same origin. Without, a proxy in front may speak it.
+    """
     scheme, _, page_host = origin.lower().partition("://")
     port = _DEFAULT_PORTS.get(scheme)
-    return port is not None and page_host != "" and page_host.removesuffix(port) == host.lower().removesuffix(port)
+    if port is None or (is_tls and scheme != "https"):
+        return False
+    return page_host != "" and page_host.removesuffix(port) == host.lower().removesuffix(port)

@@ -4,7 +4,7 @@ They travel on a SOCK_SEQPACKET socket pair made before the fork, so borders are
 kept by the kernel and an end-of-file means that the other side is gone. Control
 only: no event data ever passes the supervisor.
 
-    supervisor -> child     Drain, Prepare, Reload, Readiness, Cover (+ descriptors), Uncover, Gone, Restarts
+    supervisor -> child     Drain, ReopenLog, Prepare, Reload, Readiness, Cover (+ descriptors), Uncover, Gone, Restarts
     child -> supervisor     Ready, Beat, Prepared, Leaving, Stalled
 
 A reload has two phases, so that what only a child can find out (a function that cannot be
@@ -31,15 +31,19 @@ class Drain(msgspec.Struct, tag="drain", frozen=True):
     listens: bool = False
 
 
-class Prepare(msgspec.Struct, tag="prepare", frozen=True):
-    """Make everything that `config` needs, change nothing, and answer Prepared with this number."""
+class ReopenLog(msgspec.Struct, tag="reopen-log", frozen=True):
+    """Open the log file anew under its name: it may have been moved."""
 
-    number: int
+
+class Prepare(msgspec.Struct, tag="prepare", frozen=True):
+    """Make everything that `config` needs, change nothing, and answer Prepared with the number of the reload."""
+
+    reload: int
     config: Config
 
 
 class Reload(msgspec.Struct, tag="reload", frozen=True):
-    """Take over the live settings of `config` and reopen the log file."""
+    """Take over the live settings of `config`."""
 
     config: Config
 
@@ -91,7 +95,7 @@ class Beat(msgspec.Struct, tag="beat", frozen=True):
 class Prepared(msgspec.Struct, tag="prepared", frozen=True):
     """The child could take the prepared configuration over; or `problem` says why not."""
 
-    number: int
+    reload: int
     problem: str = ""
 
 
@@ -107,7 +111,7 @@ class Stalled(msgspec.Struct, tag="stalled", frozen=True):
     worker: int
 
 
-ToChild = Drain | Prepare | Reload | Readiness | Cover | Uncover | Gone | Restarts
+ToChild = Drain | ReopenLog | Prepare | Reload | Readiness | Cover | Uncover | Gone | Restarts
 FromChild = Ready | Beat | Prepared | Leaving | Stalled
 
 encode = msgspec.json.Encoder().encode

@@ -381,8 +381,16 @@ class Children:
         self._selector.register(process.channel, selectors.EVENT_READ, lambda: self._read(process))
         if not is_broker:
             process.send(self._readiness)
+        if slot.restarts or is_broker:
+            self._tell_restarts()
         log.debug("process started", extra=fields(**process.named(), restarts=slot.restarts))
         return process
+
+    def _tell_restarts(self) -> None:
+        """Let the broker tell in its figures how many processes have been started anew."""
+        workers = sum(max(0, slot.restarts) for slot in self._slots[1:])
+        for broker in self._of_role("broker"):
+            broker.send(control.Restarts(workers, self._broker_slot.restarts))
 
     def _slot_of(self, process: Process) -> Slot:
         return self._slots[process.slot + 1]

@@ -285,6 +285,7 @@ class Supervisor:
         if self._stopping or self._children is None:
             reply({"error": "the server is stopping", "code": 1})
             return
+        self._reopen_log(self._children)
         try:
             new = self._config_source()
             live, restart = changes(self._config, new)
@@ -310,6 +311,14 @@ class Supervisor:
         deadline = time.monotonic() + self._config.server.hang_seconds
         self._reload = Reload(self._reloads, merged, self._children, deadline, on_done)
 
+    def _reopen_log(self, children: Children) -> None:
+        """Write to a new file if the old one was moved away, whatever becomes of the configuration."""
+        children.tell(control.ReopenLog())
+        try:
+            logs.reopen()
+        except OSError as error:
+            log.error("log file not reopened", extra=fields(path=self._config.log.file, reason=error.strerror))
+
     def _on_prepared(self, process: Process, answer: control.Prepared) -> None:
         if self._reload is not None:
             self._reload.on_prepared(process, answer)
@@ -318,10 +327,6 @@ class Supervisor:
         assert self._children is not None
         self._config = config
         logs.set_level(config.log.level)
-        try:
-            logs.reopen()
-        except OSError as error:
-            log.error("log file not reopened", extra=fields(path=config.log.file, reason=error.strerror))
         self._children.tell(control.Reload(config))
         self._children.grant_time(time.monotonic())  # they may have beaten for a longer hang_seconds
         log.info("reloaded", extra=fields(changed=", ".join(live)))

@@ -43,7 +43,7 @@ class Reload:
 
     def on_prepared(self, process: Process, answer: control.Prepared) -> None:
         """Take a child's answer."""
-        if answer.number != self._number or self.is_done:
+        if answer.reload != self._number or self.is_done:
             return  # of an earlier reload, that was too late for it
         if answer.problem:
             self._end(answer.problem)

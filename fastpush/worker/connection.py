@@ -43,6 +43,7 @@ from fastpush.protocol.frames import (
 from fastpush.state.rate import TokenBucket
 from fastpush.state.send_queue import ENTRY_BYTES, SendQueue
 from fastpush.worker.timers import TICK_SECONDS, ticks
+from fastpush.worker.tls import TlsTransport
 
 if TYPE_CHECKING:
     from fastpush.fanout import Group
@@ -68,7 +69,8 @@ class Connection(asyncio.BufferedProtocol):
     """An open WebSocket.
 
     user: "" until the first registration.  groups: owned by the hub.  form: how it wants its messages.
-    writable, descriptor: the transport while it is OPEN and takes more, and its socket: what a fan-out looks at.
+    writable, descriptor: the transport while it is OPEN and takes more, and its socket: what a fan-out looks at;
+    None and -1 with TLS.
     admitted: names that it is counted by on this host (worker/admission.py).
     heartbeat_ticks: 0 for none.  expires_at: unix seconds, when the user's token ends.
     """
@@ -153,8 +155,10 @@ class Connection(asyncio.BufferedProtocol):
         """
         if extensions is not None:
             self.form |= DEFLATE
-        self._transport = self.writable = transport
-        self.descriptor = transport.get_extra_info("socket").fileno()
+        self._transport = transport
+        if not isinstance(transport, TlsTransport):
+            self.writable = transport
+            self.descriptor = transport.get_extra_info("socket").fileno()
         transport.set_protocol(self)
         transport.set_write_buffer_limits(0)
         if transport.get_write_buffer_size() and self._queue is None:
@@ -341,7 +345,11 @@ class Connection(asyncio.BufferedProtocol):
         """
         transport = self.writable
         if transport is None:
-            return 0 if self._queue is None or self.state != State.OPEN else self._enqueue(self._queue, frames)
+            if self.state != State.OPEN:
+                return 0
+            if self._queue is not None:
+                return self._enqueue(self._queue, frames)
+            transport = self._transport  # of TLS
         try:
             transport.write(joined)
         except (OSError, RuntimeError):  # uvloop: the transport was closed under us
@@ -396,7 +404,7 @@ class Connection(asyncio.BufferedProtocol):
         if queue is None or transport is None:
             return
         self._queue = None
-        if self.state == State.OPEN:
+        if self.state == State.OPEN and self.descriptor >= 0:
             self.writable = transport
         # It has taken something: as good a sign of life as any, and its pong may be far behind.
         self._heard = self.environment.wheel.now

@@ -70,7 +70,7 @@ HEAD, BODY, BUSY, WINDOW, LINGER, GONE = Stage  # by short names: they are compa
 class HttpConnection(asyncio.Protocol):
     """A client's connection while it speaks HTTP.
 
-    role: which paths its listener serves.  due: see TimerWheel.
+    role: which paths its listener serves.  is_tls: whether that speaks TLS.  due: see TimerWheel.
     _request_id: of the request that _head belongs to.
     _active: tick since which the client is waited for.  _stuck: it does not read its replies.
     _is_partial: a head has begun.  _last: the end is near, for we drain or the client has sent all it had.
@@ -91,13 +91,15 @@ class HttpConnection(asyncio.Protocol):
         "_stuck",
         "_window",
         "due",
+        "is_tls",
         "role",
         "transport",
     )
 
-    def __init__(self, services: "Services", role: ListenerRole) -> None:
+    def __init__(self, services: "Services", role: ListenerRole, *, is_tls: bool = False) -> None:
         self._services = services
         self.role = role
+        self.is_tls = is_tls
         self.due = -1
         self._peer: str | None = None
         self.transport: asyncio.Transport | None = None
@@ -296,7 +298,7 @@ class HttpConnection(asyncio.Protocol):
         services = self._services
         self._head = head
         self._request_id = services.request_ids.of(head.headers)
-        refusal = services.guard.refusal(head.headers)
+        refusal = services.guard.refusal(head.headers, is_tls=self.is_tls)
         if refusal is not None:
             self._refuse(refusal, as_json=wants_json(head.headers))
         elif head.path in services.websocket_paths and self.role != "api":

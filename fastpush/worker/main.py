@@ -18,8 +18,9 @@ import uvloop
 from fastpush import log as logs
 from fastpush.applications.push import Push
 from fastpush.bus.client import BusClient, BusUnavailable, OnResult
-from fastpush.child import LISTEN_BACKLOG, Channel, Context, Listener, beat_seconds, tune_collector
+from fastpush.child import LISTEN_BACKLOG, Channel, Context, Listener, ListenerRole, beat_seconds, tune_collector
 from fastpush.config import Config, open_keys
+from fastpush.config.tls import server_context
 from fastpush.errors import CloseCode, ConfigError, unavailable
 from fastpush.fanout import Hub
 from fastpush.http.app import HttpApp
@@ -41,6 +42,7 @@ from fastpush.worker.memory import Trimmer
 from fastpush.worker.overload import Overload
 from fastpush.worker.services import Services
 from fastpush.worker.timers import TICK_SECONDS, TimerWheel
+from fastpush.worker.tls import ServerTls, TlsTransport
 
 log = logging.getLogger("fastpush.worker")
 
@@ -157,6 +159,7 @@ class Worker:
             refusals=RefusalLog("handshake", logging.getLogger("fastpush.upgrade"), loop.time()),
             refused_requests=RefusalLog("request", logging.getLogger("fastpush.http"), loop.time()),
             admission=admission,
+            tls=ServerTls(server_context(config.tls), environment) if config.tls.certificate else None,
         )
         self._push = Push(
             self._hub,
@@ -179,14 +182,19 @@ class Worker:
         self._servers[slot] = servers = []
         for listener in listeners:
             server = await loop.create_server(
-                lambda role=listener.role: HttpConnection(self._services, role),  # type: ignore[misc]
-                sock=listener.socket,
-                backlog=LISTEN_BACKLOG,
+                self._protocols(listener.role), sock=listener.socket, backlog=LISTEN_BACKLOG
             )
             servers.append(server)
         if self._servers.get(slot) is not servers:
             for server in servers:
                 server.close()
+
+    def _protocols(self, role: ListenerRole) -> Callable[[], asyncio.BaseProtocol]:
+        """Return what makes the protocol of each connection that a listener of `role` accepts."""
+        services, tls = self._services, self._services.tls
+        if tls is None or (role == "api" and not self._config.tls.api):
+            return lambda: HttpConnection(services, role)
+        return lambda: TlsTransport(tls, lambda: HttpConnection(services, role, is_tls=True))
 
     def _cover(self, slot: int, descriptors: list[int]) -> None:
         """Accept for another slot; its descriptors come in the order of this worker's own listeners."""
@@ -268,6 +276,8 @@ class Worker:
                 self._begin_drain(message)
             case control.Prepare():
                 self._prepare(message)
+            case control.ReopenLog():
+                logs.reopen()
             case control.Reload():
                 self._reload(message.config)
             case control.Readiness():
@@ -311,14 +321,13 @@ class Worker:
         try:
             self._prepared = prepare(message.config, self._environment.counters, self._on_auth_exhausted)
         except ConfigError as error:
-            self._channel.send(control.Prepared(message.number, str(error)))
+            self._channel.send(control.Prepared(message.reload, str(error)))
         else:
-            self._channel.send(control.Prepared(message.number))
+            self._channel.send(control.Prepared(message.reload))
 
     def _reload(self, config: Config) -> None:
         """Take over what has been prepared; a worker that was started meanwhile prepares it now."""
         logs.set_level(config.log.level)
-        logs.reopen()
         prepared, self._prepared = self._prepared, None
         try:
             if prepared is None or prepared.config != config:

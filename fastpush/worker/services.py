@@ -22,6 +22,7 @@ from fastpush.worker.admission import Admission
 from fastpush.worker.environment import Environment
 from fastpush.worker.overload import Overload
 from fastpush.worker.timers import TICK_SECONDS
+from fastpush.worker.tls import ServerTls
 
 if TYPE_CHECKING:
     from fastpush.worker.dispatch import HttpConnection
@@ -41,6 +42,7 @@ class Services:
     lean_body_bytes:   a larger push goes to aiohttp.
     handshake_starts:  how the request lines of the applications' handshakes begin.
     trusted_proxies:   whose X-Forwarded-For is believed.
+    tls:               None without [tls] certificate.
     now():             seconds of the loop's clock.
     refusals, refused_requests: log lines about handshakes, and about all other requests.
     push_auth_is_sync: whether a push may be authorized without waiting; else it goes to aiohttp.
@@ -66,6 +68,7 @@ class Services:
     handshake_starts: tuple[bytes, ...] = ()
     http_connections: "set[HttpConnection]" = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    tls: ServerTls | None = None
     request_ids: RequestIds = field(default_factory=RequestIds)
     _replies: dict[Outcome, tuple[bytes, bytes]] = field(default_factory=dict)
     _date: bytes = b""

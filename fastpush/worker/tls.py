@@ -126,10 +126,12 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._flush()
             return
         except ssl.SSLError as error:
-            tls.incoming.read()  # never for another connection
             self._flush()  # an alert, perhaps
             self._give_up(error.reason or str(error))
             return
+        finally:
+            if tls.incoming.pending:
+                tls.incoming.read()  # of a connection that has ended: never for another one
         self._flush()
         if was_shaking:
             self._establish()
@@ -157,15 +159,15 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         # Asked first, for "not yet" is told by an exception.
         while incoming.pending or tls_object.pending():
             try:
-                count = tls_object.read(_PLAINTEXT_BYTES, space[size:])  # type: ignore[arg-type] - any buffer
+                # Into a buffer, it returns their number; typeshed knows only of bytes and bytearray.
+                count = cast(int, tls_object.read(_PLAINTEXT_BYTES, cast(bytearray, space[size:])))
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLZeroReturnError:
                 count = 0
             if not count:
-                incoming.read()  # what comes behind a close_notify is nothing
                 return size, True
-            size += cast(int, count)
+            size += count
         return size, False
 
     def _deliver(self, size: int) -> None:
@@ -175,7 +177,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         while position < size and not self.is_closing():
             protocol = self._protocol
             if isinstance(protocol, asyncio.BufferedProtocol):
-                space = protocol.get_buffer(size - position)
+                space = cast(memoryview, protocol.get_buffer(size - position))
                 count = min(len(space), size - position)
                 space[:count] = plaintext[position : position + count]
                 protocol.buffer_updated(count)
@@ -233,7 +235,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def write(self, data: Buffer) -> None:
         transport = self._transport
-        if self._stage != OPEN or transport.is_closing():
+        if self._stage != OPEN or not data or transport.is_closing():
             return
         assert self._ssl is not None
         try:

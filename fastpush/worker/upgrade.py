@@ -97,7 +97,8 @@ class Handshake:
     def _check(self) -> None:
         head, services = self._head, self._services
         check_handshake(head)
-        if not services.guard.allows_origin(head.headers):
+        assert self._http is not None
+        if not services.guard.allows_origin(head.headers, is_tls=self._http.is_tls):
             raise errors.forbidden("this Origin is not in [server] origins")
         self._application = application = services.websocket_paths[head.path]
         if isinstance(application, Push):

@@ -13,7 +13,6 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
-from tests.load.driver import show
 from tests.load.live import KEY, PROBE, PROBES, Live
 from tests.raw import CLOSE, PING, TEXT, RawClient, build
 from tests.server import Server, eventually
@@ -22,32 +21,6 @@ from tests.wire import request as http_request
 
 SECRETS = ["first-secret-of-32-bytes-or-more-0123456789", "second-secret-of-32-bytes-or-more-9876543210"]
 OTHER_KEY = "another-key-0123456789"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Live]]:
-    """The server and load of all tests; one that a test has broken is replaced."""
-    kept: dict[str, Live] = {}
-    yield kept
-    for live in kept.values():
-        live.__exit__(None, None, None)
-
-
-@pytest.fixture
-def live(
-    shared: dict[str, Live], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Live]:
-    """A server under load with the base settings; after the test they are back, and the load has noticed nothing."""
-    if not shared:
-        shared["live"] = Live(tmp_path_factory.mktemp("live")).__enter__()
-    live = shared.pop("live")
-    with ExitStack() as closing:
-        closing.callback(live.__exit__, None, None, None)
-        yield live
-        live.change()
-        show(request.node.name, live.settle())
-        closing.pop_all()
-        shared["live"] = live
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ at files in SCENE that steer them:
     deaf                       ignore SIGABRT
     leave                      announce the end on SIGTERM, and end only when `gone` exists
     stalled                    the broker reports the worker of this number, once
+    unwilling-NUMBER           this process answers Prepare with the file's text
+    silent-NUMBER              this process does not answer Prepare
 
 As a handle, `Scene` writes the configuration, starts the program and waits for conditions.
 """
@@ -121,6 +123,9 @@ class FakeChild:
                     self.accept_from(message.slot, socket.socket(fileno=descriptor))
             case control.Uncover():
                 self.stop_accepting(message.slot)
+            case control.Prepare() if not self.told(f"silent-{self.context.number}"):
+                refusal = self.scene / f"unwilling-{self.context.number}"
+                self.send(control.Prepared(message.reload, refusal.read_text() if refusal.exists() else ""))
             case control.Drain() if not self.told("stubborn"):
                 return 0
         return None

@@ -56,11 +56,12 @@ def test_tells_systemd_ready_after_all_children_and_stopping(scene: Scene, syste
     """READY=1 comes once every child is ready, STOPPING=1 with SIGTERM, and exit code 0 follows."""
     double, name = systemd
     scene.start(NOTIFY_SOCKET=name)
-    assert double.recv(100) == b"READY=1"
+    assert [double.recv(100), double.recv(100)] == [b"FDSTORE=1\nFDNAME=fastpush-slot-%d" % slot for slot in (0, 1)]
+    assert double.recv(100).splitlines()[0] == b"READY=1"
     assert len(scene.processes("worker")) == 2
     assert len(scene.processes("broker")) == 1
     scene.signal(signal.SIGTERM)
-    assert double.recv(100) == b"STOPPING=1"
+    assert double.recv(100).splitlines()[0] == b"STOPPING=1"
     assert scene.wait_exit() == 0
 
 
@@ -391,15 +392,162 @@ def test_killed_supervisor_makes_way_for_the_next(scene: Scene) -> None:
 def test_reload_hands_live_settings_to_all_children(scene: Scene) -> None:
     """SIGHUP: every child gets the merged configuration; what needs a restart is named and not taken over."""
     scene.start_ready()
-    scene.set("log", level="info")
+    scene.set("log", level="info", format="human")
     scene.set("limits", registrations=7)
     scene.write()
     scene.signal(signal.SIGHUP)
     reloads = scene.wait(lambda: found if len(found := scene.journal(got="Reload")) == 3 else None)
     assert {entry["config"]["log"]["level"] for entry in reloads} == {"info"}
-    assert {entry["config"]["limits"]["registrations"] for entry in reloads} == {100}
-    scene.wait(lambda: scene.logged("restart needed", changed="limits.registrations"))
-    assert scene.logged("reloaded", changed="log.level")
+    assert {entry["config"]["limits"]["registrations"] for entry in reloads} == {7}
+    assert {entry["config"]["log"]["format"] for entry in reloads} == {"json"}
+    scene.wait(lambda: scene.logged("restart needed", changed="log.format"))
+    assert scene.logged("reloaded", changed="limits.registrations, log.level")
+    assert scene.ask(command="reload") == {"changed": [], "restart": ["log.format"]}
+
+
+def test_reload_changes_nothing_when_one_child_cannot(scene: Scene) -> None:
+    """A configuration that one child cannot take over is taken over by none; whoever asked is told why, with code 2."""
+    scene.start_ready()
+    scene.set("limits", registrations=7)
+    scene.write()
+    scene.tell("unwilling-3", "no such function")
+    with pytest.raises(ControlError, match="no such function") as refusal:
+        scene.ask(command="reload")
+    assert refusal.value.code == 2
+    assert scene.logged("not reloaded", reason="no such function")
+    (scene.folder / "unwilling-3").unlink()
+    assert not scene.journal(got="Reload")
+    assert scene.ask(command="reload") == {"changed": ["limits.registrations"], "restart": []}
+
+
+def test_reload_gives_up_a_child_that_does_not_answer(scene: Scene) -> None:
+    """A child that is silent about a configuration makes the reload fail after hang_seconds; the server goes on."""
+    scene.set("server", hang_seconds=1)
+    scene.start_ready()
+    scene.tell("silent-2")
+    with pytest.raises(ControlError, match=r"no answer from worker 2 within \[server\] hang_seconds"):
+        scene.ask(command="reload")
+    assert not scene.journal(got="Reload")
+    (scene.folder / "silent-2").unlink()
+    assert scene.ask(command="reload") == {"changed": [], "restart": []}
+
+
+def test_reload_does_not_wait_for_the_dead(scene: Scene) -> None:
+    """A child that dies during a reload holds nobody up, and its successor is told the new configuration."""
+    scene.start_ready()
+    scene.set("limits", registrations=7)
+    scene.write()
+    scene.tell("silent-3")
+    scene.signal(signal.SIGHUP)
+    scene.wait(lambda: scene.journal(number=3, got="Prepare"))
+    os.kill(scene.of_slot(1)["pid"], signal.SIGKILL)
+    scene.wait(lambda: scene.logged("reloaded"))
+    told = scene.wait(lambda: scene.journal(slot=1, number=4, got="Reload"))
+    assert told[0]["config"]["limits"]["registrations"] == 7
+
+
+def test_two_signals_are_two_reloads(scene: Scene) -> None:
+    """SIGHUP during a reload reads the file once more afterwards: the last version of it is what counts."""
+    scene.set("server", hang_seconds=2)
+    scene.start_ready()
+    scene.tell("silent-2")
+    scene.signal(signal.SIGHUP)
+    scene.wait(lambda: scene.journal(number=2, got="Prepare"))
+    scene.set("limits", registrations=7)
+    scene.write()
+    scene.signal(signal.SIGHUP)
+    scene.wait(lambda: scene.logged("not reloaded"))
+    (scene.folder / "silent-2").unlink()
+    scene.wait(lambda: scene.logged("not reloaded") and len(scene.journal(number=2, got="Prepare")) == 2)
+    scene.signal(signal.SIGHUP)
+    scene.wait(lambda: scene.logged("reloaded", changed="limits.registrations"))
+
+
+# Replacing workers
+
+
+def test_rolling_restart_replaces_one_worker_at_a_time(scene: Scene) -> None:
+    """Each worker gets a successor that is ready before it is told to drain, and the next one waits for its end."""
+    scene.start_ready()
+    assert scene.ask(command="restart", seconds=0.5) == {"seconds": 0.5, "workers": 2}
+    scene.wait(lambda: scene.ask(command="status")["operation"]["is_done"])
+    lines = [json.loads(line) for line in scene.log_text().splitlines()]
+    events = [(line["event"], line["number"]) for line in lines if line.get("role") == "worker"]
+    steps = [event for event in events if event[0] in {"process ready", "process ended"}]
+    assert sorted(steps[:2]) == [("process ready", 2), ("process ready", 3)]
+    assert steps[2:] == [("process ready", 4), ("process ended", 2), ("process ready", 5), ("process ended", 3)]
+    drains = scene.journal(got="Drain")
+    assert [(drain["slot"], drain["spread_seconds"], drain["listens"]) for drain in drains] == [
+        (0, 0.5, False),
+        (1, 0.5, False),
+    ]
+    assert [(p["slot"], p["number"], p["restarts"]) for p in scene.processes()] == [(0, 4, 1), (1, 5, 1)]
+    assert not scene.logged("slot covered"), "somebody served each slot all the time"
+
+
+def test_a_worker_whose_successor_fails_serves_on(scene: Scene) -> None:
+    """A successor that dies before it is ready fails the operation, says why, and costs the old worker nothing."""
+    scene.start_ready()
+    scene.tell("fail-worker")
+    scene.ask(command="drain", worker=1, seconds=0)
+    status = scene.wait(lambda: found if (found := scene.ask(command="status"))["operation"]["failure"] else None)
+    assert "worker 1 was not replaced" in status["operation"]["failure"]
+    (scene.folder / "fail-worker").unlink()
+    assert [(p["slot"], p["number"]) for p in scene.processes()] == [(0, 2), (1, 3)]
+    assert not scene.journal(got="Drain")
+    scene.ask(command="drain", worker=1, seconds=0)
+    scene.wait(lambda: [p["number"] for p in scene.processes()] == [2, 5])
+
+
+def test_an_old_worker_that_dies_early_is_succeeded_once(scene: Scene) -> None:
+    """A worker that dies while its successor starts is not replaced a second time."""
+    scene.start_ready()
+    scene.tell("hold-1")
+    old = scene.of_slot(1)["pid"]
+    scene.ask(command="drain", worker=1, seconds=0)
+    scene.wait(lambda: scene.processes(state="starting"))
+    os.kill(old, signal.SIGKILL)
+    scene.wait(lambda: scene.logged("process ended", pid=old))
+    (scene.folder / "hold-1").unlink()
+    scene.wait(lambda: scene.ask(command="status")["operation"]["is_done"])
+    assert [(p["slot"], p["number"]) for p in scene.processes()] == [(0, 2), (1, 4)]
+    assert len(scene.journal(slot=1)) and {e["number"] for e in scene.journal(slot=1) if "born" in e} == {3, 4}
+
+
+def test_commands_that_make_no_sense_are_refused(scene: Scene) -> None:
+    """No such worker, a time that is none, a second operation at once: an error that says so, and nothing happens."""
+    scene.start_ready()
+    for request, text, code in (
+        ({"command": "drain", "worker": 2}, "there is no worker 2; there are 0 to 1", 2),
+        ({"command": "drain", "worker": "x"}, "there is no worker x", 2),
+        ({"command": "restart", "seconds": -1}, "seconds must be a number from 0 to 86400, found -1", 2),
+        ({"command": "drain", "worker": 0, "seconds": True}, "found True", 2),
+    ):
+        with pytest.raises(ControlError, match=text) as refusal:
+            scene.ask(**request)
+        assert refusal.value.code == code
+    scene.tell("hold-0")
+    scene.ask(command="restart")
+    with pytest.raises(ControlError, match="a rolling restart is under way already"):
+        scene.ask(command="drain", worker=1)
+    (scene.folder / "hold-0").unlink()
+    scene.wait(lambda: scene.ask(command="status")["operation"]["is_done"])
+
+
+def test_drain_of_the_server_ends_it(scene: Scene) -> None:
+    """`drain` without a worker tells all workers to spread their closes and to listen on; the exit code is 0."""
+    scene.start_ready()
+    scene.tell("stubborn")
+    scene.ask(command="drain", seconds=60)
+    drains = scene.wait(lambda: found if len(found := scene.journal(got="Drain")) == 2 else None)
+    assert {(drain["spread_seconds"], drain["listens"]) for drain in drains} == {(60, True)}
+    assert scene.ask(command="status")["state"] == "draining"
+    assert {entry["reason"] for entry in scene.journal(got="Readiness")[-2:]} == {"draining"}
+    (scene.folder / "stubborn").unlink()
+    scene.signal(signal.SIGTERM)  # in a hurry now: the ordinary end, not the one at once
+    assert scene.wait_exit() == 0
+    assert {drain["listens"] for drain in scene.journal(got="Drain")[2:]} == {False}
+    assert scene.is_clean()
 
 
 def test_bad_configuration_changes_nothing(scene: Scene) -> None:
@@ -446,7 +594,7 @@ def test_control_socket_refuses_what_it_does_not_know(scene: Scene) -> None:
     """Unknown commands and lines that are no JSON get an error; endless lines are cut off; the server goes on."""
     scene.start_ready()
     path = str(scene.runtime / "control")
-    with pytest.raises(ControlError, match="unknown command 'fly'; known: status"):
+    with pytest.raises(ControlError, match="unknown command 'fly'; known: drain, reload, restart, status"):
         scene.ask(command="fly")
     with pytest.raises(ControlError, match="unknown command"):
         scene.ask(command=["status"])

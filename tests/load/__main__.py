@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from fastpush.bench.connections import resolve
 from fastpush.bench.loop import Loop
-from tests.load.clients import Client, Crowd
+from tests.load.clients import Crowd
 from tests.load.ledger import Ledger
 from tests.load.publishers import Press
 
@@ -44,7 +44,7 @@ class Run:
         self.loop = Loop()
         self.ledger = Ledger()
         self.crowd = Crowd(self.loop, self.ledger, resolve(options.url, insecure=True), url.path or "/ws", sources)
-        self.crowd.clients = [Client(f"u{n}", token) for n, token in enumerate(_tokens(options))]
+        self.crowd.invite(_tokens(options), options.each)
         endpoint = resolve(push_url.geturl(), insecure=True)
         self.press = Press(self.loop, self.ledger, self.crowd, endpoint, push_url.path, options.key)
         self.press.size_bytes = options.size
@@ -128,16 +128,18 @@ class Run:
 
 
 def _tokens(options: argparse.Namespace) -> list[str]:
+    users = options.clients // options.each
     if not options.tokens:
-        return [f"u{n}" for n in range(options.clients)]
-    return Path(options.tokens).read_text(encoding="utf-8").split()[: options.clients]
+        return [f"u{n}" for n in range(users)]
+    return Path(options.tokens).read_text(encoding="utf-8").split()[:users]
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.load", description="Load a server and account for it.")
     add = parser.add_argument
     add("url", help="of the WebSocket, such as ws://127.0.0.1:8080/ws; clients register by URL")
-    add("--clients", type=int, default=3000, help="one user each, u0, u1, … [%(default)s]")
+    add("--clients", type=int, default=3000, help="of the users u0, u1, … [%(default)s]")
+    add("--each", type=int, default=1, help="of a user [%(default)s]")
     add("--rate", type=float, default=500, help="pushes a second, to one user after the other [%(default)s]")
     add("--fan-out", type=float, default=0, help="pushes a second to everybody [%(default)s]")
     add("--visits", type=float, default=0, help="short connections a second beside the clients [%(default)s]")

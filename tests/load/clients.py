@@ -53,6 +53,11 @@ class Connection(WebSocketLink):
         self.began = time.monotonic()
         self.closed_with = ""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended, as far as is known."""
+        return self.socket is not None
+
     def on_opened(self, head: bytes, rest: bytes) -> None:
         self._crowd.on_opened(self)
         if rest:
@@ -98,6 +103,7 @@ class Crowd:
         self.endpoint = endpoint
         self.path = path
         self.sources = sources
+        self.users: list[list[Client]] = []
         self.clients: list[Client] = []
         self.registered = 0
         self.ended = 0
@@ -114,6 +120,11 @@ class Crowd:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
         loop.tickers.append(self.tick)
+
+    def invite(self, tokens: list[str], each: int) -> None:
+        """Have clients come: of the users u0, u1, … with these tokens, `each` connections a user."""
+        self.users = [[Client(f"u{number}", token) for _ in range(each)] for number, token in enumerate(tokens)]
+        self.clients = [client for clients in self.users for client in clients]
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Call `call` in so many seconds."""

@@ -13,6 +13,7 @@ from tests.wire import Reply, Wire, push, upgrade
 
 Sections = dict[str, dict[str, Any]]
 
+EACH = 3  # connections of a user of the load
 KEY = "key-of-the-load-0123456789"
 PROBES = 6  # connections of a check: the kernel spreads them over the workers by chance
 PROBE = "token-probe"  # of user "probe"
@@ -26,7 +27,7 @@ class Live:
 
     def __init__(self, folder: Path, **base: dict[str, Any]) -> None:
         self.folder = folder
-        tokens = [f"token-u{number}" for number in range(CLIENTS)]
+        tokens = [f"token-u{number}" for number in range(CLIENTS // EACH)]
         (folder / "tokens").write_text("\n".join(tokens))
         self.write_tokens("tokens.toml", {token: token.removeprefix("token-") for token in [*tokens, PROBE]})
         self.base: Sections = {
@@ -37,7 +38,8 @@ class Live:
             "log": {"level": "info"},
         } | base
         self.server = Server(folder, workers=2, sections=self.base)
-        self.load = Load(self.server, tokens=folder / "tokens", key=KEY)
+        # Nothing is pushed to everybody: tests have connections of their own, which come and go.
+        self.load = Load(self.server, tokens=folder / "tokens", key=KEY, each=EACH, fan_out=0)
 
     def write_tokens(self, name: str, tokens: dict[str, str]) -> None:
         (self.folder / name).write_text("".join(f'"{token}" = "{user}"\n' for token, user in tokens.items()))
@@ -66,7 +68,7 @@ class Live:
         return result
 
     def change(self, more: str = "", **sections: dict[str, Any]) -> str:
-        """Have new settings taken over by every process; return what `fastpush reload` printed."""
+        """Have new settings taken over by every process; return what `fastpush reload` said."""
         self.write(more, **sections)
         before = self._reloads()
         result = self.reload()
@@ -75,7 +77,7 @@ class Live:
             lambda: all(count > before.get(name, 0) for name, count in self._reloads().items()) and self._reloads(),
             what="taken over by every process",
         )
-        return result.stdout
+        return result.stdout + result.stderr
 
     def _reloads(self) -> dict[str, int]:
         """How often each process that serves clients has said that it took new settings over."""

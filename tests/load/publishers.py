@@ -9,7 +9,7 @@ import orjson
 
 from fastpush.bench.connections import Endpoint, Link
 from fastpush.bench.loop import Loop
-from tests.load.clients import ANSWER_SECONDS, SECOND_NS, Client, Connection, Crowd, quantiles
+from tests.load.clients import ANSWER_SECONDS, SECOND_NS, Client, Crowd, quantiles
 from tests.load.ledger import CUT, FAN_OUT, UNICAST, Ledger, Push
 
 REOPEN_SECONDS = 0.05
@@ -22,9 +22,9 @@ _CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 class Publisher:
     """Pushes to its share of the users in turn, or to everybody; always one push at a time, so order is promised."""
 
-    def __init__(self, press: "Press", clients: list[Client], interval_seconds: float, first_due: float) -> None:
+    def __init__(self, press: "Press", users: list[list[Client]], interval_seconds: float, first_due: float) -> None:
         self._press = press
-        self._clients = clients  # none: everybody
+        self._users = users  # none: everybody
         self._interval = interval_seconds
         self._due = first_due
         self._next = 0
@@ -66,15 +66,15 @@ class Publisher:
 
     def _post(self, now: float) -> None:
         press = self._press
-        client = None
-        if self._clients:
-            client = self._clients[self._next % len(self._clients)]
+        clients = None
+        if self._users:
+            clients = self._users[self._next % len(self._users)]
             self._next += 1
-        push = press.ledger.post(UNICAST if client else FAN_OUT, now)
+        push = press.ledger.post(UNICAST if clients else FAN_OUT, now)
         self._push = push
-        self._audience = Audience(press.crowd, client)
+        self._audience = Audience(press.crowd, clients)
         assert self._link is not None
-        self._link.write(press.request(push, client))
+        self._link.write(press.request(push, clients[0].user if clients else ""))
 
     def on_reply(self, status: str, body: bytes) -> None:
         """The push under way is answered."""
@@ -97,22 +97,21 @@ class Publisher:
 
 
 class Audience:
-    """Who was there when a push was posted."""
+    """Who was there when a push was posted. clients: of its user; None: it goes to everybody."""
 
-    __slots__ = ("_client", "_connection", "_crowd", "_ended", "_registered")
+    __slots__ = ("_connections", "_crowd", "_ended", "_registered")
 
-    def __init__(self, crowd: Crowd, client: Client | None) -> None:
+    def __init__(self, crowd: Crowd, clients: list[Client] | None) -> None:
         self._crowd = crowd
-        self._client = client
-        self._connection: Connection | None = client.connection if client and client.is_registered else None
+        self._connections = None if clients is None else [c.connection for c in clients if c.is_registered]
         self._registered = crowd.registered
         self._ended = crowd.ended
 
     def remaining(self) -> int:
         """Return how many of them are still there, at least."""
-        if self._client is None:
-            return max(0, self._registered - (self._crowd.ended - self._ended))
-        return int(self._connection is not None and self._client.connection is self._connection)
+        if self._connections is None:
+            return self._registered - (self._crowd.ended - self._ended)
+        return sum(connection is not None and connection.is_open for connection in self._connections)
 
 
 class _HttpLink(Link):
@@ -174,7 +173,7 @@ class Press:
     def start(self, publishers: int, rate: float, fan_outs_per_second: float) -> None:
         """Push `rate` times a second to single users in turn, and so often to everybody."""
         now = time.monotonic()
-        shares = [self.crowd.clients[n::publishers] for n in range(publishers)]
+        shares = [self.crowd.users[n::publishers] for n in range(publishers)]
         interval = publishers / rate if rate else 0
         for n, share in enumerate(shares if rate else ()):
             self._publishers.append(Publisher(self, share, interval, now + n * interval / publishers))
@@ -186,15 +185,15 @@ class Press:
         """Whether every push is answered and judged."""
         return not self._taken and not any(publisher.is_busy for publisher in self._publishers)
 
-    def request(self, push: Push, client: Client | None) -> bytes:
-        """Return the bytes of a push."""
+    def request(self, push: Push, user: str) -> bytes:
+        """Return the bytes of a push; no user: to everybody."""
         stamp = f"<{push.kind.decode()}{push.number}>"
         body = {"event": "e", "message": stamp.ljust(self.size_bytes, ".")}
-        if client is not None:
-            body["userId"] = client.user
+        if user:
+            body["userId"] = user
         data = orjson.dumps(body)
         return (
-            f"POST {self._path}{'' if client else '/all'} HTTP/1.1\r\nHost: {self.endpoint.host}\r\n"
+            f"POST {self._path}{'' if user else '/all'} HTTP/1.1\r\nHost: {self.endpoint.host}\r\n"
             f"Accept: application/json\r\nX-API-Key: {self.key}\r\nContent-Length: {len(data)}\r\n\r\n"
         ).encode() + data
 

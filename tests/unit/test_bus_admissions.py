@@ -69,7 +69,7 @@ def test_each_broker_is_told(tmp_path: Path) -> None:
         waiting = asked(client)
         request = await hear_admit(broker)
         broker.hang_up()
-        while client.is_connected:  # to its very turn: the next link is soon made
+        while not client.unready:  # to its very turn: the next link is soon made
             await asyncio.sleep(0)
         client.release(NAME)  # nobody to tell: the table will
         later = asked(client)

@@ -18,7 +18,9 @@ from fastpush.cli.status import _duration, _print
 from fastpush.config import Config, load
 from tests.server import toml
 
-COMMANDS = ("serve", "check", "bench", "push", "drop", "listen", "token", "status")
+COMMANDS = (
+    "serve", "check", "install-service", "status", "reload", "drain", "restart", "push", "drop", "listen", "token", "bench",
+)  # fmt: skip
 PUSH = ("push", "jack", "topic1", "hello")
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -261,63 +263,6 @@ def test_status_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> Non
 def test_durations_are_short() -> None:
     """Seconds, minutes, hours, days."""
     assert [_duration(seconds) for seconds in (5, 90, 5400, 129600)] == ["5 s", "1.5 min", "1.5 h", "1.5 d"]
-
-
-# -- check --------------------------------------------------------------------------
-
-
-def test_check_of_a_good_host(tmp_path: Path) -> None:
-    """Exit code 0; each thing that was tried has a line; nothing is left behind."""
-    path = write(tmp_path, {"server": {"listen": "127.0.0.1:0", "runtime_directory": str(tmp_path / "run")}})
-    result = fastpush("check", "--config", path)
-    assert (result.exit_code, result.stderr) == (0, "")
-    names = [line[:14].rstrip() for line in result.stdout.splitlines() if line[:1].strip()]
-    assert names == ["configuration", "address", "runtime dir", "access", "workers", "descriptors", "backlog"]
-    assert not (tmp_path / "run").exists()
-
-
-def test_check_of_a_port_in_use(tmp_path: Path) -> None:
-    """Exit code 1, and how to find who has the port; the other things are tried all the same."""
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        sections = {"server": {"listen": f"127.0.0.1:{port}", "runtime_directory": str(tmp_path / "run")}}
-        result = fastpush("check", "--config", write(tmp_path, sections))
-    assert (result.exit_code, result.stderr) == (1, "error: the server would not start\n")
-    assert f"address        FAILS: 127.0.0.1:{port} is already in use" in result.stdout
-    assert f"runtime dir    {tmp_path / 'run'} can be used" in result.stdout
-
-
-def test_check_of_a_runtime_directory_that_is_not_ours(tmp_path: Path) -> None:
-    """Open to others, or no directory at all: exit code 1, the path and a remedy."""
-    open_to_others = tmp_path / "open"
-    open_to_others.mkdir()
-    open_to_others.chmod(0o777)
-    (tmp_path / "file").touch()
-    for name, text in (("open", "open to other users"), ("file", "")):
-        sections = {"server": {"listen": "127.0.0.1:0", "runtime_directory": str(tmp_path / name)}}
-        result = fastpush("check", "--config", write(tmp_path, sections))
-        assert result.exit_code == 1
-        line = next(line for line in result.stdout.splitlines() if line.startswith("runtime dir"))
-        assert "FAILS" in line and str(tmp_path / name) in line and text in line
-
-
-def test_check_of_functions(tmp_path: Path) -> None:
-    """A function that no worker could import is found before the start: exit code 2, the key and the module."""
-    sections: dict[str, dict[str, Any]] = {
-        "server": {"listen": "127.0.0.1:0", "runtime_directory": str(tmp_path / "run")},
-        "auth": {"mode": "python"},
-        "auth.python": {"callable": "no_such_module:who"},
-    }
-    result = fastpush("check", "--config", write(tmp_path, sections))
-    assert result.exit_code == 2
-    assert "functions      FAILS: [auth.python] callable: cannot import no_such_module" in result.stdout
-    (tmp_path / "checked_module.py").write_text("def who(token, headers): return token\n")
-    sections["auth.python"] = {"callable": "checked_module:who"}
-    result = fastpush("check", "--config", write(tmp_path, sections))
-    assert result.exit_code == 0
-    assert "functions      checked_module:who can be imported" in result.stdout
 
 
 # -- token --------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def test_turned_away_before_anything_is_parsed(monkeypatch: pytest.MonkeyPatch) 
         parts.services.overload.observe_lag(0.6)
         parsed: list[bytes] = []
         monkeypatch.setattr("fastpush.worker.dispatch.parse_head", parsed.append)
-        whole = upgrade("/ws?token=a&event=e")
+        whole = upgrade("/ws?token=a&event=e", "X-Request-Id: 7")
         reply = answer(parts, whole)
         assert reply.startswith(b"HTTP/1.1 503 ") and b"\r\nRetry-After: 1\r\n" in reply and not parsed
         assert answer(parts, whole[:7], whole[7:30], whole[30:]) == reply
