@@ -24,7 +24,7 @@ FASTPUSH = (sys.executable, "-m", "fastpush")
 
 def need(program: str, package: str) -> str:
     """Return the path of a program of a Debian package; skip the test where it is missing."""
-    path = shutil.which(program)
+    path = shutil.which(program, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin")  # not in a user's PATH
     if path is None:
         pytest.skip(f"{program} is missing: apt-get install {package}")
     return path

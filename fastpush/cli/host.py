@@ -120,11 +120,11 @@ def _descriptors(config: Config, host: Host) -> Finding:
     """Each client takes one, of the process that serves it."""
     asked = config.limits.connections
     wanted = asked + DESCRIPTORS_SPARE if asked else DESCRIPTORS_WANTED
-    text = f"{_number(host.descriptors)} a process, one a client"
+    text = f"{_number(host.descriptors)} a process here, one a client"
     if host.descriptors >= wanted:
         return Finding("descriptors", text)
     why = f"[limits] connections asks for {asked:,} in each worker: " if asked else ""
-    advice = f"{why}LimitNOFILE={wanted} in the unit, or `ulimit -Hn {wanted}` before the start"
+    advice = f"{why}`ulimit -Hn {wanted}` before the start, or LimitNOFILE= in the unit (fastpush.service has 1048576)"
     if host.descriptors_most < wanted:
         advice += f", and first `sysctl -w fs.nr_open={wanted}`"
     return Finding("descriptors", text, advice)
@@ -136,7 +136,7 @@ def _memory(config: Config, host: Host) -> Finding:
     parts = {
         "[limits] worker_send_bytes": slots * limits.worker_send_bytes,
         "[bus] queue_bytes": slots * 2 * config.bus.queue_bytes,
-        "[limits] connections, each with one message_bytes": slots * limits.connections * limits.message_bytes,
+        "[limits] connections or message_bytes": slots * limits.connections * limits.message_bytes,
     }
     most = sum(parts.values())
     text = f"{_size(host.memory_bytes)}; queues and messages that wait may take {_size(most)} at worst"

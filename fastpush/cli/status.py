@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastpush.cli.common import config_option, fail, load_config
+from fastpush.cli.common import config_option, count_of, fail, load_config
 from fastpush.cli.running import ask_server
 from fastpush.control_client import ControlError
 
 _WIDTH = 120  # where no terminal tells its own
-_COLOURS = {"ready": "green", "starting": "yellow", "stopping": "yellow"}
+_COLOURS = dict.fromkeys(("starting", "draining", "stopping"), "yellow") | {"ready": "green"}
 
 
 @click.command(short_help="Show a running server's processes.")
@@ -43,6 +43,9 @@ def _print(reply: dict[str, Any]) -> None:
         sep="",
         soft_wrap=True,
     )
+    if (operation := reply["operation"]) and (operation["failure"] or not operation["is_done"]):
+        progress = f"{operation['done']} of {count_of(operation['of'], 'worker')} replaced"
+        console.print(Text(f"{operation['name']}: {operation['failure'] or progress}", "yellow"), soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("process", "pid", "state", "up", "restarts", "connections", "keys", "pushes", "deliveries"):
         table.add_column(column, justify="left" if column in {"process", "state"} else "right")

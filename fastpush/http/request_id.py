@@ -20,12 +20,12 @@ class RequestIds:
     __slots__ = ("_prefix", "_serials")
 
     def __init__(self) -> None:
-        self._prefix = secrets.token_hex(5)
+        self._prefix = f"{secrets.token_hex(5)}-"
         self._serials = itertools.count(1)
 
     def new(self) -> str:
         """Return an id that no other request has."""
-        return f"{self._prefix}-{next(self._serials):x}"
+        return f"{self._prefix}{next(self._serials)}"
 
     def of(self, headers: Mapping[str, str]) -> str:
         """Return the request's own id, or a new one. headers: by lower-case names."""

@@ -29,7 +29,7 @@ def live(
     with ExitStack() as closing:
         closing.callback(live.__exit__, None, None, None)
         yield live
-        live.change()
+        live.restore()
         show(request.node.name, live.settle())
         closing.pop_all()
         shared["live"] = live

@@ -8,6 +8,7 @@ import socket
 import threading
 import tomllib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from fastpush.config import load
-from tests.programs import curl
+from tests.programs import FASTPUSH, curl, run
 from tests.proxies import HOSTS, KEY, NAME, PAGE, SECONDS, Proxy, blocks, free_port, make_certificate, substitute
 from tests.server import Server, eventually
 from tests.wire import push, request, upgrade
@@ -37,17 +38,18 @@ def settings() -> dict[str, dict[str, Any]]:
     return sections
 
 
-def start(folder: Path, workers: int, **sections: dict[str, Any]) -> Server:
-    """A server with the page's configuration for behind a proxy, and `sections` added."""
+def make(folder: Path, workers: int, **sections: dict[str, Any]) -> Server:
+    """A server to start, with the page's configuration for behind a proxy and `sections` added."""
     (folder / "tokens.toml").write_text("".join(f'"token-{user}" = "{user}"\n' for user in ("aaa", *USERS)))
     (folder / "push-keys.txt").write_text(KEY)
-    return Server(folder, workers, settings() | sections)
+    return Server(folder, workers, settings() | sections, start=False)
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     limits = {"connections_per_address": CONNECTIONS_PER_ADDRESS}
-    running = start(tmp_path_factory.mktemp("host"), 2, limits=limits)
+    running = make(tmp_path_factory.mktemp("host"), 2, limits=limits)
+    running.start()
     yield running
     running.stop()
 
@@ -60,10 +62,14 @@ def proxy(request: pytest.FixtureRequest, host: Server, tmp_path_factory: pytest
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    running = [start(tmp_path_factory.mktemp("host"), 1) for _ in HOSTS]
-    yield running
-    for server in running:
-        server.stop()
+    running = [make(tmp_path_factory.mktemp("host"), 1) for _ in HOSTS]
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Server.start, running))
+        yield running
+    finally:
+        for server in running:
+            server.stop()
 
 
 def opened(host: Server, peer: str) -> int:
@@ -274,7 +280,7 @@ def sent(proxy: Proxy, user: str) -> int:
 
 @BOTH
 def test_hashed_users(kind: str, hosts: list[Server], tmp_path: Path) -> None:
-    """WebSocket and push of each user meet on one of three hosts; when one stops its users meet elsewhere.
+    """WebSocket and push of each user meet on one of three hosts; when one drains its users meet elsewhere.
 
     Once it is back their pushes go there, so they have to connect again.
     """
@@ -292,7 +298,9 @@ def test_hashed_users(kind: str, hosts: list[Server], tmp_path: Path) -> None:
         assert min(shares) > len(USERS) / 10
 
         stopped = hosts[1]
-        stopped.stop()
+        drained = run(*FASTPUSH, "drain", "--seconds", "1", "--config", str(stopped.config_path))
+        assert drained.returncode == 0, drained.stderr
+        assert stopped.stop() == 0
         moved = [event["user"] for event in stopped.events("connection closed") if event["code"] == 1012]
         assert len(moved) == shares[1]
         assert {close_code(clients[user]) for user in moved} == {1012}

@@ -23,16 +23,16 @@ Summary = dict[str, Any]
 class Load:
     """`python -m tests.load` against a server: its clients are connected and pushing from the with statement on.
 
-    options: as on its command line, fan_out=1 for --fan-out 1.  last: the latest answer.
+    tls: the server speaks TLS.  options: as on its command line, fan_out=1 for --fan-out 1.
     """
 
-    def __init__(self, server: Server, **options: Any) -> None:
+    def __init__(self, server: Server, *, tls: bool = False, **options: Any) -> None:
         given = {"clients": CLIENTS, "rate": RATE, "fan_out": 1, "connect_seconds": 60 * SCALE} | options
         self.clients = given["clients"]
-        self._command = [sys.executable, "-m", "tests.load", server.ws_url(), "--interactive"]
+        url = server.ws_url().replace("ws:", "wss:") if tls else server.ws_url()
+        self._command = [sys.executable, "-m", "tests.load", url, "--interactive"]
         for name, value in given.items():
             self._command += [f"--{name.replace('_', '-')}", str(value)]
-        self.last: Summary = {}
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -59,8 +59,7 @@ class Load:
         """Send a command; return its answer."""
         self._process.stdin.write(command.encode() + b"\n")
         self._process.stdin.flush()
-        self.last = self._read(seconds)
-        return self.last
+        return self._read(seconds)
 
     def _read(self, seconds: float) -> Summary:
         deadline = time.monotonic() + seconds * SCALE

@@ -1,7 +1,9 @@
 """A server under load whose configuration is changed while it runs."""
 
+import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,7 +41,7 @@ class Live:
         } | base
         self.server = Server(folder, workers=2, sections=self.base)
         # Nothing is pushed to everybody: tests have connections of their own, which come and go.
-        self.load = Load(self.server, tokens=folder / "tokens", key=KEY, each=EACH, fan_out=0)
+        self.load = Load(self.server, tokens=folder / "tokens", key=KEY, each=EACH, fan_out=0, tls="tls" in base)
 
     def write_tokens(self, name: str, tokens: dict[str, str]) -> None:
         (self.folder / name).write_text("".join(f'"{token}" = "{user}"\n' for token, user in tokens.items()))
@@ -70,14 +72,26 @@ class Live:
     def change(self, more: str = "", **sections: dict[str, Any]) -> str:
         """Have new settings taken over by every process; return what `fastpush reload` said."""
         self.write(more, **sections)
+        with self._taken_over():
+            result = self.reload()
+            assert result.returncode == 0, result.stderr
+        return result.stdout + result.stderr
+
+    def restore(self) -> None:
+        """Have the base settings taken over, by SIGHUP."""
+        self.write()
+        with self._taken_over():
+            self.server.signal(signal.SIGHUP)
+
+    @contextmanager
+    def _taken_over(self) -> Iterator[None]:
+        """Wait at the end until every process has taken new settings over."""
         before = self._reloads()
-        result = self.reload()
-        assert result.returncode == 0, result.stderr
+        yield
         eventually(
-            lambda: all(count > before.get(name, 0) for name, count in self._reloads().items()) and self._reloads(),
+            lambda: all(count > before.get(name, 0) for name, count in self._reloads().items()),
             what="taken over by every process",
         )
-        return result.stdout + result.stderr
 
     def _reloads(self) -> dict[str, int]:
         """How often each process that serves clients has said that it took new settings over."""

@@ -89,7 +89,7 @@ def test_nothing_is_said_where_nothing_is_limited(tmp_path: Path) -> None:
 
     async def scenario(client: BusClient, broker: FakeBroker) -> None:
         broker.hang_up()
-        await until(lambda: not client.is_connected)
+        await until(lambda: client.unready)
         assert await hear_table(broker) == {}
 
     run(scenario, tmp_path)

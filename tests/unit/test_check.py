@@ -302,8 +302,8 @@ def test_a_roomy_host() -> None:
     ("name", "host", "sections", "advice"),
     [
         ("workers", {"cores": 1}, {}, "lower [server] workers"),
-        ("descriptors", {"descriptors": 20000}, {}, "LimitNOFILE=65536 in the unit"),
-        ("descriptors", {"descriptors": 100000}, {"limits": Limits(connections=100000)}, "LimitNOFILE=101024"),
+        ("descriptors", {"descriptors": 20000}, {}, "`ulimit -Hn 65536` before the start, or LimitNOFILE= in the unit"),
+        ("descriptors", {"descriptors": 100000}, {"limits": Limits(connections=100000)}, "`ulimit -Hn 101024`"),
         ("descriptors", {}, {"limits": Limits(connections=2000000)}, "first `sysctl -w fs.nr_open=2001024`"),
         ("backlog", {"backlog": 128}, {}, "net.core.somaxconn=4096"),
         ("half open", {"half_open": 256, "syn_cookies": False}, {}, "net.ipv4.tcp_max_syn_backlog=4096"),
@@ -402,7 +402,7 @@ def test_a_host_that_tells_nothing(tmp_path: Path) -> None:
     assert findings["memory"].text.startswith("memory of unknown size")
     (tmp_path / "self").mkdir()
     (tmp_path / "self/limits").write_text("Max open files            unlimited       unlimited       files\n")
-    assert findings_of(Host.read(proc=tmp_path))["descriptors"].text == "any number a process, one a client"
+    assert findings_of(Host.read(proc=tmp_path))["descriptors"].text == "any number a process here, one a client"
 
 
 # -- how it is shown -----------------------------------------------------------------
@@ -437,8 +437,8 @@ def test_long_texts_are_folded_on_a_terminal(
     _print(FINDINGS)
     lines = [re.sub(r"\x1b\[\d+m", "", line) for line in capsys.readouterr().out.splitlines()]
     assert lines[1:6] == [
-        "advice  outgoing ports words words words words words words words",
-        "                       words words words",
+        "advice  outgoing ports words words words words words words words words",
+        "                       words words",
         "                       → first",
         "                       → second second second second second second",
         "                         second second second second",

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from fastpush import config as configuration
-from fastpush.config import Auth, Config, Jwt, JwtKey, Log, Push, Server
+from fastpush.config import Auth, Config, Echo, Jwt, JwtKey, Log, Push, Server, Tls
 from fastpush.config.file import DEFAULT_PATHS, key_lines
 from fastpush.config.schema import Key, keys, members, sections
 from fastpush.errors import ConfigError
@@ -300,7 +300,7 @@ def test_mistake_in_file(
         ("[server]\ndrop_path = '/ws'", '"/ws" is also [server] websocket_path'),
         ("[server]\ndrop_path = '/push/all'", '"/push/all" is also [server] push_path with /all'),
         ("[echo]\nenabled = true\npath = '/push'", '[echo] path: "/push" is also [server] push_path'),
-        ("[server]\nwebsocket_path = '/'", "the server's own pages are there (/, /health, /metrics, /assets"),
+        ("[server]\nwebsocket_path = '/'", "the server's own pages are there (/, /health, /ready, /metrics, /assets"),
         ("[server]\nwebsocket_path = '/metrics'", "the server's own pages are there"),
         ("[server]\nwebsocket_path = '/assets/x'", "the server's own pages are there"),
         ("[server]\nwebsocket_path = '/w s'", "must consist of letters, digits and"),
@@ -619,13 +619,23 @@ def test_open_api_elsewhere() -> None:
 
 
 def test_what_is_live() -> None:
-    """SIGHUP takes over keys, tokens and the log level, and nothing else."""
-    assert [".".join(place) for place, key in keys() if key.live] == [
-        "auth.tokens_file",
-        "auth.jwt.key",
-        "push.keys",
-        "push.keys_file",
-        "log.level",
+    """A reload takes everything over but what processes, sockets, paths and the bus are made of once."""
+    assert [".".join(place) for place, key in keys() if not key.live] == [
+        "server.listen",
+        "server.workers",
+        "server.websocket_path",
+        "server.push_path",
+        "server.drop_path",
+        "server.runtime_directory",
+        "server.read_buffer_bytes",
+        "server.write_buffer_bytes",
+        "api.listen",
+        "tls.api",
+        "connections.socket_send_bytes",
+        "bus.queue_bytes",
+        "bus.confirm_ms",
+        "log.format",
+        "log.file",
     ]
 
 
@@ -641,19 +651,21 @@ def test_changes_and_merge() -> None:
     assert merged == Config(push=Push(auth="keys", keys=[PUSH_KEY + "2"]), log=Log(level="debug"))
 
 
+def test_tls_is_switched_by_a_restart_only() -> None:
+    """A certificate in place of another one is taken over; one where there was none, or none any more, is not."""
+    plain, first, second = Config(), Config(tls=Tls(certificate="/a", key="/k")), Config(tls=Tls(certificate="/b"))
+    assert configuration.changes(first, second) == (["tls.certificate", "tls.key"], [])
+    assert configuration.merge_live(first, second) == second
+    for old, new in ((plain, first), (first, plain)):
+        assert configuration.changes(old, new) == ([], ["tls.certificate", "tls.key"])
+        assert configuration.merge_live(old, new) == old
+
+
 def test_merge_that_contradicts_itself() -> None:
-    """Keys removed together with the mode that needs them cannot be taken over alone."""
-    old = Config(auth=Auth(mode="jwt", jwt=Jwt(key=[JwtKey(secret=LONG_SECRET)])))
-    with pytest.raises(ConfigError, match=r"^nothing is reloaded: .* auth.mode"):
-        configuration.merge_live(old, Config())
-
-
-def test_merge_never_verifies_with_an_unread_secret(load: Callable[..., Config]) -> None:
-    """A secret_file that was not read, because the new mode needs none, does not replace a secret."""
-    old = Config(auth=Auth(mode="jwt", jwt=Jwt(key=[JwtKey(secret=LONG_SECRET)])))
-    new = load("[[auth.jwt.key]]\nsecret_file = 'jwt'")
-    with pytest.raises(ConfigError, match="secret_file: has not been read"):
-        configuration.merge_live(old, new)
+    """A live key that only fits together with one that waits for a restart cannot be taken over alone."""
+    new = Config(server=Server(websocket_path="/socket"), echo=Echo(enabled=True, path="/ws"))
+    with pytest.raises(ConfigError, match=r"^nothing is reloaded: .* server.websocket_path"):
+        configuration.merge_live(Config(), new)
 
 
 # The schema

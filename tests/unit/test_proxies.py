@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastpush.http.proxies import TrustedProxies, counted_address
+from fastpush.http.proxies import TrustedProxies, counted_address, host_of, peer_text
 
 PROXIES = TrustedProxies(["10.0.0.0/8", "192.0.2.7", "fd00::/8"])
 
@@ -52,3 +52,14 @@ def test_without_proxies_the_header_is_ignored() -> None:
 def test_counted_by(address: str, counted: str) -> None:
     """IPv4 counts by address, IPv6 by network of 64 bits."""
     assert counted_address(address) == counted
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "text"),
+    [("192.0.2.1", 1234, "192.0.2.1:1234"), ("2001:db8::1", 80, "[2001:db8::1]:80"), ("::1", 5, "[::1]:5")],
+)
+def test_peer_text(host: str, port: int, text: str) -> None:
+    """A peer is shown with its port so that its address can be told again; one named by a proxy is the address."""
+    assert peer_text(host, port) == text
+    assert host_of(text) == host
+    assert host_of(host) == host
