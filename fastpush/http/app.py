@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from importlib import resources
 from typing import NamedTuple
@@ -32,7 +32,7 @@ log = logging.getLogger("fastpush.http")
 
 Endpoint = Callable[[bytes, OnOutcome], None]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-OnRefused = Callable[[RequestError, str, str, str], None]  # its id, peer and path
+OnRefused = Callable[[RequestError, str, str, str, Mapping[str, str]], None]  # its id, peer, path and headers
 Scrape = Callable[[Callable[[bytes | None], None]], None]
 
 HEAD_BYTES_MAX = 65536  # largest [server] head_bytes
@@ -151,7 +151,8 @@ class HttpApp:
         if response.status >= HTTPStatus.BAD_REQUEST:
             error = request.get(_REFUSAL) or RequestError(response.status, "http", response.reason or "")
             peer = request.get_extra_info("peername")
-            self._on_refused(error, request_id, peer_text(*peer[:2]) if peer else "", request.path)
+            address = peer_text(*peer[:2]) if peer else ""
+            self._on_refused(error, request_id, address, request.path, _joined(request))
 
     def _handler(self, request: web.Request) -> Handler:
         route = self._routes.get(request.path)

@@ -55,11 +55,11 @@ def take_inherited() -> list[Inherited]:
 def _take(descriptor: int, name: str) -> Inherited:
     try:
         taken = socket.socket(fileno=descriptor)
-        is_tcp = taken.family in {socket.AF_INET, socket.AF_INET6} and taken.type == socket.SOCK_STREAM
-        listens = is_tcp and taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError:
-        listens = False
-    if not listens:
+        taken = None
+    if taken is None or not _is_listening_tcp(taken):
+        if taken is not None:
+            taken.close()
         raise StartError(
             f"descriptor {descriptor}, which systemd passes as {name or 'unnamed'}, is not a listening TCP socket; "
             "the socket unit needs ListenStream= with a port, and Accept=no"
@@ -67,3 +67,8 @@ def _take(descriptor: int, name: str) -> Inherited:
     taken.set_inheritable(False)
     taken.setblocking(False)
     return Inherited(name, taken)
+
+
+def _is_listening_tcp(taken: socket.socket) -> bool:
+    is_tcp = taken.family in {socket.AF_INET, socket.AF_INET6} and taken.type == socket.SOCK_STREAM
+    return is_tcp and bool(taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))

@@ -78,6 +78,18 @@ class Listeners:
             if own and not notifier.store(slot_name(slot), own):
                 self.kept = False
 
+    def check_exposure(self, config: Config) -> None:
+        """Judge what the kernel bound: a name such as localhost means what the host says it means.
+
+        Raises: ConfigError, for an open server that others can reach.
+        """
+        roles = [listener.role for listener in self.slots[0]]
+        outer = [address for address, role in zip(self.addresses, roles, strict=True) if role != "api"]
+        inner = [address for address, role in zip(self.addresses, roles, strict=True) if role == "api"]
+        check_exposure(
+            replace(config, server=replace(config.server, listen=outer), api=replace(config.api, listen=inner))
+        )
+
     def close(self) -> None:
         """Stop listening, as far as no child does and systemd keeps nothing."""
         for listeners in self.slots:
@@ -122,19 +134,20 @@ def bind(config: Config, inherited: Sequence[Inherited] = ()) -> Listeners:
                 if any(listeners[-1].socket is one.socket for listeners in slots):
                     del stored[id(one.socket)]
         _set_options(slots, config.connections.socket_send_bytes)
-        _check_exposure(config, addresses)
+        found = Listeners(
+            slots=tuple(tuple(listeners) for listeners in slots),
+            addresses=tuple(map(str, addresses)),
+            port=addresses[0].sockaddr[1],
+            shared=tuple(shared),
+            forgotten=tuple(sorted({one.name for one in stored.values()})),
+        )
+        found.check_exposure(config)
     except BaseException:
         _close([listener.socket for listeners in slots for listener in listeners])
         _close([one.socket for one in inherited])
         raise
     _close([one.socket for one in [*units, *stored.values()]])
-    return Listeners(
-        slots=tuple(tuple(listeners) for listeners in slots),
-        addresses=tuple(map(str, addresses)),
-        port=addresses[0].sockaddr[1],
-        shared=tuple(shared),
-        forgotten=tuple(sorted({one.name for one in stored.values()})),
-    )
+    return found
 
 
 def _close(sockets: list[socket.socket]) -> None:
@@ -182,13 +195,6 @@ def _set_options(slots: list[list[Listener]], send_bytes: int) -> None:
         listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if send_bytes:
             listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
-
-
-def _check_exposure(config: Config, bound: list[_Address]) -> None:
-    """Judge what the kernel bound: a name such as localhost means what the host says it means."""
-    outer = [str(address) for address in bound if address.role != "api"]
-    inner = [str(address) for address in bound if address.role == "api"]
-    check_exposure(replace(config, server=replace(config.server, listen=outer), api=replace(config.api, listen=inner)))
 
 
 def _addresses(config: Config) -> list[_Address]:

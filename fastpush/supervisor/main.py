@@ -14,18 +14,15 @@ from contextlib import ExitStack
 from typing import Any
 
 from fastpush import __version__
-from fastpush import log as logs
-from fastpush.config import Config, addresses, changes, check_exposure, merge_live
-from fastpush.errors import ConfigError
+from fastpush.config import Config, addresses
 from fastpush.log import fields
-from fastpush.protocol import control
+from fastpush.supervisor.changes import Changes
 from fastpush.supervisor.children import Children, Entries
-from fastpush.supervisor.control import CommandError, ControlServer, Reply
+from fastpush.supervisor.control import Command, CommandError, ControlServer, Reply
 from fastpush.supervisor.inherited import take_inherited
 from fastpush.supervisor.listeners import Listeners, bind, first_port, raise_descriptor_limit, worker_slots
 from fastpush.supervisor.notify import Notifier, Reporter
-from fastpush.supervisor.operations import Reload, Replacement
-from fastpush.supervisor.process import Closable, Process
+from fastpush.supervisor.process import Closable
 from fastpush.supervisor.runtime import Runtime, listen_unix, open_runtime
 from fastpush.supervisor.signals import Signals
 
@@ -35,8 +32,6 @@ OVERSLEPT_SECONDS = 1.0  # later than this, it was the supervisor that stood sti
 KILLED_SECONDS = 5.0  # time SIGKILL has; a child that still lives hangs in the kernel
 KEPT_DRAIN_SECONDS = 0.5  # while systemd keeps the listeners, connects wait for the next start: nobody shall for long
 DRAIN_SPARE_SECONDS = 1.0  # after the last close frame and the time that clients have to answer it
-SPREAD_SECONDS_MAX = 86400.0
-EXIT_USAGE = 2
 
 
 def serve(config: Config, config_source: Callable[[], Config], *, entries: Entries | None = None) -> int:
@@ -65,8 +60,7 @@ class Supervisor:
     """One server's life: startup, main_loop, shutdown."""
 
     def __init__(self, config: Config, config_source: Callable[[], Config], entries: Entries) -> None:
-        self._config = config
-        self._config_source = config_source
+        self._changes = Changes(config, config_source)
         self._entries = entries
         self._notifier = Notifier()
         self._selector = selectors.PollSelector()  # holds no descriptor that a fork would share
@@ -78,16 +72,16 @@ class Supervisor:
         self._forced = False
         self._spread_seconds: float | None = None  # while a drain by command is under way
         self._ends_by = 0.0
-        self._reload: Reload | None = None
-        self._reloads = 0
-        self._reload_again = False
-        self._replacement: Replacement | None = None
         self._handlers = {
             signal.SIGTERM: self.handle_sigterm,
             signal.SIGINT: self.handle_sigint,
             signal.SIGHUP: self.handle_sighup,
             signal.SIGCHLD: self.handle_sigchld,
         }
+
+    @property
+    def _config(self) -> Config:
+        return self._changes.config
 
     def run(self) -> int:
         """Serve; see `serve`."""
@@ -112,9 +106,9 @@ class Supervisor:
         self._closing.callback(bus_listener.close)
         commands = {
             "status": self._status,
-            "reload": self._reload_by_command,
-            "drain": self._drain_by_command,
-            "restart": self._restart_by_command,
+            "reload": self._while_running(self._changes.reload),
+            "drain": self._while_running(self._drain_by_command),
+            "restart": self._while_running(self._changes.restart),
         }
         server = ControlServer(listen_unix(runtime.control_path), self._selector, commands, time.monotonic)
         self._closing.callback(server.close)
@@ -130,9 +124,10 @@ class Supervisor:
             bus_path=runtime.bus_path,
             selector=self._selector,
             inherited=inherited,
-            on_prepared=self._on_prepared,
+            on_prepared=self._changes.on_prepared,
             clock=time.monotonic,
         )
+        self._changes.begin(self._children, self._listeners)
         self._reporter = Reporter(self._notifier, self._children.status)
         self._children.start(self._config)
         for address in self._listeners.addresses:
@@ -148,7 +143,7 @@ class Supervisor:
                 self._reporter.ready(time.monotonic())
                 log.info("ready", extra=fields(seconds=round(time.monotonic() - self._started, 3)))
             if not self._stopping:
-                self._attend_operations(self._children, time.monotonic())
+                self._changes.attend(time.monotonic())
                 self._children.tell_readiness(self._children.unserved if self._ready else "starting")
 
     def shutdown(self) -> None:
@@ -191,7 +186,7 @@ class Supervisor:
             children.deadline(self._config),
             self._control.deadline,
             self._reporter.deadline,
-            self._operations_deadline(),
+            self._changes.deadline,
         )
         wait = max(0.0, due - time.monotonic())
         events = self._selector.select(wait if wait != float("inf") else None)
@@ -205,19 +200,6 @@ class Supervisor:
         self._control.attend(now)
         children.attend(now, self._config)
         self._reporter.attend(now, self._config.server.hang_seconds)
-
-    def _operations_deadline(self) -> float:
-        reload, replacement = self._reload, self._replacement
-        return min(
-            reload.deadline if reload is not None else float("inf"),
-            replacement.deadline if replacement is not None and not replacement.is_done else float("inf"),
-        )
-
-    def _attend_operations(self, children: Children, now: float) -> None:
-        if self._reload is not None:
-            self._reload.attend(now)
-        if self._replacement is not None and not self._replacement.is_done:
-            self._replacement.attend(children, self._config, now)
 
     # Startup in detail
 
@@ -273,65 +255,8 @@ class Supervisor:
 
     def handle_sighup(self) -> None:
         """Take over what may change live; an error changes nothing."""
-        if self._reload is not None:
-            self._reload_again = True  # the file may have changed since it was read
-        else:
-            self._begin_reload(lambda _: None)
-
-    # Reload
-
-    def _begin_reload(self, reply: Reply) -> None:
-        """Validate the configuration and have every child prepare it; `reply` is told the outcome."""
-        if self._stopping or self._children is None:
-            reply({"error": "the server is stopping", "code": 1})
-            return
-        self._reopen_log(self._children)
-        try:
-            new = self._config_source()
-            live, restart = changes(self._config, new)
-            merged = merge_live(self._config, new)
-            check_exposure(merged)
-            _check_size(merged)
-        except ConfigError as error:
-            _refuse_reload(str(error), reply)
-            return
-
-        def on_done(problem: str) -> None:
-            self._reload = None
-            if problem:
-                _refuse_reload(problem, reply)
-            else:
-                self._take_over(merged, live, restart)
-                reply({"changed": live, "restart": restart})
-            if self._reload_again:
-                self._reload_again = False
-                self.handle_sighup()
-
-        self._reloads += 1
-        deadline = time.monotonic() + self._config.server.hang_seconds
-        self._reload = Reload(self._reloads, merged, self._children, deadline, on_done)
-
-    def _reopen_log(self, children: Children) -> None:
-        """Write to a new file if the old one was moved away, whatever becomes of the configuration."""
-        children.tell(control.ReopenLog())
-        try:
-            logs.reopen()
-        except OSError as error:
-            log.error("log file not reopened", extra=fields(path=self._config.log.file, reason=error.strerror))
-
-    def _on_prepared(self, process: Process, answer: control.Prepared) -> None:
-        if self._reload is not None:
-            self._reload.on_prepared(process, answer)
-
-    def _take_over(self, config: Config, live: list[str], restart: list[str]) -> None:
-        assert self._children is not None
-        self._config = config
-        logs.set_level(config.log.level)
-        self._children.tell(control.Reload(config))
-        self._children.grant_time(time.monotonic())  # they may have beaten for a longer hang_seconds
-        log.info("reloaded", extra=fields(changed=", ".join(live)))
-        if restart:
-            log.warning("restart needed", extra=fields(changed=", ".join(restart)))
+        if not self._stopping and self._children is not None:
+            self._changes.handle_sighup()
 
     # Commands
 
@@ -348,72 +273,27 @@ class Supervisor:
                 else "ready" if self._ready else "starting",
                 "uptime_seconds": round(now - self._started, 3),
                 "address": self._listeners.addresses,
-                "operation": self._replacement.describe() if self._replacement is not None else None,
+                "operation": self._changes.describe(),
                 "processes": self._children.status(now),
             }
         )  # fmt: skip
 
-    def _reload_by_command(self, _: dict[str, Any], reply: Reply) -> None:
-        """{"command": "reload"}: as SIGHUP, and tell how it went."""
-        if self._reload is not None:
-            raise CommandError("a reload is under way already")
-        self._begin_reload(reply)
+    def _while_running(self, command: Command) -> Command:
+        """Return a command that is refused while the server starts or ends."""
+
+        def checked(request: dict[str, Any], reply: Reply) -> None:
+            if self._stopping or not self._ready:
+                raise CommandError("the server is stopping" if self._stopping else "the server is starting")
+            command(request, reply)
+
+        return checked
 
     def _drain_by_command(self, request: dict[str, Any], reply: Reply) -> None:
         """{"command": "drain", "worker": SLOT or null, "seconds": S or null}: replace a worker, or end the server."""
-        seconds = self._seconds_of(request)
-        worker = request.get("worker")
-        if worker is not None:
-            self._begin_replacement("drain", [self._slot_of(worker)], seconds)
-        else:
-            self._check_idle()
-            self._spread_seconds = seconds
-            self._stopping = True
-        reply({"seconds": seconds})
-
-    def _restart_by_command(self, request: dict[str, Any], reply: Reply) -> None:
-        """{"command": "restart", "seconds": S or null}: replace all workers, one after the other."""
-        seconds = self._seconds_of(request)
-        self._begin_replacement("rolling restart", list(range(len(self._listeners.slots))), seconds)
-        reply({"seconds": seconds, "workers": len(self._listeners.slots)})
-
-    def _begin_replacement(self, name: str, slots: list[int], seconds: float) -> None:
-        self._check_idle()
-        if not self._ready:
-            raise CommandError("the server is starting")
-        self._replacement = Replacement(name, slots, seconds, self._config.connections.close_timeout_seconds)
-
-    def _check_idle(self) -> None:
-        if self._stopping:
-            raise CommandError("the server is stopping")
-        if self._replacement is not None and not self._replacement.is_done:
-            raise CommandError(f"a {self._replacement.describe()['name']} is under way already")
-
-    def _seconds_of(self, request: dict[str, Any]) -> float:
-        seconds = request.get("seconds")
-        if seconds is None:
-            return self._config.server.drain_seconds
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= SPREAD_SECONDS_MAX:
-            raise CommandError(
-                f"seconds must be a number from 0 to {SPREAD_SECONDS_MAX:g}, found {seconds!r}", EXIT_USAGE
-            )
-        return float(seconds)
-
-    def _slot_of(self, worker: object) -> int:
-        slots = len(self._listeners.slots)
-        if isinstance(worker, bool) or not isinstance(worker, int) or not 0 <= worker < slots:
-            raise CommandError(f"there is no worker {worker}; there are 0 to {slots - 1}", EXIT_USAGE)
-        return worker
-
-
-def _refuse_reload(problem: str, reply: Reply) -> None:
-    log.error("not reloaded", extra=fields(reason=problem))
-    reply({"error": problem, "code": EXIT_USAGE})
-
-
-def _check_size(config: Config) -> None:
-    size = len(control.encode(control.Prepare(0, config)))
-    if size > control.MESSAGE_BYTES_MAX:
-        raise ConfigError(
-            f"the settings take {size} bytes, {control.MESSAGE_BYTES_MAX} can be handed over at once: restart instead"
-        )
+        if request.get("worker") is not None:
+            self._changes.drain_worker(request, reply)
+            return
+        self._changes.check_idle()
+        self._spread_seconds = self._changes.seconds_of(request)
+        self._stopping = True
+        reply({"seconds": self._spread_seconds})

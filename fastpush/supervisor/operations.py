@@ -76,7 +76,7 @@ class Replacement:
     """
 
     def __init__(self, name: str, slots: Sequence[int], seconds: float, spare_seconds: float) -> None:
-        self._name = name
+        self.name = name
         self._slots = list(slots)
         self._seconds = seconds
         self._drain = control.Drain(seconds + spare_seconds, seconds)
@@ -100,7 +100,7 @@ class Replacement:
     def describe(self) -> dict[str, Any]:
         """Return what the control socket tells of it."""
         return {
-            "name": self._name,
+            "name": self.name,
             "done": self._position,
             "of": len(self._slots),
             "is_done": self.is_done,
@@ -128,7 +128,7 @@ class Replacement:
                 self._old = self._new = None
                 self._position += 1
         if not self.failure:
-            log.info("workers replaced", extra=fields(operation=self._name, workers=len(self._slots)))
+            log.info("workers replaced", extra=fields(operation=self.name, workers=len(self._slots)))
 
     def _start(self, children: Children, config: Config, now: float) -> None:
         slot = self._slots[self._position]
@@ -143,4 +143,4 @@ class Replacement:
 
     def _fail(self, why: str) -> None:
         self.failure = f"worker {self._slots[self._position]} was not replaced: {why}"
-        log.error("worker not replaced", extra=fields(operation=self._name, reason=self.failure))
+        log.error("worker not replaced", extra=fields(operation=self.name, reason=self.failure))

@@ -99,6 +99,10 @@ class Codec(WSListener):
         handshake = self._protocol.transport.close_handshake
         return None if handshake is None or handshake.recv is None else int(handshake.recv.code)
 
+    def discard(self) -> None:
+        """Free a codec that nobody uses any more: picows and it refer to each other, which only the collector sees."""
+        del self._protocol
+
 
 class Codecs:
     """The codecs of a worker: one that is free, or none; others belong to connections inside a frame."""

@@ -198,14 +198,17 @@ class Connection(asyncio.BufferedProtocol):
         except ProtocolViolation as violation:
             self._codec = None
             self._on_violation(violation, codec.unread_close_code)
+            codec.discard()
         except Exception:
             self._codec = None
             log.exception("reading failed", extra=fields(connection=self.id, user=self.user, peer=self.peer))
             self._hang_up(CloseCode.INTERNAL_ERROR, "")
         else:
             self._codec = None if is_between else codec
-            if is_between and is_borrowed:  # one that was kept may have grown
+            if is_between and is_borrowed:
                 codecs.give_back(codec)
+            elif is_between:  # kept for a while, it may have grown
+                codec.discard()
 
     def on_frame(self, opcode: int, fin: bool, rsv1: bool, rsv23: bool, payload: bytes) -> None:  # noqa: FBT001 - bits
         """Take a frame from the codec."""
@@ -567,6 +570,8 @@ class Connection(asyncio.BufferedProtocol):
             environment.release(self.admitted)
         environment.counters.closes += 1
         self._give_up_queue("lost")
+        if self._codec is not None:
+            self._codec.discard()
         self._transport = self.writable = self._reader = self._codec = None
         self.inbox = None
         log.info(

@@ -27,6 +27,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, cast
 
 from fastpush import errors
+from fastpush.applications.push import NO_HEADERS
 from fastpush.child import ListenerRole
 from fastpush.errors import RequestError
 from fastpush.http.head import HEAD_END, Head, bad_request, parse_head
@@ -410,8 +411,9 @@ class HttpConnection(asyncio.Protocol):
         self._reply(render(error, as_json=as_json), keep_alive=False, linger=linger)
 
     def _log_refusal(self, error: RequestError) -> None:
-        path = self._head.path if self._head is not None else ""
-        self._services.log_refusal(error, self.request_id, self.peer, path)
+        head = self._head
+        path, headers = ("", NO_HEADERS) if head is None else (head.path, head.headers)
+        self._services.log_refusal(error, self.request_id, self.peer, path, headers)
 
     def _reply(self, reply: Reply, *, keep_alive: bool, linger: bool = False) -> None:
         if self.transport is None or self._stage >= LINGER:

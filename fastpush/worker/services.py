@@ -14,7 +14,7 @@ from fastpush.http.app import HttpApp
 from fastpush.http.auth import PushAuth
 from fastpush.http.guard import Guard
 from fastpush.http.head import HEAD_END
-from fastpush.http.proxies import TrustedProxies
+from fastpush.http.proxies import TrustedProxies, host_of
 from fastpush.http.push import Outcome, PushService, render
 from fastpush.http.refusals import RefusalLog
 from fastpush.http.request_id import RequestIds
@@ -106,11 +106,16 @@ class Services:
             halves = self._replies[outcome] = (b"\r\n".join(lines), HEAD_END + body)
         return halves[0] + request_id.encode() + halves[1]
 
-    def log_refusal(self, error: RequestError, request_id: str, peer: str, path: str) -> None:
+    def log_refusal(
+        self, error: RequestError, request_id: str, peer: str, path: str, headers: Mapping[str, str]
+    ) -> None:
         """Write a line about a request that is refused or has failed, or count it: see RefusalLog.
 
-        Its reason names fields and limits, never a token or a key.
+        Its reason names fields and limits, never a token or a key. The peer may be a trusted proxy, whose headers name
+        the client.
         """
+        if self.trusted_proxies:
+            peer = self.trusted_proxies.client(host_of(peer), headers)
         self.refused_requests.add(
             error.code,
             self.now(),

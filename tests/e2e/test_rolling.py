@@ -3,6 +3,7 @@ back, and no push to a connected client is lost. FASTPUSH_TEST_LOAD=full runs it
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.load.driver import IS_FULL, Load, Summary, check_exact, show
+from tests.notify import Systemd
 from tests.programs import FASTPUSH, Program, run
+from tests.proxies import free_port
 from tests.server import SCALE, Server, eventually
 
 SECONDS = 10 if IS_FULL else 3
@@ -132,6 +135,30 @@ def test_stop_and_start(server: Server) -> None:
         summary = everybody_back(load)
     show("stop and start", summary)
     check_exact(summary)
+
+
+def test_restart_on_kept_sockets(tmp_path: Path) -> None:
+    """Stop and start over a notification socket that keeps the listening ones: every client is closed with 1012 and
+    comes back, 50 others a second connect meanwhile, nobody is refused, and who waits longest waits for the start.
+    """
+    sections = {"server": {"listen": f"127.0.0.1:{free_port()}"}, "log": {"level": "info"}}
+    with Systemd(tmp_path) as systemd:
+        server = Server(tmp_path, workers=2, sections=sections, environ=systemd.environ())
+        try:
+            with under_load(server, visits=50) as load:
+                began = time.monotonic()
+                assert server.stop() == 0
+                stopped = time.monotonic()
+                server = Server(tmp_path, workers=2, sections=sections, environ=systemd.environ(), **systemd.passed())
+                start_seconds = time.monotonic() - stopped
+                summary = everybody_back(load)
+        finally:
+            server.stop()
+    show("restart on kept sockets", summary, stop_seconds=stopped - began, start_seconds=start_seconds)
+    check_exact(summary)
+    assert summary["closes"] == {"1012": summary["clients"]}
+    assert not summary["refused"] and not summary["publishers_refused"], summary
+    assert summary["connects"]["max_ms"] <= start_seconds * 1000 + SLOWEST_MS, summary
 
 
 def test_worker_stopped_by_signal(server: Server) -> None:

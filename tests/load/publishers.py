@@ -12,7 +12,7 @@ from fastpush.bench.loop import Loop
 from tests.load.clients import ANSWER_SECONDS, SECOND_NS, Client, Crowd, quantiles
 from tests.load.ledger import CUT, FAN_OUT, UNICAST, Ledger, Push
 
-REOPEN_SECONDS = 0.05
+REOPEN_SECONDS = 0.05  # after a connect that was refused
 CATCH_UP_SECONDS = 1.0  # of the pushes that were due while there was no connection, so many are made up for
 SETTLED_SECONDS = 0.1  # a close frame that was written before a reply has been read by then
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -58,11 +58,10 @@ class Publisher:
             return now + 1
         if now < self._open_at:
             return self._open_at
-        self._open_at = now + REOPEN_SECONDS
         self._link = _HttpLink(self._press.loop, self._press.endpoint, self)
         self._press.connections += 1
         self._link.open()
-        return self._open_at
+        return now + 1
 
     def _post(self, now: float) -> None:
         press = self._press
@@ -91,6 +90,7 @@ class Publisher:
         """The connection has ended."""
         if was_opening:
             self._press.refused[reason] += 1
+            self._open_at = time.monotonic() + REOPEN_SECONDS
         if self._push is not None:
             self._push.status = CUT
             self._push = None

@@ -149,15 +149,16 @@ class Host:
 
     def go(self, seconds: float) -> list[str]:
         """Let time pass as the supervisor's loop does, turn by turn; what was said."""
-        end = self.now + seconds
+        end, texts = self.now + seconds, []
         while self.reporter.deadline <= end:
             passed = max(0.0, self.reporter.deadline - self.now)
             self.now += passed
             if self.broker["state"] != "ready" or self.broker["last_beat_ms"]:
                 self.broker["last_beat_ms"] += passed * 1000
             self.reporter.attend(self.now, HANG_SECONDS)
+            texts += said(self.double)
         self.now = end
-        return said(self.double)
+        return texts
 
 
 def test_reports_nothing_before_ready(double: socket.socket) -> None:

@@ -28,7 +28,8 @@ from tests.wire import push, request, upgrade
 ROOT = Path(__file__).parents[2]
 USERS = [f"user{number}" for number in range(60)]
 CONNECTIONS_PER_ADDRESS = 4
-BOTH = pytest.mark.parametrize("kind", ["nginx", "haproxy"])
+KINDS = ("nginx", "haproxy")
+BOTH = pytest.mark.parametrize("kind", KINDS)
 
 
 def settings() -> dict[str, dict[str, Any]]:
@@ -54,7 +55,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.stop()
 
 
-@pytest.fixture(scope="module", params=["nginx", "haproxy"])
+@pytest.fixture(scope="module", params=KINDS)
 def proxy(request: pytest.FixtureRequest, host: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     with Proxy(request.param, tmp_path_factory.mktemp("proxy"), host.port) as running:
         yield running
@@ -134,6 +135,18 @@ def test_client_addresses(proxy: Proxy, host: Server) -> None:
     assert opened(host, "203.0.113.9") == 0
 
 
+@pytest.mark.parametrize("path", ["/push", "/drop"])
+def test_addresses_of_refused_back_ends(path: str, host: Server) -> None:
+    """A push without a key that came through the proxy is logged with the address of who sent it."""
+    sender = f"198.51.100.{len(path)}"
+    status, headers, _ = host.request("POST", path, {}, {"X-Forwarded-For": f"203.0.113.9, {sender}"})
+    assert status == 401
+    refused = eventually(
+        lambda: [e for e in host.events("request refused") if e["request_id"] == headers["x-request-id"]]
+    )
+    assert [event["peer"] for event in refused] == [sender]
+
+
 def test_forwarded_by_anybody_else(host: Server) -> None:
     """X-Forwarded-For of a peer that is no trusted proxy is ignored: its own address is logged."""
     sock = socket.create_connection(("127.0.0.1", host.port), SECONDS, ("127.0.0.9", 0))
@@ -174,16 +187,18 @@ def test_one_upstream_connection_carries_every_kind(kind: str, host: Server, tmp
         assert eventually(lambda: only_upstream_port(proxy)) == port
 
 
-@BOTH
-def test_an_open_server_is_not_opened_by_a_proxy(kind: str, serve: Callable[..., Server], tmp_path: Path) -> None:
+def test_an_open_server_is_not_opened_by_a_proxy(serve: Callable[..., Server], tmp_path: Path) -> None:
     """Behind a proxy a server without authentication refuses everything, and names the settings that it wants."""
     server = serve(workers=1)
-    with Proxy(kind, tmp_path, server.port) as proxy:
-        for data in (push("aaa", "e", "m"), upgrade("/ws?token=aaa&event=e")):
-            reply = proxy.ask(data)
-            error = reply.header("x-fastpush-error")
-            assert reply.status == 403
-            assert error and "[auth] mode" in error and "[push] auth" in error
+    for kind in KINDS:
+        folder = tmp_path / kind
+        folder.mkdir()
+        with Proxy(kind, folder, server.port) as proxy:
+            for data in (push("aaa", "e", "m"), upgrade("/ws?token=aaa&event=e")):
+                reply = proxy.ask(data)
+                error = reply.header("x-fastpush-error")
+                assert reply.status == 403
+                assert error and "[auth] mode" in error and "[push] auth" in error
 
 
 # -- several hosts: the back-end posts to each --------------------------------------------
