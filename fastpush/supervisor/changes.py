@@ -1,4 +1,4 @@
-"""What is changed while the server runs: its configuration and its workers, one reload and one replacement at a time."""
+"""What is changed while the server runs: its configuration and its workers; one reload, one replacement at a time."""
 
 import logging
 import time

@@ -14,6 +14,7 @@ from fastpush.cli import main
 from fastpush.cli.install_service import people_homes, program_places, unreachable, unreadable
 from tests.server import SCALE
 
+MODULE = sys.modules[unreachable.__module__]  # its name in the package is the command's
 COMMAND = "/opt/push/bin/fastpush"
 UNITS = "etc/systemd/system"
 FILES = {
@@ -29,8 +30,8 @@ Install = Callable[..., Result]
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
     """Run the command as if its program lay in /opt/push, with --root."""
-    monkeypatch.setattr("fastpush.cli.install_service.program", lambda: COMMAND)
-    monkeypatch.setattr("fastpush.cli.install_service.program_places", lambda: {"the program": PurePath(COMMAND)})
+    monkeypatch.setattr(MODULE, "program", lambda: COMMAND)
+    monkeypatch.setattr(MODULE, "program_places", lambda: {"the program": PurePath(COMMAND)})
 
     def run(*options: str) -> Result:
         return CliRunner().invoke(main, ["install-service", "--root", str(tmp_path), *options])
@@ -193,7 +194,7 @@ def test_closed_folders_are_told(tmp_path: Path) -> None:
 def test_refusal_names_reason_and_remedy(install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command ends with exit code 2, writes nothing, and says how to install where it works."""
     places = {"the program": PurePath("/home/jack/venv/bin/fastpush")}
-    monkeypatch.setattr("fastpush.cli.install_service.program_places", lambda: places)
+    monkeypatch.setattr(MODULE, "program_places", lambda: places)
     result = install()
     assert result.exit_code == 2
     assert "/home/jack/venv/bin/fastpush, which ProtectHome= of the service hides" in result.output
@@ -203,7 +204,7 @@ def test_refusal_names_reason_and_remedy(install: Install, monkeypatch: pytest.M
 
 def test_a_path_that_needs_quotes_is_refused(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blanks and % mean something else in a unit."""
-    monkeypatch.setattr("fastpush.cli.install_service.program", lambda: "/opt/100 %/fastpush")
+    monkeypatch.setattr(MODULE, "program", lambda: "/opt/100 %/fastpush")
     result = install()
     assert result.exit_code == 2 and "characters that a unit would have to quote" in result.output
 
