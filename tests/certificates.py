@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-Kind = Literal["ecdsa", "rsa"]
+Kind = Literal["ecdsa", "rsa", "weak"]
 
 
 def make_certificate(
@@ -25,9 +25,10 @@ def make_certificate(
 ) -> Path:  # fmt: skip
     """Write a certificate, and its key into the same file or `key_path`; return `path`.
 
+    kind: "weak" is RSA with a key that nobody takes any more.
     days: until it expires, from now on; may be negative.  intermediate: a PEM file to append.
     """
-    key = ec.generate_private_key(ec.SECP256R1()) if kind == "ecdsa" else rsa.generate_private_key(65537, 2048)
+    key = ec.generate_private_key(ec.SECP256R1()) if kind == "ecdsa" else _rsa(1024 if kind == "weak" else 2048)
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"fastpush test {path.name}")])
     now = datetime.now(UTC)
     certificate = (
@@ -50,6 +51,10 @@ def make_certificate(
         path.write_bytes(public)
         key_path.write_bytes(private)
     return path
+
+
+def _rsa(bits: int) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, bits)
 
 
 def _name(name: str) -> x509.GeneralName:

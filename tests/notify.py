@@ -50,7 +50,7 @@ class Systemd:
 
     def environ(self) -> dict[str, str]:
         watchdog = {"WATCHDOG_USEC": str(round(self.watchdog_seconds * 1e6))} if self.watchdog_seconds else {}
-        return {"NOTIFY_SOCKET": str(self.path)} | watchdog
+        return {"NOTIFY_SOCKET": str(self.path), "FDSTORE": "512"} | watchdog
 
     def passed(self) -> dict[str, Any]:
         """Arguments of Server: start it with the stored descriptors."""

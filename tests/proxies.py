@@ -17,7 +17,7 @@ from typing import Any, Self
 import psutil
 from websockets.sync.client import ClientConnection, connect
 
-from tests.programs import need, run
+from tests.programs import curl, need, run
 from tests.server import SCALE, eventually
 from tests.wire import Reply, Wire, push
 
@@ -58,12 +58,16 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def nginx(folder: Path, port: int, upstreams: Sequence[int]) -> list[str]:
-    """Write the configuration of one server, or the hashed one of three; return the command that runs it."""
-    text, hashed, check = blocks("nginx")
-    if len(upstreams) > 1:
-        text = re.sub(r"^    upstream fastpush \{.*?^    \}\n", lambda _: hashed, text, flags=re.MULTILINE | re.DOTALL)
-        text = substitute(text, {"server_name": f"{check.strip()}\n        server_name"})
+def nginx(folder: Path, port: int, upstreams: Sequence[int], *, hashed: bool) -> list[str]:
+    """Write the configuration, for one server or three, balanced or hashed; return the command that runs it."""
+    text, next_host, hashed_upstream, check = blocks("nginx")
+    if hashed:
+        text = re.sub(r"^    upstream .*?^    \}\n", lambda _: hashed_upstream, text, flags=re.MULTILINE | re.DOTALL)
+        text = substitute(text, {"        server_name": f"{check}        server_name"})
+    elif len(upstreams) > 1:
+        servers = "".join(f"        server {host};\n" for host in HOSTS)
+        location = "        location = /ws {\n"
+        text = substitute(text, {"        server 127.0.0.1:8080;\n": servers, location: location + next_host})
     paths = [f"{kind}_temp_path {folder / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")]
     configuration = folder / "nginx.conf"
     configuration.write_text(
@@ -84,12 +88,15 @@ def nginx(folder: Path, port: int, upstreams: Sequence[int]) -> list[str]:
     return [program, "-e", f"{folder}/error.log", "-p", str(folder), "-c", str(configuration), "-g", "daemon off;"]
 
 
-def haproxy(folder: Path, port: int, upstreams: Sequence[int]) -> list[str]:
-    """Write the configuration of one server, or the hashed one of three; return the command that runs it."""
-    text, hashed, check = blocks("haproxy")
+def haproxy(folder: Path, port: int, upstreams: Sequence[int], *, hashed: bool) -> list[str]:
+    """Write the configuration, for one server or three, balanced or hashed; return the command that runs it."""
+    text, several, check = blocks("haproxy")
     if len(upstreams) > 1:
-        text = re.sub(r"^backend fastpush\n.*\Z", lambda _: hashed, text, flags=re.MULTILINE | re.DOTALL)
+        text = text.partition("\nbackend")[0] + "\n" + several
+    if hashed:
         text = substitute(text, {"    default_backend": f"{check}    default_backend"})
+    elif len(upstreams) > 1:
+        text = substitute(text, {"    balance url_param user\n    hash-type consistent\n": ""})
     configuration = folder / "haproxy.cfg"
     configuration.write_text(
         substitute(
@@ -108,6 +115,7 @@ def haproxy(folder: Path, port: int, upstreams: Sequence[int]) -> list[str]:
 
 
 def addresses(upstreams: Sequence[int]) -> dict[str, str]:
+    """What stands here for each address of the page."""
     names = HOSTS if len(upstreams) > 1 else ("127.0.0.1:8080",)
     return {name: f"127.0.0.1:{port}" for name, port in zip(names, upstreams, strict=True)}
 
@@ -115,29 +123,65 @@ def addresses(upstreams: Sequence[int]) -> dict[str, str]:
 CONFIGURE = {"nginx": nginx, "haproxy": haproxy}
 
 
-class Proxy:
-    """A running proxy: TLS on a free port of 127.0.0.1, in front of servers on `upstreams`."""
+class Front:
+    """What clients outside see: TLS on a port of 127.0.0.1, with the certificate that stands in a folder."""
 
-    def __init__(self, kind: str, folder: Path, *upstreams: int) -> None:
-        self.upstreams = upstreams
-        make_certificate(folder)
+    def __init__(self, folder: Path, port: int) -> None:
+        self.port = port
         self.certificate = folder / f"{NAME}.pem"
         self._tls = ssl.create_default_context(cafile=self.certificate)
         # The synchronous client reads and writes in two threads. Python 3.11 loses what is written while
         # it reads the tickets that a TLS 1.3 server sends after the handshake.
         self._tls_of_threads = ssl.create_default_context(cafile=self.certificate)
         self._tls_of_threads.maximum_version = ssl.TLSVersion.TLSv1_2
-        self.port = free_port()
-        command = CONFIGURE[kind](folder, self.port, upstreams)
+
+    def wire(self) -> Wire:
+        """A TLS connection."""
+        wire = Wire(self.port)
+        wire.socket = self._tls.wrap_socket(wire.socket, server_hostname=NAME)
+        return wire
+
+    def ask(self, data: bytes) -> Reply:
+        """The reply to one request on a connection of its own."""
+        with self.wire() as wire:
+            return wire.send(data).reply()
+
+    def push(self, user: str, event: str, message: str, path: str = "/push") -> Reply:
+        headers = (f"X-API-Key: {KEY}", "Accept: application/json")
+        return self.ask(push(user, event, message, *headers, path=path))
+
+    def connect(self, query: str = "", source: str = "127.0.0.1", **options: Any) -> ClientConnection:
+        """A WebSocket from an address of this machine."""
+        return connect(
+            f"wss://{NAME}:{self.port}/ws?{query}",
+            sock=socket.create_connection(("127.0.0.1", self.port), SECONDS, (source, 0)),
+            ssl=self._tls_of_threads, server_hostname=NAME, open_timeout=SECONDS, **options,
+        )  # fmt: skip
+
+    def call(self) -> tuple[str, str]:
+        """Run the page's curl line against it; return what curl prints, and what the page says it does."""
+        (block,) = blocks("sh")
+        line, _, printed = block.replace("\\\n", "").rstrip().partition("\n# ")
+        there = ("--cacert", str(self.certificate), "--connect-to", f"{NAME}:443:127.0.0.1:{self.port}")
+        program, *arguments = shlex.split(line)
+        assert program == "curl"
+        return curl(*there, *arguments), printed
+
+
+class Proxy(Front):
+    """A running proxy in front of one server or three, on the ports `upstreams`."""
+
+    def __init__(self, kind: str, folder: Path, *upstreams: int, hashed: bool = False) -> None:
+        self.upstreams = upstreams
+        make_certificate(folder)
+        super().__init__(folder, free_port())
+        command = CONFIGURE[kind](folder, self.port, upstreams, hashed=hashed)
         self.output = (folder / "output").open("wb")
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT, cwd=folder
         )
-        try:
-            eventually(self._is_open, what=f"{kind} listens")
-        except AssertionError as error:
-            self.close()
-            raise AssertionError((folder / "output").read_text()) from error
+        eventually(lambda: self.process.poll() is not None or self._is_open(), what=f"{kind} listens")
+        assert self.process.poll() is None, (folder / "output").read_text()
 
     def _is_open(self) -> bool:
         try:
@@ -163,31 +207,6 @@ class Proxy:
                 self.process.kill()
                 self.process.wait()
         self.output.close()
-
-    # -- talking through it --------------------------------------------------------
-
-    def wire(self) -> Wire:
-        """A TLS connection to it."""
-        wire = Wire(self.port)
-        wire.socket = self._tls.wrap_socket(wire.socket, server_hostname=NAME)
-        return wire
-
-    def ask(self, data: bytes) -> Reply:
-        """The reply to one request on a connection of its own."""
-        with self.wire() as wire:
-            return wire.send(data).reply()
-
-    def push(self, user: str, event: str, message: str, path: str = "/push") -> Reply:
-        headers = (f"X-API-Key: {KEY}", "Accept: application/json")
-        return self.ask(push(user, event, message, *headers, path=path))
-
-    def connect(self, query: str = "", source: str = "127.0.0.1", **options: Any) -> ClientConnection:
-        """A WebSocket through it, from an address of this machine."""
-        return connect(
-            f"wss://{NAME}:{self.port}/ws?{query}",
-            sock=socket.create_connection(("127.0.0.1", self.port), SECONDS, (source, 0)),
-            ssl=self._tls_of_threads, server_hostname=NAME, open_timeout=SECONDS, **options,
-        )  # fmt: skip
 
     def upstream_ports(self) -> set[int]:
         """The local ports from which its processes are connected to the servers now."""

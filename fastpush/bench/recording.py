@@ -23,6 +23,7 @@ class Counts:
     pushed: Counter[int] = field(default_factory=Counter)  # by second of the run
     replies: Counter[str] = field(default_factory=Counter)  # by HTTP status, or what went wrong
     faults: Faults = field(default_factory=Faults)
+    received: int = 0  # messages read in all, before and after the measured interval too
     posted: int = 0
     unsent: int = 0  # due, but no publisher was free before the end
     late: int = 0  # posted more than a millisecond after they were due, though a publisher was free
@@ -78,7 +79,7 @@ class Recorder:
         """Count this turn's deliveries for the second it was in."""
         grown = self.deliveries - self._counted
         if grown:
-            self._counted = self.deliveries
+            self._counted = self.counts.received = self.deliveries
             second = self.second(now)
             if second is not None:
                 self.counts.delivered[second] += grown

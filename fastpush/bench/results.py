@@ -51,13 +51,17 @@ class Second:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """One stream of pushes. refused: nobody got them.  errors: nobody knows.  unsent: no publisher was free."""
+    """One stream of pushes. refused: nobody got them.  errors: nobody knows.  unsent: no publisher was free.
+
+    received, replies: messages read and pushes answered in all, also before and after the measured interval.
+    """
 
     name: str
     pushes: int
     pushes_per_second: float
     deliveries: int
     deliveries_per_second: float
+    received: int
     lost: int
     duplicated: int
     reordered: int
@@ -213,6 +217,7 @@ def load_result(name: str, parts: list[Counts], seconds: float) -> LoadResult:
         pushes_per_second=round(pushed.total() / span, 1),
         deliveries=delivered.total(),
         deliveries_per_second=round(delivered.total() / span, 1),
+        received=sum(part.received for part in parts),
         lost=sum(part.faults.lost for part in parts),
         duplicated=sum(part.faults.duplicated for part in parts),
         reordered=sum(part.faults.reordered for part in parts),

@@ -374,6 +374,8 @@ def load_tokens(config: Config) -> dict[str, str]:
     path = Path(config.auth.tokens_file)
     text = _read(path)
     tokens = _parse(text, path, names_are_secret=True)
+    if not tokens:
+        raise ConfigError(f'{path}: holds no token, so nobody could connect; a line is "token" = "user"')
     bad = {token: problem for token, user in tokens.items() if (problem := _token_problem(token, user))}
     if bad:
         lines = key_lines(text)

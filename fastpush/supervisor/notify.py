@@ -35,7 +35,8 @@ class Notifier:
 
     def __init__(self) -> None:
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
-        self._stores = os.environ.pop("FDSTORE", "") != "0"  # the size of the store, from systemd 254 on
+        # The size of the store: from systemd 254 on it is set by itself, else by our unit, because nobody tells.
+        self._has_store = bool(self._address) and os.environ.pop("FDSTORE", "0") not in {"", "0"}
         watched = _take_watchdog_seconds()
         self.watchdog_seconds = watched if self._address else 0.0
 
@@ -63,11 +64,11 @@ class Notifier:
     def store(self, name: str, descriptors: Sequence[int]) -> bool:
         """Give systemd copies of descriptors that the service's next start gets back under `name`.
 
-        What the store holds already stays there once. Whether FileDescriptorStoreMax= has room is not answered.
+        What the store holds already stays there once. Whether it has room for more is not answered.
 
-        Returns: whether there is a store and it was told.
+        Returns: whether there is a store ($FDSTORE) and it was told.
         """
-        return self._stores and self._send(f"FDSTORE=1\nFDNAME={name}", descriptors)
+        return self._has_store and self._send(f"FDSTORE=1\nFDNAME={name}", descriptors)
 
     def forget(self, name: str) -> None:
         """Have systemd close all that it keeps under `name`."""

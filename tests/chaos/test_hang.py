@@ -58,6 +58,7 @@ def start(serve: Callable[..., Server], folder: Path, *, is_async: bool) -> Serv
             "server": {"hang_seconds": HANG_SECONDS, "drain_seconds": DRAIN_SECONDS},
             "auth": {"mode": "python"},
             "auth.python": python,
+            "limits": {"max_lag_ms": 0},  # a machine that is busy otherwise refuses nobody
         },
     )
 
@@ -115,19 +116,20 @@ def check_others_noticed_nothing(scene: Scene) -> None:
     assert [client.user for client in others if client.closes] == []
     assert load.refused() == []
     assert load.disorder() == []
-    assert set(load.statuses()) <= {0, 200}
-    assert {push.worker for push in load.pushes if push.status == 0} <= {scene.victim}
+    received = load.received()
+    touched = {client.user for client in scene.own}
+    spared = [push for push in load.pushes if push.user not in touched and push.worker != scene.victim]
+    assert spared
+    assert [push for push in spared if (push.status, push.sent, push.unconfirmed) != (200, load.each, 0)] == []
+    assert max(push.seconds for push in spared) <= SLACK_SECONDS
     taken = [push for push in load.pushes if push.status == 200]
     for client in others:
         assert {push.message for push in taken if push.user == client.user} <= set(client.messages)
-    # Who has all connections elsewhere is counted exactly, through any worker that does not stand still.
-    touched = {client.user for client in scene.own}
-    spared = [push for push in taken if push.user not in touched and push.worker != scene.victim]
-    assert spared
-    assert [push for push in spared if push.sent != load.each or push.unconfirmed] == []
-    assert max(push.seconds for push in spared) <= SLACK_SECONDS
-    received = load.received()
     assert [push for push in taken if push.sent > received.get(push.message, 0)] == []
+    # Unanswered through the victim; or refused by the broker while it waited to hear whether the victim comes back.
+    missed = [push for push in load.pushes if push.status != 200]
+    assert [push for push in missed if push.status != 0 and (push.status != 503 or push.message in received)] == []
+    assert {push.worker for push in missed if push.status == 0} <= {scene.victim}
 
 
 def test_a_function_that_blocks_the_loop(serve, tmp_path, monkeypatch) -> None:

@@ -54,6 +54,7 @@ MISTAKES: list[Mistake] = [
     ("a directory", {"push": {"keys_file": "."}}, "", ["{keys_file}", "is a directory"]),
     ("unreadable file", {"auth": {"tokens_file": "/proc/self/mem"}}, "", ["{tokens_file}", "cannot be read"]),
     ("mistake in tokens", {"auth": {"tokens_file": "bad.toml"}}, "", ["bad.toml:2", "must be a string"]),
+    ("no token", {"auth": {"tokens_file": "none.txt"}}, "", ["{tokens_file}", "none.txt: holds no token"]),
     ("no key", {"push": {"keys": []}}, "", ['"keys" needs at least one key']),
     ("keys file without a key", {"push": {"keys": [], "keys_file": "none.txt"}}, "", ["holds no key"]),
     ("short push key", {"push": {"keys": [KEY, "short"]}}, "", ["{keys}", "has 5 characters", "at least 16"]),

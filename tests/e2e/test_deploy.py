@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import shlex
 import socket
 import threading
 import tomllib
@@ -20,8 +19,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from fastpush.config import load
-from tests.programs import FASTPUSH, curl, run
-from tests.proxies import HOSTS, KEY, NAME, PAGE, SECONDS, Proxy, blocks, free_port, make_certificate, substitute
+from tests.programs import FASTPUSH, run
+from tests.proxies import HOSTS, KEY, NAME, PAGE, SECONDS, Front, Proxy, blocks, free_port, make_certificate, substitute
 from tests.server import Server, eventually
 from tests.wire import push, request, upgrade
 
@@ -32,24 +31,27 @@ KINDS = ("nginx", "haproxy")
 BOTH = pytest.mark.parametrize("kind", KINDS)
 
 
-def settings() -> dict[str, dict[str, Any]]:
+Sections = dict[str, dict[str, Any]]
+
+
+def settings() -> Sections:
     """The page's configuration for behind a proxy, but for the address."""
     sections = tomllib.loads(next(block for block in blocks("toml") if "trusted_proxies" in block))
     assert sections["server"].pop("listen") == "127.0.0.1:8080"
     return sections
 
 
-def make(folder: Path, workers: int, **sections: dict[str, Any]) -> Server:
-    """A server to start, with the page's configuration for behind a proxy and `sections` added."""
+def make(folder: Path, workers: int, sections: Sections) -> Server:
+    """A server to start, with the tokens and keys that the page names."""
     (folder / "tokens.toml").write_text("".join(f'"token-{user}" = "{user}"\n' for user in ("aaa", *USERS)))
     (folder / "push-keys.txt").write_text(KEY)
-    return Server(folder, workers, settings() | sections, start=False)
+    return Server(folder, workers, sections, start=False)
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    limits = {"connections_per_address": CONNECTIONS_PER_ADDRESS}
-    running = make(tmp_path_factory.mktemp("host"), 2, limits=limits)
+    limits = {"limits": {"connections_per_address": CONNECTIONS_PER_ADDRESS}}
+    running = make(tmp_path_factory.mktemp("host"), 2, settings() | limits)
     running.start()
     yield running
     running.stop()
@@ -63,7 +65,7 @@ def proxy(request: pytest.FixtureRequest, host: Server, tmp_path_factory: pytest
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    running = [make(tmp_path_factory.mktemp("host"), 1) for _ in HOSTS]
+    running = [make(tmp_path_factory.mktemp("host"), 1, settings()) for _ in HOSTS]
     try:
         with ThreadPoolExecutor() as pool:
             list(pool.map(Server.start, running))
@@ -195,6 +197,23 @@ def test_an_open_server_is_not_opened_by_a_proxy(serve: Callable[..., Server], t
                 assert error and "[auth] mode" in error and "[push] auth" in error
 
 
+def test_one_host_with_tls_of_its_own(tmp_path: Path) -> None:
+    """The page's first configuration serves WebSockets and pushes by TLS, without any proxy."""
+    make_certificate(tmp_path)
+    sections = tomllib.loads(substitute(blocks("toml")[0], {"/etc/fastpush/": f"{tmp_path}/"}))
+    assert sections["server"].pop("listen") == "0.0.0.0:8443"
+    server = make(tmp_path, 1, sections)
+    server.start()
+    try:
+        front = Front(tmp_path, server.port)
+        with front.connect("token=token-aaa&event=topic1") as client:
+            printed, on_the_page = front.call()
+            assert printed == on_the_page
+            assert client.recv(timeout=SECONDS) == "hello"
+    finally:
+        server.stop()
+
+
 # -- several hosts: the back-end posts to each --------------------------------------------
 
 
@@ -232,17 +251,23 @@ def test_posting_to_every_host(hosts: list[Server]) -> None:
 
 @contextmanager
 def answering(*statuses: int) -> Iterator[str]:
-    """The address of a server that answers requests with these statuses in turn, then with the last."""
+    """The address of a server that answers requests with these statuses in turn, from then on with the last."""
     left = list(statuses)
+    answer = b'{"sent": 5}'
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.send_response(left.pop(0) if len(left) > 1 else left[0])
             self.send_header("Retry-After", "0")
             self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
-            self.wfile.write(b'{"sent": 5}')
+            self.wfile.write(answer)
+
+        do_GET = do_POST  # noqa: N815
 
         def log_message(self, *_: object) -> None: ...
 
@@ -266,6 +291,25 @@ def test_a_part_of_the_hosts_fails() -> None:
         assert push_by_example(example(recovers, unknown, refuses), "aaa", "e", "m") == (
             10, {f"http://{refuses}": 503},
         )  # fmt: skip
+
+
+@BOTH
+def test_balanced_clients(kind: str, hosts: list[Server], tmp_path: Path) -> None:
+    """Clients are spread over hosts, and one that answers 503, because it drains, gets none."""
+    with answering(503) as drains:
+        first, _, last = (server.port for server in hosts)
+        ports = (first, int(drains.partition(":")[2]), last)
+        with Proxy(kind, tmp_path, *ports) as proxy, ExitStack() as stack:
+
+            def all_connected() -> bool:
+                clients = [client for _ in USERS[:6] if (client := subscribe(proxy, "aaa"))]
+                for client in clients:
+                    stack.enter_context(client)
+                return len(clients) == 6
+
+            eventually(all_connected, what="everybody connected")
+            key = {"X-API-Key": KEY}
+            assert min(server.push("aaa", "e", "m", **key)["sent"] for server in (hosts[0], hosts[2])) > 1
 
 
 # -- several hosts: the proxy hashes the user ---------------------------------------------
@@ -293,7 +337,7 @@ def test_hashed_users(kind: str, hosts: list[Server], tmp_path: Path) -> None:
 
     Once it is back their pushes go there, so they have to connect again.
     """
-    with Proxy(kind, tmp_path, *(server.port for server in hosts)) as proxy, ExitStack() as stack:
+    with Proxy(kind, tmp_path, *(server.port for server in hosts), hashed=True) as proxy, ExitStack() as stack:
 
         def connected(user: str) -> ClientConnection:
             return stack.enter_context(eventually(lambda: subscribe(proxy, user), what="connected"))
@@ -328,14 +372,12 @@ def test_hashed_users(kind: str, hosts: list[Server], tmp_path: Path) -> None:
 @BOTH
 def test_requests_without_a_user_are_refused(kind: str, hosts: list[Server], tmp_path: Path) -> None:
     """A push that could only reach one host by chance is 400; the page's call with the parameter answers as printed."""
-    with Proxy(kind, tmp_path, *(server.port for server in hosts)) as proxy:
+    with Proxy(kind, tmp_path, *(server.port for server in hosts), hashed=True) as proxy:
         assert proxy.push("aaa", "topic1", "m").status == 400
         assert proxy.push("aaa", "topic1", "m", path="/push/all").status == 400
-        (call,) = [block for block in blocks("sh") if block.startswith("curl ")]
-        line, _, reply = call.replace("\\\n", "").rstrip().partition("\n# ")
-        there = ("--cacert", str(proxy.certificate), "--connect-to", f"{NAME}:443:127.0.0.1:{proxy.port}")
         with proxy.connect("token=token-aaa&event=topic1&user=aaa") as client:
-            assert curl(*there, *shlex.split(line)[1:]) == reply
+            printed, on_the_page = proxy.call()
+            assert printed == on_the_page
             assert client.recv(timeout=SECONDS) == "hello"
 
 

@@ -77,6 +77,13 @@ def test_exposure() -> None:
     assert float(rated[1]) <= EXPOSURE_MAX
 
 
+def test_every_option_is_explained() -> None:
+    """The table in systemd/README.md has every option of both units."""
+    options = {key for unit in (SERVICE, SOCKET) for key in re.findall(r"^(\w+)=", unit.read_text(), re.MULTILINE)}
+    table = re.findall(r"^\| (`.*?) \|", (ROOT / "systemd/README.md").read_text(), re.MULTILINE)
+    assert options - {key for cell in table for key in re.findall(r"`(\w+)=", cell)} == set()
+
+
 def allowed_calls() -> list[str]:
     """Names of the system calls that SystemCallFilter= of the unit lets through."""
     allowed: set[str] = set()
@@ -180,7 +187,7 @@ def test_service_works_under_all_hardening_options(serve, systemd: Systemd) -> N
     os.kill(server.processes("worker")[0]["pid"], 9)
     eventually(lambda: len([p for p in server.processes("worker") if p["state"] == "ready"]) == 2)
     reload = subprocess.run(
-        [sys.executable, "-m", "fastpush", "reload", "--config", server.config_path],
+        [*sandbox(folder), sys.executable, "-m", "fastpush", "reload", "--config", server.config_path],
         capture_output=True, text=True, timeout=30 * SCALE, check=False,
     )  # fmt: skip
     assert reload.returncode == 0, reload.stderr

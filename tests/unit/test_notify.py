@@ -83,8 +83,9 @@ def test_speaks_to_an_abstract_name(monkeypatch: pytest.MonkeyPatch) -> None:
         assert said(end) == ["WATCHDOG=1"]
 
 
-def test_stores_descriptors(double: socket.socket) -> None:
+def test_stores_descriptors(double: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """FDSTORE=1 carries copies of the descriptors themselves."""
+    monkeypatch.setenv("FDSTORE", "512")
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         assert Notifier().store("fastpush-slot-3", [one.fileno(), two.fileno()])
         datagram, descriptors, _, _ = socket.recv_fds(double, 1000, 10)
@@ -95,9 +96,14 @@ def test_stores_descriptors(double: socket.socket) -> None:
             copy.close()
 
 
-def test_store_of_size_zero_is_none(double: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """$FDSTORE=0, which newer versions set, means that the unit has no store."""
-    monkeypatch.setenv("FDSTORE", "0")
+@pytest.mark.parametrize("size", ["0", "", None])
+def test_without_a_store_nothing_is_sent(
+    double: socket.socket, monkeypatch: pytest.MonkeyPatch, size: str | None
+) -> None:
+    """A unit without FileDescriptorStoreMax= has no $FDSTORE: nothing is stored, and the caller is told so."""
+    monkeypatch.delenv("FDSTORE", raising=False)
+    if size is not None:
+        monkeypatch.setenv("FDSTORE", size)
     assert not Notifier().store("name", [0])
     assert said(double) == []
 
@@ -120,6 +126,7 @@ def test_survives_a_missing_socket(
 ) -> None:
     """Nobody at the other end is a warning, not an error, and nothing counts as stored."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    monkeypatch.setenv("FDSTORE", "512")
     monkeypatch.setattr(logging.getLogger("fastpush"), "propagate", True)
     assert not Notifier().store("name", [0])
     assert caplog.messages == ["systemd not told"]

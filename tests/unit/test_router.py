@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from fastpush.broker.router import SCRAPE_SECONDS, Router
-from fastpush.protocol import bus
+from fastpush.protocol import bus, control
 from fastpush.protocol.bus import Status
 
 CONFIRM_SECONDS, RESYNC_SECONDS = 1.0, 2.0
@@ -662,3 +662,69 @@ def test_figures_of_a_lost_worker_are_counted_once() -> None:
     broker.router.on_closed(new)
     broker.router.on_gone(2)
     assert total() == 6
+
+
+def figures(broker: Broker, link: FakeLink) -> dict:
+    """A report in which only `link`'s worker measures."""
+    broker.say(link, bus.SCRAPE, 77)
+    for number, _ in link.take(bus.MEASURE):
+        broker.say(link, bus.SNAPSHOT, number, snapshot(0))
+    broker.wait(SCRAPE_SECONDS)
+    return scrape(broker, link)
+
+
+@pytest.mark.parametrize("order", ["link", "supervisor"])
+def test_a_worker_that_ends_without_goodbye_is_counted_as_lost(order: str) -> None:
+    """Once, whether its link or the supervisor tells first; until its end is known it is stale."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2, KEY)
+    if order == "link":
+        broker.router.on_closed(two)
+        report = figures(broker, one)
+        assert (report["stale"], report["broker"]["workers_lost"]) == ([2], 0)
+        broker.router.on_gone(2)
+    else:
+        broker.router.on_gone(2)
+        broker.router.on_closed(two)
+    report = figures(broker, one)
+    assert (report["stale"], report["broker"]["workers_lost"]) == ([], 1)
+
+
+@pytest.mark.parametrize("order", ["link", "supervisor"])
+def test_a_worker_that_drained_is_not_lost(order: str) -> None:
+    """GOODBYE counts, whoever tells of its end first, and also where it came over a second link."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2, KEY)
+    if order == "supervisor":
+        broker.router.on_gone(2)
+    else:
+        broker.router.on_closed(two)
+        two = broker.join(2)
+    broker.say(two, bus.GOODBYE)
+    broker.router.on_closed(two)
+    if order == "link":
+        broker.router.on_gone(2)
+    assert figures(broker, one)["broker"]["workers_lost"] == 0
+
+
+def test_a_worker_that_a_new_broker_never_meets_is_lost() -> None:
+    """It ends before its table has come: its counts are known to nobody."""
+    broker = Broker(1, 2)
+    one = broker.join(1)
+    broker.router.on_gone(2)
+    assert broker.router.counts["workers_lost"] == 1 and broker.router.is_ready
+    assert figures(broker, one)["broker"]["workers_lost"] == 1
+
+
+def test_a_report_tells_what_only_the_broker_knows() -> None:
+    """Of each worker what waits for it and what it has not counted; restarts, and the broker's own start."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2, KEY)
+    broker.push(one, 1)
+    two.queued_bytes = 4000
+    broker.router.restarts = control.Restarts(workers=3, broker=1)
+    report = figures(broker, one)
+    assert report["workers"]["1"]["gauges"] == {"broker_queue_bytes": 0, "broker_uncounted_bytes": 0}
+    assert report["workers"]["2"]["gauges"] == {"broker_queue_bytes": 4000, "broker_uncounted_bytes": BODY_BYTES}
+    told = {name: report["broker"][name] for name in ("restarts_worker", "restarts_broker", "start_time_seconds")}
+    assert told == {"restarts_worker": 3, "restarts_broker": 1, "start_time_seconds": 7.0}

@@ -1,0 +1,158 @@
+"""/metrics against what a load tester counts by itself, over four workers."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.programs import FASTPUSH
+from tests.server import SCALE, Server, eventually
+
+Serve = Callable[..., Server]
+CONNECTIONS, WORKERS = 240, 4
+QUIET = {"log": {"level": "info"}}
+
+
+class Bench:
+    """A run of `fastpush bench` beside the test."""
+
+    def __init__(self, server: Server, tmp_path: Path, *arguments: str) -> None:
+        self._path = tmp_path / "result.json"
+        self._process = subprocess.Popen(
+            [*FASTPUSH, "bench", server.ws_url(), "-n", str(CONNECTIONS), "--json", str(self._path), *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def result(self) -> dict[str, Any]:
+        output, _ = self._process.communicate(timeout=60 * SCALE)
+        assert self._process.returncode == 0, output
+        return json.loads(self._path.read_text())
+
+
+def total(samples: dict[str, float], name: str, **labels: str) -> float:
+    """The sum over workers of the series with these labels."""
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    return sum(
+        value for series, value in samples.items()
+        if series.startswith(f"{name}{{") and all(text in series for text in wanted)
+    )  # fmt: skip
+
+
+def settled(server: Server) -> dict[str, float]:
+    """What is shown once everybody has left."""
+
+    def found() -> dict[str, float] | None:
+        samples = server.metrics()
+        return samples if not samples["fastpush_connections"] and not samples["fastpush_broker_routes"] else None
+
+    return eventually(found, what="all connections closed")
+
+
+@pytest.mark.parametrize("mode", ["unicast", "fan-out", "broadcast"])
+def test_figures_are_the_clients_own(serve: Serve, tmp_path: Path, mode: str) -> None:
+    """Handshakes, pushes by outcome, deliveries and closes are to the unit what the client has counted."""
+    server = serve(workers=WORKERS, sections=QUIET)
+    arguments = ("--mode", mode, "--window", "8", "--duration", "2s", "--warm-up", "0.3", "--processes", "2")
+    result = Bench(server, tmp_path, *arguments).result()
+    (load,) = result["loads"]
+    assert {load[name] for name in ("lost", "duplicated", "errors", "refused", "given_up")} == {0}
+    samples = settled(server)
+    opened = result["opening"]["opened"]
+    assert opened == CONNECTIONS
+    assert total(samples, "fastpush_handshakes_total", outcome="upgraded") == opened
+    assert samples["fastpush_handshakes_total"] == opened
+    assert samples["fastpush_closed_connections_total"] == opened
+    assert load["replies"] == {"200": total(samples, "fastpush_pushes_total", outcome="delivered")}
+    assert samples["fastpush_pushes_total"] == samples["fastpush_broker_publications_total"] == load["replies"]["200"]
+    assert samples["fastpush_deliveries_total"] == load["received"] > 0
+    assert samples["fastpush_drops_total"] == samples["fastpush_workers_lost_total"] == 0
+    of_workers = {series for series in samples if series.startswith("fastpush_deliveries_total{")}
+    assert len(of_workers) == WORKERS
+    observed = samples["fastpush_push_latency_seconds_count"]
+    assert observed == total(samples, "fastpush_push_latency_seconds_bucket", le="+Inf")
+    assert load["replies"]["200"] <= observed <= WORKERS * load["replies"]["200"]
+
+
+def test_the_sum_is_the_sum(serve: Serve, tmp_path: Path) -> None:
+    """`GET /metrics?sum=1` gives each count as all workers together have it, whichever worker answers."""
+    server = serve(workers=WORKERS, sections=QUIET)
+    Bench(server, tmp_path, "--duration", "0.5s", "--warm-up", "0").result()
+    each = settled(server)
+    counters = {name for name in each if name.endswith("_total") and name != "fastpush_accepted_total"}
+    counters -= {name for name in counters if name.startswith("fastpush_gc_")}
+    for _ in range(WORKERS):
+        status, headers, body = server.request("GET", "/metrics?sum=1")
+        assert status == 200 and headers["content-type"].startswith("text/plain") and b"worker=" not in body
+        host: dict[str, float] = {}
+        for line in body.decode().splitlines():
+            if not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                bare = name.partition("{")[0]
+                host[bare] = host.get(bare, 0) + float(value)
+        assert {name: host[name] for name in counters} == {name: each[name] for name in counters}
+
+
+def test_a_killed_worker_costs_its_last_second_and_is_flagged(serve: Serve, tmp_path: Path) -> None:
+    """A worker that stops is shown as stale; killed, it is counted as lost, and only its last second's counts miss."""
+    rate, seconds = 200, 6
+    server = serve(workers=WORKERS, sections=QUIET)
+    bench = Bench(
+        server, tmp_path, "--mode", "fan-out", "--rate", str(rate), "--duration", f"{seconds}s", "--warm-up", "0"
+    )  # fmt: skip
+    samples = eventually(
+        lambda: (found := server.metrics())["fastpush_deliveries_total"] > 100 * CONNECTIONS and found,
+        what="deliveries",
+    )
+    assert samples["fastpush_stale_workers"] == samples["fastpush_workers_lost_total"] == 0
+    victim = server.processes("worker")[1]
+    held = samples[f'fastpush_connections{{worker="{victim["number"]}"}}']
+    assert held > 0
+    os.kill(victim["pid"], signal.SIGSTOP)
+    stale = eventually(lambda: (found := server.metrics())["fastpush_stale_workers"] and found, what="a stale worker")
+    assert stale["fastpush_stale_workers"] == 1
+    os.kill(victim["pid"], signal.SIGKILL)
+    eventually(lambda: server.metrics()["fastpush_workers_lost_total"] == 1, what="a lost worker")
+    result = bench.result()
+    (load,) = result["loads"]
+    samples = settled(server)
+    assert (samples["fastpush_stale_workers"], samples["fastpush_workers_lost_total"]) == (0, 1)
+    assert result["opening"]["opened"] == CONNECTIONS
+    assert total(samples, "fastpush_handshakes_total", outcome="upgraded") == CONNECTIONS
+    assert sum(result["closed"].values()) == held
+    assert samples["fastpush_closed_connections_total"] == CONNECTIONS - held
+    last_second = 1.2 * SCALE  # a loaded machine's second is longer
+    answered = load["replies"]["200"]
+    outcomes = [total(samples, "fastpush_pushes_total", outcome=name) for name in ("delivered", "unconfirmed")]
+    assert answered - rate * last_second <= sum(outcomes) <= answered + rate
+    missing = load["received"] - samples["fastpush_deliveries_total"]
+    assert abs(missing) <= rate * held * last_second
+
+
+def test_a_drained_worker_loses_nothing(serve: Serve, tmp_path: Path) -> None:
+    """A worker that is drained under load leaves every count behind, its clients' closes too, and is not lost."""
+    server = serve(workers=WORKERS, sections=QUIET)
+    bench = Bench(server, tmp_path, "--mode", "fan-out", "--rate", "100", "--duration", "4s", "--warm-up", "0")
+    samples = eventually(
+        lambda: (found := server.metrics())["fastpush_deliveries_total"] > 50 * CONNECTIONS and found,
+        what="deliveries",
+    )
+    leaving = server.processes("worker")[0]
+    held = samples[f'fastpush_connections{{worker="{leaving["number"]}"}}']
+    assert held > 0
+    os.kill(leaving["pid"], signal.SIGTERM)
+    result = bench.result()
+    (load,) = result["loads"]
+    assert sum(result["closed"].values()) == held
+    samples = settled(server)
+    gone = {name.partition("{")[0]: value for name, value in samples.items() if 'worker="gone"' in name}
+    assert gone["fastpush_closed_connections_total"] == held
+    assert samples["fastpush_closed_connections_total"] == CONNECTIONS
+    assert total(samples, "fastpush_handshakes_total", outcome="upgraded") == CONNECTIONS
+    assert samples["fastpush_deliveries_total"] == load["received"]
+    assert {outcome[0] for outcome in load["replies"]} <= {"2", "c"}
+    assert samples["fastpush_workers_lost_total"] == 0
