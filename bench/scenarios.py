@@ -10,7 +10,7 @@ from bench import figures as f
 from bench import verdicts
 from bench.figures import Column
 from bench.records import Runs
-from bench.servers import FASTPUSH, PEERS, SERVERS, Sections
+from bench.servers import FASTPUSH, PEERS, SERVERS, TLS, Sections
 
 RunsOf = Callable[[str], Runs]  # the runs of the scenario with this name
 Placement = Literal["apart", "one core", "both cores"]
@@ -328,7 +328,25 @@ SCALING = Scenario(
     verdict=verdicts.scaling,
 )
 
+TLS_COST = Scenario(
+    name="tls",
+    title="TLS against plain text",
+    target="CPU a delivery at most 3 x that of plain text; at most 20 KB of PSS more a connection",
+    how="Fan-out to 1,000, one push in flight, each message encrypted for each connection (TLS 1.3, AES-256-GCM); then "
+    "5,000 idle connections. Certificate: P-256, self-signed.",
+    cases=tuple(
+        Case(f"{what}, {text}", load, sections=sections)
+        for what, load in (
+            ("fan-out", Load(1000, window=1)),
+            ("idle", Load(5000, mode="unicast", idle=True, seconds=0.5, warm_up_seconds=0)),
+        )
+        for text, sections in (("plain", _NO_PINGS), ("TLS", {**_NO_PINGS, **TLS}))
+    ),
+    columns=(f.CPU_A_DELIVERY, f.MEMORY, f.CPU_A_CONNECT, f.P50, f.P99, f.LOST),
+    verdict=verdicts.tls,
+)
+
 SCENARIOS = (
     FANOUT_1, FANOUT_32, OPEN_PEER, OPEN_OWN, BROADCAST, UNICAST, IDLE_MEMORY, IDLE_PINGS, HANDSHAKES, SLOW, CHURN,
-    STORM, SCALING,
+    STORM, SCALING, TLS_COST,
 )  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from bench import peers
+from bench.certificate import write_certificate
 from fastpush import __version__
 
 FASTPUSH = "fastpush"
@@ -36,6 +37,7 @@ LABELS = {
 CACHE = peers.PEERS[0].build_folder.parent
 
 Sections = Mapping[str, Mapping[str, Any]]
+TLS: Sections = {"tls": {"certificate": "certificate.pem"}}  # made for each run
 
 _PEERS = {peer.name: peer for peer in peers.PEERS}
 _START_SECONDS = 10
@@ -117,6 +119,8 @@ def _fastpush(cores: tuple[int, ...], sections: Sections, workers: int) -> Itera
         }
         config = folder / "config.toml"
         config.write_text(_toml({**own, **sections}))
+        if "tls" in sections:
+            write_certificate(folder / sections["tls"]["certificate"])
         command = [
             "taskset",
             "-c",
@@ -131,7 +135,9 @@ def _fastpush(cores: tuple[int, ...], sections: Sections, workers: int) -> Itera
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             port = _wait_until_ready(process, log)
-            yield Server(FASTPUSH, __version__, port, process.pid, (f"ws://127.0.0.1:{port}/ws",), log)
+            url = f"127.0.0.1:{port}/ws"
+            driving = (f"wss://{url}", "--insecure") if "tls" in sections else (f"ws://{url}",)
+            yield Server(FASTPUSH, __version__, port, process.pid, driving, log)
         finally:
             peers.stop(process, _STOP_SECONDS)
 

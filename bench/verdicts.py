@@ -157,3 +157,14 @@ def scaling(runs: Runs) -> Verdict:
         return NOT_MEASURED
     text = "; ".join(f"{mode} {over(factor, times)}" for mode, factor in known.items())
     return Verdict(text, all(factor.median >= 1 for factor in known.values()))
+
+
+def tls(runs: Runs) -> Verdict:
+    """At most three times the CPU a delivery, and 20 KB more a connection."""
+    cpu = runs.ratio(figures.CPU_A_DELIVERY.value, ("fan-out, TLS", FASTPUSH), ("fan-out, plain", FASTPUSH))
+    memory = runs.spread(figures.MEMORY.value, "idle, TLS", FASTPUSH)
+    plain = runs.spread(figures.MEMORY.value, "idle, plain", FASTPUSH)
+    if cpu is None or memory is None or plain is None:
+        return NOT_MEASURED
+    more = memory.median - plain.median
+    return Verdict(f"CPU {over(cpu, times)}; {figures.kilobytes(more)} more", cpu.median <= 3 and more <= 20)

@@ -3,32 +3,16 @@
 import re
 import shutil
 import signal
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.certificates import make_certificate
 from tests.load.live import KEY, PROBE, Live
-from tests.programs import need
 from tests.raw import RawClient
 from tests.server import eventually
 
 NEW_KEY = "a-key-that-comes-with-the-mistake"
-
-
-@pytest.fixture(scope="module")
-def pems(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with certificates and their keys: a.pem with a.key, b.pem with b.key."""
-    folder = tmp_path_factory.mktemp("pems")
-    openssl = need("openssl", "openssl")
-    for name in ("a", "b"):
-        subprocess.run(
-            [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-             "-days", "2", "-subj", "/CN=localhost", "-keyout", f"{name}.key", "-out", f"{name}.pem"],
-            cwd=folder, check=True, capture_output=True,
-        )  # fmt: skip
-    return folder
 
 
 def line_of(live: Live, text: str) -> str:
@@ -90,12 +74,12 @@ MISTAKES: list[Mistake] = [
 @pytest.mark.parametrize(
     ("sections", "more", "says"), [mistake[1:] for mistake in MISTAKES], ids=[mistake[0] for mistake in MISTAKES]
 )
-def test_mistake(live: Live, pems: Path, sections: dict[str, dict[str, Any]], more: str, says: list[str]) -> None:
+def test_mistake(live: Live, sections: dict[str, dict[str, Any]], more: str, says: list[str]) -> None:
     """Exit code 2; place, key, what was found and what is allowed, on the terminal and in the log; nothing changes."""
     (live.folder / "bad.toml").write_text('"token-u0" = "u0"\n"token-u1" = 1\n')
     (live.folder / "none.txt").write_text("# nothing yet\n")
-    for pem in pems.iterdir():
-        shutil.copy(pem, live.folder)
+    for name in ("a", "b"):
+        make_certificate(live.folder / f"{name}.pem", key_path=live.folder / f"{name}.key")
     with live.open() as client:
         # Beside the mistake a change that would show if a part of this were taken over.
         changed = {"push": {"keys": [KEY, NEW_KEY]}, "log": {"level": "debug"}, **sections}

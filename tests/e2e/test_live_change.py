@@ -5,23 +5,25 @@ runs it with 3,000 clients and 500 pushes/s.
 """
 
 import json
+import os
 import shutil
 import signal
 import ssl
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
+from tests.certificates import make_certificate
 from tests.load.driver import show
 from tests.load.live import KEY, PROBE, PROBES, Live
-from tests.programs import need
+from tests.programs import FASTPUSH, run
 from tests.raw import CLOSE, PING, TEXT, RawClient, build
-from tests.server import Server, eventually
+from tests.server import SCALE, Server, eventually
 from tests.wire import Wire, push, upgrade
 from tests.wire import request as http_request
 
@@ -402,7 +404,8 @@ def test_signals_in_quick_succession(live: Live) -> None:
 
 def test_certificate(tmp_path: Path) -> None:
     """New connections get the certificate of after the reload, of the same file or of another; those of before stay."""
-    first, second, third = [certificate(tmp_path, name) for name in ("first", "second", "third")]
+    made = [make_certificate(tmp_path / f"{name}.pem") for name in ("first", "second", "third")]
+    first, second, third = [path.read_text().partition("-----BEGIN PRIVATE")[0] for path in made]
     shutil.copy(tmp_path / "first.pem", tmp_path / "current.pem")
     with Live(tmp_path, tls={"certificate": "current.pem"}) as live:
         address = ("127.0.0.1", live.server.port)
@@ -419,13 +422,36 @@ def test_certificate(tmp_path: Path) -> None:
         show("certificate", live.settle())
 
 
-def certificate(folder: Path, name: str) -> str:
-    """Make a certificate, and its key in the same file; return it as others see it."""
-    subprocess.run(
-        [need("openssl", "openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.crt"],
-        cwd=folder, check=True, capture_output=True,
-    )  # fmt: skip
-    text = (folder / f"{name}.crt").read_text()
-    (folder / f"{name}.pem").write_text(text + (folder / f"{name}.key").read_text())
-    return text
+# -- of the processes --------------------------------------------------------------
+
+
+def reload(server: Server, **sections: dict[str, Any]) -> None:
+    server.write_config(2, sections)
+    result = run(*FASTPUSH, "reload", "--config", str(server.config_path))
+    assert result.returncode == 0, result.stderr
+
+
+def test_hang_seconds(serve) -> None:
+    """hang_seconds, made shorter, finds a worker that stands still after the reload; its slot is served on."""
+    server: Server = serve(workers=2, sections={"server": {"hang_seconds": 600}})
+    reload(server, server={"hang_seconds": 2})
+    stopped = server.processes("worker")[0]["pid"]
+    os.kill(stopped, signal.SIGSTOP)
+    eventually(lambda: [line["pid"] for line in server.events("process hangs")] == [stopped], what="found")
+    eventually(lambda: len(server.processes("worker")) == 2 and stopped not in pids(server), what="replaced")
+
+
+def pids(server: Server) -> list[int]:
+    return [process["pid"] for process in server.processes("worker")]
+
+
+def test_drain_seconds(serve) -> None:
+    """drain_seconds and close_timeout_seconds, made shorter, end a server whose clients do not answer a close."""
+    server: Server = serve(
+        workers=2, sections={"server": {"drain_seconds": 600}, "connections": {"close_timeout_seconds": 600}}
+    )
+    with RawClient(server, "/ws", token="jack", event="e") as client:
+        reload(server, server={"drain_seconds": 2}, connections={"close_timeout_seconds": 1})
+        server.signal(signal.SIGTERM)
+        assert client.read_close()[0] == 1012
+        assert server.process.wait(20 * SCALE) == 0

@@ -238,7 +238,7 @@ def test_status_without_a_server(tmp_path: Path) -> None:
 
 
 def test_status_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    """One line about the server, one a process; brackets of IPv6 addresses are not taken for markup."""
+    """One line about the server, one about what is under way, one a process; brackets of IPv6 are no markup."""
     worker = {"connections": 3, "keys": 2, "pushes": 10, "deliveries": 30}
     common = {"state": "ready", "uptime_seconds": 7200, "restarts": 1}
     _print(
@@ -248,14 +248,16 @@ def test_status_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> Non
             "state": "ready",
             "uptime_seconds": 90061,
             "address": ["[::1]:8080"],
+            "operation": {"name": "rolling restart", "done": 1, "of": 2, "is_done": False, "failure": ""},
             "processes": [
                 {"role": "broker", "slot": 0, "pid": 2, "figures": {}, **common},
                 {"role": "worker", "slot": 0, "pid": 3, "figures": worker, **common},
             ],
         }
     )
-    first, heads, broker, row = capsys.readouterr().out.splitlines()
+    first, operation, heads, broker, row = capsys.readouterr().out.splitlines()
     assert first == "fastpush 9.9  ready  process 1  up 1.0 d  on [::1]:8080"
+    assert operation == "rolling restart: 1 of 2 workers replaced"
     assert heads.split() == ["process", "pid", "state", "up", "restarts", "connections", "keys", "pushes", "deliveries"]
     assert broker.split() == ["broker", "2", "ready", "2.0", "h", "1"]
     assert row.split() == ["worker", "0", "3", "ready", "2.0", "h", "1", "3", "2", "10", "30"]

@@ -314,7 +314,7 @@ def test_a_silent_client_is_given_up(ecdsa: Path) -> None:
     """A handshake that does not come ends after head_seconds at most, and is counted."""
 
     async def work(server: Echoes) -> None:
-        reader, writer = await server.connect()
+        reader, _ = await server.connect()
         await until(server.wheel_items)
         for _ in range(49):
             server.wheel.advance()
