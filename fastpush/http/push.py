@@ -136,7 +136,7 @@ def _outcome(status: int, sent: int, unconfirmed: int) -> Outcome | RequestError
     if status == Status.DONE:
         return Outcome(sent, unconfirmed)
     if status == Status.NOT_READY:
-        return unavailable("the broker is being restarted; nobody received the push")
+        return unavailable("the broker, or a worker with such clients, is being replaced; nobody received the push")
     if status == Status.OVERLOADED:
         return unavailable("a worker is overloaded; nobody received the push")
     return unknown_outcome()

@@ -118,7 +118,7 @@ def bind(config: Config, inherited: Sequence[Inherited] = ()) -> Listeners:
             and for a socket unit that has other addresses than the configuration.
     """
     slots: list[list[Listener]] = [[] for _ in range(worker_slots(config))]
-    stored = {id(one.socket): one for one in inherited if one.slot is not None}
+    stored = [one for one in inherited if one.slot is not None]
     units = [one for one in inherited if one.slot is None]
     addresses: list[_Address] = []
     shared: list[bool] = []
@@ -127,26 +127,24 @@ def bind(config: Config, inherited: Sequence[Inherited] = ()) -> Listeners:
         _check_units(units, wanted)
         for address in wanted:
             unit = next((one for one in units if address.is_of(one.socket)), None)
-            ours = [one for one in stored.values() if address.is_of(one.socket)]
-            addresses.append(_share(unit, slots, address) if unit else _give(ours, slots, address))
+            addresses.append(_share(unit, slots, address) if unit else _give(stored, slots, address))
             shared.append(unit is not None)
-            for one in ours:
-                if any(listeners[-1].socket is one.socket for listeners in slots):
-                    del stored[id(one.socket)]
         _set_options(slots, config.connections.socket_send_bytes)
         found = Listeners(
             slots=tuple(tuple(listeners) for listeners in slots),
             addresses=tuple(map(str, addresses)),
             port=addresses[0].sockaddr[1],
             shared=tuple(shared),
-            forgotten=tuple(sorted({one.name for one in stored.values()})),
+            forgotten=tuple(sorted({one.name for one in unused if one.slot is not None})),
         )
         found.check_exposure(config)
     except BaseException:
         _close([listener.socket for listeners in slots for listener in listeners])
         _close([one.socket for one in inherited])
         raise
-    _close([one.socket for one in [*units, *stored.values()]])
+    used = {listener.socket for listeners in slots for listener in listeners}
+    unused = [one for one in inherited if one.socket not in used]
+    _close([one.socket for one in unused])
     return found
 
 
@@ -178,11 +176,11 @@ def _share(unit: Inherited, slots: list[list[Listener]], address: _Address) -> _
     return address
 
 
-def _give(ours: list[Inherited], slots: list[list[Listener]], address: _Address) -> _Address:
+def _give(stored: list[Inherited], slots: list[list[Listener]], address: _Address) -> _Address:
     """Give every slot its inherited socket, or a new one."""
-    if not ours:  # else it is we who listen there
+    of_slot = {one.slot: one.socket for one in stored if address.is_of(one.socket)}
+    if not of_slot:  # else it is we who listen there
         _probe(address)
-    of_slot = {one.slot: one.socket for one in ours}
     for slot, listeners in enumerate(slots):
         listeners.append(Listener(of_slot.get(slot) or _listen(address), address.role))
         address = address.at_port(listeners[-1].socket.getsockname()[1])

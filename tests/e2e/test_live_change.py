@@ -425,9 +425,9 @@ def test_certificate(tmp_path: Path) -> None:
 # -- of the processes --------------------------------------------------------------
 
 
-def reload(server: Server, **sections: dict[str, Any]) -> None:
-    server.write_config(2, sections)
-    result = run(*FASTPUSH, "reload", "--config", str(server.config_path))
+def reload(running: Server, **sections: dict[str, Any]) -> None:
+    running.write_config(2, sections)
+    result = run(*FASTPUSH, "reload", "--config", str(running.config_path))
     assert result.returncode == 0, result.stderr
 
 

@@ -137,7 +137,7 @@ def test_promtool_takes_a_scrape(query: str, tmp_path: Path) -> None:
     """Names, units and types follow Prometheus' conventions: its linter has nothing to say."""
     counters = Counters().snapshot()
     gauges = {name: 1 for name, metric in WORKER_METRICS.items() if metric.kind == "gauge"}
-    broker = {name: 1 for name in BROKER_METRICS}
+    broker = dict.fromkeys(BROKER_METRICS, 1)
     report = {
         "workers": {"1": {"counters": counters, "gauges": {**gauges, "second_deliveries": 3, "second_writes": 2}}},
         "departed": counters,
