@@ -163,12 +163,12 @@ def server_url(config: Config, url: str | None, *, api: bool) -> str:
     """Return the base URL of the server: as given, or where the configuration says it listens."""
     if url:
         return url
-    listen = (api and config.api.listen) or config.server.listen
-    host, port = configuration.addresses(listen)[0]
+    is_api = api and bool(config.api.listen)
+    host, port = configuration.addresses(config.api.listen if is_api else config.server.listen)[0]
     if port == 0:
         fail("the configuration lets the kernel choose the port: give --url", EXIT_USAGE)
     host = _ANY_ADDRESS.get(host, f"[{host}]" if ":" in host else host)
-    is_tls = config.tls.certificate and (config.tls.api or listen is not config.api.listen)
+    is_tls = config.tls.certificate and (config.tls.api or not is_api)
     return f"{'https' if is_tls else 'http'}://{host}:{port}"
 
 

@@ -7,7 +7,7 @@ so that nobody writes into our log what a reader of it might take for something 
 import itertools
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 _ID = "[A-Za-z0-9._-]{1,64}"
 _is_id = re.compile(_ID).fullmatch
@@ -15,17 +15,15 @@ _find = re.compile(rf"\r\nx-request-id:[ \t]*({_ID})[ \t]*\r\n".encode(), re.IGN
 
 
 class RequestIds:
-    """Makes ids for requests that bring none: random a process, and a serial number."""
+    """Makes ids for requests that bring none: random a process, and a serial number.
 
-    __slots__ = ("_prefix", "_serials")
+    new(): returns an id that no other request has; without a call of Python code, for every push asks for one.
+    """
+
+    __slots__ = ("new",)
 
     def __init__(self) -> None:
-        self._prefix = f"{secrets.token_hex(5)}-"
-        self._serials = itertools.count(1)
-
-    def new(self) -> str:
-        """Return an id that no other request has."""
-        return f"{self._prefix}{next(self._serials)}"
+        self.new: Callable[[], str] = map(f"{secrets.token_hex(5)}-%d".__mod__, itertools.count(1)).__next__
 
     def of(self, headers: Mapping[str, str]) -> str:
         """Return the request's own id, or a new one. headers: by lower-case names."""

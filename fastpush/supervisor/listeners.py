@@ -130,6 +130,8 @@ def bind(config: Config, inherited: Sequence[Inherited] = ()) -> Listeners:
             addresses.append(_share(unit, slots, address) if unit else _give(stored, slots, address))
             shared.append(unit is not None)
         _set_options(slots, config.connections.socket_send_bytes)
+        used = {listener.socket for listeners in slots for listener in listeners}
+        unused = [one for one in inherited if one.socket not in used]
         found = Listeners(
             slots=tuple(tuple(listeners) for listeners in slots),
             addresses=tuple(map(str, addresses)),
@@ -142,8 +144,6 @@ def bind(config: Config, inherited: Sequence[Inherited] = ()) -> Listeners:
         _close([listener.socket for listeners in slots for listener in listeners])
         _close([one.socket for one in inherited])
         raise
-    used = {listener.socket for listeners in slots for listener in listeners}
-    unused = [one for one in inherited if one.socket not in used]
     _close([one.socket for one in unused])
     return found
 

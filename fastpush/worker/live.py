@@ -5,6 +5,7 @@ meets half of the old settings; connections are told in slices afterwards.
 """
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from fastpush.applications.echo import Echo
 from fastpush.applications.interface import Application
 from fastpush.applications.push import Push
 from fastpush.config import Config, open_keys
+from fastpush.config.tls import server_context
 from fastpush.http.auth import PushAuth, TokenAuth, push_auth, token_auth
 from fastpush.http.guard import Guard
 from fastpush.http.proxies import TrustedProxies
@@ -26,11 +28,12 @@ SLICE_CONNECTIONS = 500
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a configuration needs, made and not used yet."""
+    """What a configuration needs, made and not used yet. tls: None without [tls] certificate."""
 
     config: Config
     token_auth: TokenAuth
     push_auth: PushAuth
+    tls: ssl.SSLContext | None
 
     async def close(self) -> None:
         """Let calls under way finish, then free what is held."""
@@ -39,14 +42,16 @@ class Prepared:
 
 
 def prepare(config: Config, counters: Counters, on_auth_exhausted: Callable[[], None]) -> Prepared:
-    """Make what `config` needs. Call in a worker, inside its running loop.
+    """Make what `config` needs: read files, import functions. In a running worker, call it in a thread.
 
-    Raises: ConfigError: keys cannot be read, or the user's function cannot be imported.
+    Raises: ConfigError: keys or the certificate cannot be read, or the user's function cannot be imported.
     """
+    tls = server_context(config.tls) if config.tls.certificate else None
     return Prepared(
         config,
         token_auth(config, counters, on_auth_exhausted),
         push_auth(config, counters, on_auth_exhausted),
+        tls,
     )
 
 
@@ -69,6 +74,8 @@ def take_over(prepared: Prepared, environment: Environment, services: Services, 
     services.trusted_proxies = TrustedProxies(config.server.trusted_proxies)
     services.overload.limit(limits, services.now())
     services.admission.limit(limits)
+    if services.tls is not None and prepared.tls is not None:
+        services.tls.replace(prepared.tls)
     services.app.config = config
     services.set_websocket_paths(websocket_paths(config, push))
 

@@ -20,7 +20,6 @@ from fastpush.applications.push import Push
 from fastpush.bus.client import BusClient, BusUnavailable, OnResult
 from fastpush.child import LISTEN_BACKLOG, Channel, Context, Listener, ListenerRole, beat_seconds, tune_collector
 from fastpush.config import Config, open_keys
-from fastpush.config.tls import server_context
 from fastpush.errors import CloseCode, ConfigError, unavailable
 from fastpush.fanout import Hub
 from fastpush.http.app import HttpApp
@@ -159,7 +158,7 @@ class Worker:
             refusals=RefusalLog("handshake", logging.getLogger("fastpush.upgrade"), loop.time()),
             refused_requests=RefusalLog("request", logging.getLogger("fastpush.http"), loop.time()),
             admission=admission,
-            tls=ServerTls(server_context(config.tls), environment) if config.tls.certificate else None,
+            tls=None if prepared.tls is None else ServerTls(prepared.tls, environment),
         )
         self._push = Push(
             self._hub,
@@ -275,11 +274,11 @@ class Worker:
             case control.Drain():
                 self._begin_drain(message)
             case control.Prepare():
-                self._prepare(message)
+                self._services.spawn(self._prepare(message))
             case control.ReopenLog():
                 logs.reopen()
             case control.Reload():
-                self._reload(message.config)
+                self._services.spawn(self._reload(message.config))
             case control.Readiness():
                 self._readiness = message.reason
             case control.Cover():
@@ -313,25 +312,29 @@ class Worker:
         # Nobody is left to see to the limit.
         self._begin_drain(control.Drain(seconds - min(_END_SECONDS, seconds / 4)))
 
-    def _prepare(self, message: control.Prepare) -> None:
+    async def _prepare(self, message: control.Prepare) -> None:
         """Find out whether this worker could take the configuration over."""
         unused, self._prepared = self._prepared, None
         if unused is not None:
-            self._services.spawn(unused.close())
+            await unused.close()
         try:
-            self._prepared = prepare(message.config, self._environment.counters, self._on_auth_exhausted)
+            self._prepared = await self._make(message.config)
         except ConfigError as error:
             self._channel.send(control.Prepared(message.reload, str(error)))
         else:
             self._channel.send(control.Prepared(message.reload))
 
-    def _reload(self, config: Config) -> None:
+    async def _make(self, config: Config) -> Prepared:
+        """Make what a configuration needs; meanwhile clients are served."""
+        return await asyncio.to_thread(prepare, config, self._environment.counters, self._on_auth_exhausted)
+
+    async def _reload(self, config: Config) -> None:
         """Take over what has been prepared; a worker that was started meanwhile prepares it now."""
         logs.set_level(config.log.level)
         prepared, self._prepared = self._prepared, None
         try:
             if prepared is None or prepared.config != config:
-                prepared = prepare(config, self._environment.counters, self._on_auth_exhausted)
+                prepared = await self._make(config)
         except ConfigError as error:
             log.error("not reloaded", extra=fields(reason=str(error)))
             return

@@ -116,11 +116,12 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         tls = self._tls
+        assert self._ssl is not None
         tls.incoming.write(tls.ciphertext[:nbytes])
         was_shaking = self._stage == SHAKING
         try:
             if was_shaking:
-                self._shake()
+                self._ssl.do_handshake()
             size, has_ended = self._decrypt()
         except ssl.SSLWantReadError:  # the handshake goes on
             self._flush()
@@ -138,11 +139,6 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._deliver(size)
         if has_ended and self._stage < CLOSED and not self._protocol.eof_received():
             self.close()
-
-    def _shake(self) -> None:
-        """Take the handshake a step further. Raises: ssl.SSLError, SSLWantReadError among them: it is not done."""
-        assert self._ssl is not None
-        self._ssl.do_handshake()
 
     def _establish(self) -> None:
         self._tls.environment.wheel.cancel(self)
@@ -193,7 +189,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._transport.write(outgoing.read())
 
     def eof_received(self) -> bool:
-        """The end of the TCP stream; without a close_notify before it nothing is lost that a request could miss."""
+        """The end of the TCP stream. Anybody could forge it, but requests and messages say where they end."""
         if self._stage == SHAKING:
             self._give_up("the client has gone")
             return False
@@ -301,6 +297,8 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "ssl_object":
             return self._ssl
+        if name == "sslcontext":  # by which aiohttp knows that a request came by https
+            return self._tls.context
         return self._transport.get_extra_info(name, default)
 
     def is_reading(self) -> bool:

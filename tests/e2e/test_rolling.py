@@ -5,7 +5,7 @@ back, and no push to a connected client is lost. FASTPUSH_TEST_LOAD=full runs it
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from tests.load.driver import IS_FULL, Load, Summary, check_exact, show
 from tests.notify import Systemd
 from tests.programs import FASTPUSH, Program, run
 from tests.proxies import free_port
+from tests.raw import RawClient
 from tests.server import SCALE, Server, eventually
+from tests.wire import Wire, push, upgrade
 
 SECONDS = 10 if IS_FULL else 3
 KEY = "key-of-the-load-0123456789"
@@ -100,6 +102,31 @@ def test_drain_of_a_worker(server: Server) -> None:
     check_even(summary)
     assert 0 < sum(summary["closes_per_second"]) < load.clients
     assert SECONDS - 1 <= len(summary["closes_per_second"]) <= SECONDS + 1
+
+
+def test_connections_that_were_accepted_before_a_drain(tmp_path: Path) -> None:
+    """Who was accepted just before, and asks only now, is served: a push is answered, a WebSocket is opened and later
+    sent away as the others are.
+    """
+    sections = {"connections": {"close_timeout_seconds": 1}}  # those below do not answer a close
+    server = Server(tmp_path, workers=1, sections=sections)
+    server.write_config(1, sections)
+    drain = (*FASTPUSH, "drain", "0", "--seconds", "3", "--config", str(server.config_path))
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        pushing, opening = [stack.enter_context(Wire(server)) for _ in range(2)]
+        for wire in (pushing, opening):
+            server.worker_of(wire.socket.getsockname()[1])  # it is accepted
+        for _ in range(10):  # somebody to be sent away meanwhile
+            stack.enter_context(RawClient(server, "/ws", token="jack", event="e"))
+        running = stack.enter_context(Program(*drain))
+        eventually(lambda: any(p["state"] == "draining" for p in server.processes("worker")), what="draining")
+        reply = pushing.send(push("nobody", "e", "m")).reply()
+        assert reply.status == 200 and reply.closes
+        assert opening.send(upgrade("/ws?token=jill&event=e")).reply(to_head=True).status == 101
+        assert opening.websocket_close() == 1012
+        opening.socket.close()
+        assert running.wait() == 0
 
 
 def test_drain_of_the_server(server: Server) -> None:

@@ -239,11 +239,43 @@ def test_drain(serve: Callable[..., Server], tmp_path: Path) -> None:
 # -- another certificate ---------------------------------------------------------------
 
 
-def shown(server: Server, context: ssl.SSLContext) -> str:
-    """Return the name on the certificate that a new client is shown."""
+def shown(server: Server, context: ssl.SSLContext) -> bytes | None:
+    """Return the certificate that a new client is shown."""
     with context.wrap_socket(socket.create_connection(("127.0.0.1", server.port)), server_hostname="localhost") as link:
-        subject = link.getpeercert()["subject"]
-        return subject[0][0][1]
+        return link.getpeercert(binary_form=True)
+
+
+def test_a_reload_takes_another_certificate(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """After SIGHUP new clients see what stands in the files, ECDSA instead of RSA; who is connected notices nothing."""
+    path = make_certificate(tmp_path / "certificate.pem", "rsa")
+    server = tls_server(serve, path)
+    with RawClient(server, "/ws", token="jack", event="e") as early:
+        before = shown(server, trusting(path))
+        make_certificate(path)
+        trust = trusting(path)
+        server.tls = trust
+        server.signal(signal.SIGHUP)
+        eventually(lambda: server.events("reloaded"))
+        assert shown(server, trust) != before
+        with RawClient(server, "/ws", token="jack", event="e") as late:
+            assert server.push("jack", "e", "to both")["sent"] == 2
+            assert early.read_text() == late.read_text() == "to both"
+
+
+def test_a_reload_refuses_a_bad_certificate(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """A key that does not belong to the certificate changes nothing, and the log says so."""
+    path = make_certificate(tmp_path / "certificate.pem", key_path=tmp_path / "key.pem")
+    server = serve(
+        workers=1, tls=trusting(path), sections={"tls": {"certificate": str(path), "key": str(tmp_path / "key.pem")}}
+    )
+    before = shown(server, trusting(path))
+    trust = trusting(path)
+    make_certificate(path, key_path=tmp_path / "another.pem")
+    server.signal(signal.SIGHUP)
+    reason = "[tls] key: %s: the private key does not belong to the certificate" % (tmp_path / "key.pem")
+    eventually(lambda: reason in server.log_text())
+    assert shown(server, trust) == before
+    assert server.push("nobody", "e", "m")["status"] == 200
 
 
 # -- the commands ----------------------------------------------------------------------

@@ -362,5 +362,5 @@ def test_handshake_that_fails_inside_is_500(caplog: pytest.LogCaptureFixture, mo
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
-def fail(_: object) -> bool:
+def fail(_: object, **__: object) -> bool:
     raise RuntimeError("disk on fire")

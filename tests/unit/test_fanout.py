@@ -107,8 +107,10 @@ class Broker:
             confirmed()
 
 
-def publication(*keys: bytes, event: str = "e", message: str = "hello") -> Publication:
-    return Publication(list(keys), event.encode(), text_frame(message.encode()), taken_seconds=0.0)
+def publication(
+    *keys: bytes, event: str = "e", message: str = "hello", taken_seconds: float = 0.0
+) -> Publication:  # fmt: skip
+    return Publication(list(keys), event.encode(), text_frame(message.encode()), taken_seconds)
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:

@@ -90,3 +90,14 @@ def test_origins(origin: str | None, host: str, *, allowed: bool) -> None:
     headers = {"host": host} | ({} if origin is None else {"origin": origin})
     assert Guard([], ["https://app.example/"]).allows_origin(headers) == allowed
     assert Guard([], ["*"]).allows_origin(headers)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "is_tls", "same"),
+    [("https", True, True), ("http", True, False), ("https", False, True), ("http", False, True)],
+)
+def test_origin_with_tls(scheme: str, *, is_tls: bool, same: bool) -> None:
+    """By TLS only a page that came by https is the same origin; without, a proxy in front may speak TLS."""
+    headers = {"host": "localhost:8443", "origin": f"{scheme}://localhost:8443"}
+    assert Guard([], []).allows_origin(headers, is_tls=is_tls) == same
+    assert (Guard(OPEN, []).refusal(headers, is_tls=is_tls) is None) == same

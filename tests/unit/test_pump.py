@@ -21,7 +21,7 @@ LARGE = CHUNK * 5 // 2  # members of a group that is sliced and gathers
 
 
 class Clock:
-    """Stands for perf_counter; time passes only when a test or a receiver says so."""
+    """Stands for perf_counter and monotonic; time passes only when a test or a receiver says so."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -38,6 +38,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(pump, "perf_counter", made)
+    monkeypatch.setattr(pump, "monotonic", made)
     return made
 
 
@@ -63,7 +64,7 @@ class Stage:
     def push(self, *keys: bytes, text: str = "") -> int:
         """Deliver a publication whose text is its number, unless one is given."""
         number = next(self.numbers)
-        pushed = publication(*(keys or (KEY,)), message=text or str(number))
+        pushed = publication(*(keys or (KEY,)), message=text or str(number), taken_seconds=self.clock.now)
         self.hub.deliver(pushed, lambda count: self.counts.append((number, count)))
         return number
 
@@ -822,5 +823,40 @@ def test_random_pushes_joins_and_leaves(clock: Clock, monkeypatch: pytest.Monkey
         for key in (*model.keys, EVERYBODY):
             own = [number for number, _ in counts if model.keys_of[number] == {key}]
             assert own == sorted(own)
+
+    run(scenario())
+
+
+# Latency
+
+
+@pytest.mark.parametrize("members", [1, 8, LARGE])
+def test_a_push_is_timed_once_to_its_last_write(clock: Clock, members: int) -> None:
+    """From when it was taken until its last receiver has it, slices and waits included; never once a receiver."""
+
+    async def scenario() -> None:
+        clock.write_seconds = 0.001
+        shown = stage(clock, slice_ms=1)
+        shown.takers(members, KEY)
+        shown.push()
+        shown.push()
+        await shown.counted(2)
+        latency = shown.counters.push_latency
+        assert sum(latency.buckets) == 2
+        if members <= pump.SMALL_GROUP:
+            assert latency.sum_seconds == pytest.approx(2 * members * 0.001)
+        else:  # the second one was taken when a slice of the first one had been written
+            assert latency.sum_seconds == pytest.approx((members + 2 * members - CHUNK) * 0.001)
+
+    run(scenario())
+
+
+def test_a_push_that_nobody_here_wants_is_not_timed(clock: Clock) -> None:
+    """Nothing is written for it."""
+
+    async def scenario() -> None:
+        shown = stage(clock)
+        shown.push(OTHER)
+        assert (shown.counts, sum(shown.counters.push_latency.buckets)) == ([(0, 0)], 0)
 
     run(scenario())
