@@ -393,9 +393,12 @@ def _pairs(old: Section, new: Section, table: str = "") -> Iterator[tuple[str, K
 def merge_live(old: Config, new: Config) -> Config:
     """Return `old` with the live keys of `new`.
 
-    Raises: ConfigError: the mixture contradicts itself, such as two paths that are the same now: nothing
-            can be taken over, a restart takes all.
+    Raises: ConfigError: the mixture contradicts itself, such as two paths that are the same now, or the server
+            would be open to everybody and was not: nothing can be taken over, a restart takes all.
     """
+    opened = [name for name in open_keys(new) if name not in open_keys(old)]
+    if opened:  # most likely the file was read while it was being written
+        raise ConfigError(f"nothing is reloaded: {' and '.join(opened)} would ask nobody any more; a restart does that")
     merged = _merged(old, new, "", _staying(old, new))
     contradictions = "\n".join(f"{title(problem.place)}: {problem.text}" for problem in problems(merged))
     if contradictions:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastpush import log as logs
-from fastpush.config import Config, changes, merge_live
+from fastpush.config import Config, changes, check_exposure, merge_live
 from fastpush.errors import ConfigError
 from fastpush.log import fields
 from fastpush.protocol import control
@@ -77,6 +77,7 @@ class Changes:
         self._reopen_log()
         try:
             new = self._config_source()
+            check_exposure(new)  # as the next start will
             live, restart = changes(self.config, new)
             merged = merge_live(self.config, new)
             self._listeners.check_exposure(merged)

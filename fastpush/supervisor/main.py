@@ -30,7 +30,7 @@ log = logging.getLogger("fastpush.supervisor")
 
 OVERSLEPT_SECONDS = 1.0  # later than this, it was the supervisor that stood still
 KILLED_SECONDS = 5.0  # time SIGKILL has; a child that still lives hangs in the kernel
-KEPT_DRAIN_SECONDS = 0.5  # while systemd keeps the listeners, connects wait for the next start: nobody shall for long
+KEPT_DRAIN_SECONDS = 0.8  # while systemd keeps the listeners, connects wait for the next start: nobody shall for long
 DRAIN_SPARE_SECONDS = 1.0  # after the last close frame and the time that clients have to answer it
 
 

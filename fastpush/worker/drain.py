@@ -1,7 +1,8 @@
 """How a worker ends: its clients are sent away evenly, and everything under way is answered.
 
     retire        no new clients: nothing is accepted, or (the host drains slowly) handshakes get 503
-                  while pushes are served on; every HTTP reply is its connection's last
+                  while pushes are served on; every HTTP reply is its connection's last. Who was accepted
+                  a moment before, and asks only now, is taken up and sent away last
     send away     clients are closed with 1012 in slots of SLOT_SECONDS, the same share in each
     finish        pushes in flight are answered, idle HTTP connections closed, close frames waited for
 
@@ -63,11 +64,15 @@ class Drain:
 
     def _retire(self) -> None:
         services = self._services
-        services.overload.is_draining = True
-        if not self._order.listens:
-            self._stop_accepting()
+        self._refuse()
         for http in services.http_connections:
             http.retire()
+
+    def _refuse(self) -> None:
+        """Take no new clients. Those whose connection was accepted before are served where nobody else can be asked."""
+        self._services.overload.is_draining = self._order.listens
+        if not self._order.listens:
+            self._stop_accepting()
 
     async def _send_away(self) -> None:
         loop = asyncio.get_running_loop()
@@ -78,8 +83,7 @@ class Drain:
             if order is not self._order:  # the first one, or another one in the middle of it
                 order, left = self._order, list(self._connections)
                 total = len(left)
-                if not order.listens:
-                    self._stop_accepting()
+                self._refuse()
             share = (loop.time() - self._began + SLOT_SECONDS) / max(self._spread_seconds(total), SLOT_SECONDS)
             due = min(math.ceil(total * min(1.0, share)) - (total - len(left)), SLOT_CLOSES_MAX)
             for _ in range(due):

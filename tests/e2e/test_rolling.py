@@ -171,7 +171,7 @@ def test_stop_and_start(server: Server) -> None:
 
 def test_restart_on_kept_sockets(tmp_path: Path) -> None:
     """Stop and start over a notification socket that keeps the listening ones: every client comes back, 50 others a
-    second connect meanwhile, nobody is refused, and who waits longest waits for the start.
+    second connect meanwhile, nobody is refused, and who waits longest waits for stop and start.
     """
     sections = {"server": {"listen": f"127.0.0.1:{free_port()}"}, "log": {"level": "info"}}
     with Systemd(tmp_path) as systemd:
@@ -182,16 +182,16 @@ def test_restart_on_kept_sockets(tmp_path: Path) -> None:
                 assert server.stop() == 0
                 stopped = time.monotonic()
                 server = Server(tmp_path, workers=2, sections=sections, environ=systemd.environ(), **systemd.passed())
-                start_seconds = time.monotonic() - stopped
+                started = time.monotonic()
                 summary = everybody_back(load)
         finally:
             server.stop()
-    show("restart on kept sockets", summary, stop_seconds=stopped - began, start_seconds=start_seconds)
+    show("restart on kept sockets", summary, stop_seconds=stopped - began, start_seconds=started - stopped)
     check_exact(summary)
     # The time for it is short, as others wait: of thousands, some may get no close frame.
     assert set(summary["closes"]) <= {"1012", "end of stream"} and summary["closes"]["1012"] >= load.clients / 2
     assert not summary["refused"] and not summary["publishers_refused"], summary
-    assert summary["connects"]["max_ms"] <= start_seconds * 1000 + SLOWEST_MS, summary
+    assert summary["connects"]["max_ms"] <= (started - began) * 1000 + SLOWEST_MS, summary
 
 
 def test_worker_stopped_by_signal(server: Server) -> None:

@@ -59,9 +59,12 @@ class Live:
     def write(self, more: str = "", **sections: dict[str, Any]) -> None:
         """Write the base configuration with `sections` laid over it, and more TOML behind it."""
         names = {**self.base, **sections}
+        path, new = self.server.config_path, self.server.config_path.with_suffix(".new")
+        self.server.config_path = new
         self.server.write_config(2, {name: self.base.get(name, {}) | sections.get(name, {}) for name in names})
-        path = self.server.config_path
-        path.write_text(path.read_text() + more)
+        self.server.config_path = path
+        new.write_text(new.read_text() + more)
+        new.rename(path)  # a reload under way reads the old file or the new one, never half of it
 
     def reload(self) -> "subprocess.CompletedProcess[str]":
         """Run `fastpush reload`."""

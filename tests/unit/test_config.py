@@ -661,6 +661,16 @@ def test_tls_is_switched_by_a_restart_only() -> None:
         assert configuration.merge_live(old, new) == old
 
 
+def test_a_reload_never_opens_a_server() -> None:
+    """A file that no longer asks who pushes or connects, as a half-written one does not, is refused as a whole."""
+    old = Config(
+        auth=Auth(mode="jwt", jwt=Jwt(key=[JwtKey(secret=LONG_SECRET)])), push=Push(auth="keys", keys=[PUSH_KEY])
+    )
+    with pytest.raises(ConfigError, match=r"nothing is reloaded: \[auth\] mode and \[push\] auth would ask nobody"):
+        configuration.merge_live(old, Config())
+    assert configuration.merge_live(Config(), old) == old
+
+
 def test_merge_that_contradicts_itself() -> None:
     """A live key that only fits together with one that waits for a restart cannot be taken over alone."""
     new = Config(server=Server(websocket_path="/socket"), echo=Echo(enabled=True, path="/ws"))
