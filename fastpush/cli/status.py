@@ -47,13 +47,25 @@ def _print(reply: dict[str, Any]) -> None:
         progress = f"{operation['done']} of {count_of(operation['of'], 'worker')} replaced"
         console.print(Text(f"{operation['name']}: {operation['failure'] or progress}", "yellow"), soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("process", "pid", "state", "up", "restarts", "connections", "keys", "pushes", "deliveries"):
-        table.add_column(column, justify="left" if column in {"process", "state"} else "right")
+    for column in (
+        "process",
+        "in logs",
+        "pid",
+        "state",
+        "up",
+        "restarts",
+        "connections",
+        "keys",
+        "pushes",
+        "deliveries",
+    ):
+        table.add_column(column, justify="left" if column in {"process", "in logs", "state"} else "right")
     for process in reply["processes"]:
         figures = process["figures"]
         name = process["role"] if process["role"] == "broker" else f"worker {process['slot']}"
+        in_logs = "broker" if process["role"] == "broker" else f"worker-{process['number']}"
         table.add_row(
-            name, str(process["pid"]), Text(process["state"], _COLOURS.get(process["state"], "")),
+            name, in_logs, str(process["pid"]), Text(process["state"], _COLOURS.get(process["state"], "")),
             _duration(process["uptime_seconds"]), str(process["restarts"]),
             *(str(figures.get(key, "")) for key in ("connections", "keys", "pushes", "deliveries")),
         )  # fmt: skip

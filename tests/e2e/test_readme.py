@@ -120,7 +120,7 @@ def test_close_codes_are_those_of_the_code() -> None:
 
 def test_commands_are_those_of_the_code() -> None:
     """The table of commands names each."""
-    listed = {match[1] for row in rows(section("Start")) if (match := re.match(r"`fastpush (\w+)", row[0]))}
+    listed = {match[1] for row in rows(section("Start")) if (match := re.match(r"`fastpush ([\w-]+)", row[0]))}
     assert listed == set(main.commands)  # type: ignore[attr-defined]
 
 

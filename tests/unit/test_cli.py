@@ -250,17 +250,29 @@ def test_status_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> Non
             "address": ["[::1]:8080"],
             "operation": {"name": "rolling restart", "done": 1, "of": 2, "is_done": False, "failure": ""},
             "processes": [
-                {"role": "broker", "slot": 0, "pid": 2, "figures": {}, **common},
-                {"role": "worker", "slot": 0, "pid": 3, "figures": worker, **common},
+                {"role": "broker", "number": 1, "slot": -1, "pid": 2, "figures": {}, **common},
+                {"role": "worker", "number": 7, "slot": 0, "pid": 3, "figures": worker, **common},
             ],
         }
     )
     first, operation, heads, broker, row = capsys.readouterr().out.splitlines()
     assert first == "fastpush 9.9  ready  process 1  up 1.0 d  on [::1]:8080"
     assert operation == "rolling restart: 1 of 2 workers replaced"
-    assert heads.split() == ["process", "pid", "state", "up", "restarts", "connections", "keys", "pushes", "deliveries"]
-    assert broker.split() == ["broker", "2", "ready", "2.0", "h", "1"]
-    assert row.split() == ["worker", "0", "3", "ready", "2.0", "h", "1", "3", "2", "10", "30"]
+    assert heads.split() == [
+        "process",
+        "in",
+        "logs",
+        "pid",
+        "state",
+        "up",
+        "restarts",
+        "connections",
+        "keys",
+        "pushes",
+        "deliveries",
+    ]
+    assert broker.split() == ["broker", "broker", "2", "ready", "2.0", "h", "1"]
+    assert row.split() == ["worker", "0", "worker-7", "3", "ready", "2.0", "h", "1", "3", "2", "10", "30"]
 
 
 def test_durations_are_short() -> None:
