@@ -207,6 +207,28 @@ class Histogram:
         return [*self.buckets, self.sum_seconds]
 
 
+class Peak:
+    """The largest value of this second and the one before, whichever moment it is asked in."""
+
+    __slots__ = ("_before", "_now")
+
+    def __init__(self) -> None:
+        self._now = self._before = 0.0
+
+    def observe(self, value: float) -> None:
+        """Take a value."""
+        self._now = max(self._now, value)
+
+    def end_second(self) -> None:
+        """Begin another second."""
+        self._before, self._now = self._now, 0.0
+
+    @property
+    def value(self) -> float:
+        """The largest one."""
+        return max(self._now, self._before)
+
+
 @dataclass(slots=True)
 class Counters:
     """One worker's counts since its start: the counters of WORKER_METRICS, by the same names."""

@@ -1,5 +1,6 @@
 """Fixtures for tests that need a running server."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,16 @@ from typing import Any
 import pytest
 
 from tests.server import Server
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No configuration, and nothing in the environment that a command would take up."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    for name in [name for name in os.environ if name.startswith("FASTPUSH_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

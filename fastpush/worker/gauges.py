@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from fastpush.bus.client import BusClient
-from fastpush.metrics import Counters
+from fastpush.metrics import Counters, Peak
 from fastpush.worker.environment import Environment
 from fastpush.worker.services import Services
 
@@ -19,7 +19,7 @@ class CollectorPauses:
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._began = 0.0
-        self._longest = self._last_longest = 0.0
+        self.longest_seconds = Peak()
 
     def start(self) -> None:
         """Be told of every collection of this process."""
@@ -33,16 +33,7 @@ class CollectorPauses:
         seconds = perf_counter() - self._began
         self._counters.gc_collections += 1
         self._counters.gc_pause_seconds += seconds
-        self._longest = max(self._longest, seconds)
-
-    def end_second(self) -> None:
-        """Begin another second of `longest_seconds`."""
-        self._last_longest, self._longest = self._longest, 0.0
-
-    @property
-    def longest_seconds(self) -> float:
-        """The longest collection in this second and the one before."""
-        return max(self._longest, self._last_longest)
+        self.longest_seconds.observe(seconds)
 
 
 class Gauges:
@@ -63,7 +54,7 @@ class Gauges:
 
     def end_second(self) -> None:
         """Begin another second."""
-        self._pauses.end_second()
+        self._pauses.longest_seconds.end_second()
         counters = self._environment.counters
         self._second_deliveries = counters.deliveries - self._deliveries
         self._second_writes = counters.writes - self._writes
@@ -83,8 +74,8 @@ class Gauges:
             "slow_connections": len(send_queues.paused),
             "bus_queue_bytes": self._bus.queued_bytes,
             "bus_queue_limit_bytes": config.bus.queue_bytes,
-            "loop_lag_seconds": round(services.overload.worst_lag, 3),
-            "gc_longest_pause_seconds": round(self._pauses.longest_seconds, 6),
+            "loop_lag_seconds": round(services.overload.worst_lag.value, 3),
+            "gc_longest_pause_seconds": round(self._pauses.longest_seconds.value, 6),
             "start_time_seconds": self._started_seconds,
             "second_deliveries": self._second_deliveries,
             "second_writes": self._second_writes,

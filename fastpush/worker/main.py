@@ -231,7 +231,7 @@ class Worker:
                 self._end_second()
 
     def _end_second(self) -> None:
-        self._services.overload.end_second()
+        self._services.overload.worst_lag.end_second()
         self._services.refusals.end_second()
         self._services.refused_requests.end_second()
         self._gauges.end_second()

@@ -11,6 +11,7 @@ import resource
 from fastpush import errors
 from fastpush.config import Limits
 from fastpush.errors import RequestError
+from fastpush.metrics import Peak
 from fastpush.state.rate import TokenBucket
 from fastpush.worker.environment import Environment
 
@@ -21,13 +22,14 @@ class Overload:
     """Decides about every new handshake, and keeps the loop's lag.
 
     handshakes: under way; counted with the open connections.
-    connections_limit: how many both may be.
+    connections_limit: how many both may be.  worst_lag: in seconds.
     is_draining: whoever asks now would soon be sent away.
     """
 
     def __init__(self, limits: Limits, environment: Environment, now: float) -> None:
         self._environment = environment
-        self._lag = self._worst = self._last_worst = 0.0
+        self._lag = 0.0
+        self.worst_lag = Peak()
         self.handshakes = 0
         self.is_draining = False
         self.limit(limits, now)
@@ -41,16 +43,7 @@ class Overload:
     def observe_lag(self, seconds: float) -> None:
         """Take how late a tick came."""
         self._lag = seconds
-        self._worst = max(self._worst, seconds)
-
-    def end_second(self) -> None:
-        """Begin another second of `worst_lag`."""
-        self._last_worst, self._worst = self._worst, 0.0
-
-    @property
-    def worst_lag(self) -> float:
-        """Seconds that the loop was late, at most, in this second and the one before."""
-        return max(self._worst, self._last_worst)
+        self.worst_lag.observe(seconds)
 
     def outcome(self, now: float) -> str:
         """Return under which outcome a new handshake is turned away, or ""; it costs one of the rate's."""

@@ -47,14 +47,7 @@ LISTEN = "127.0.0.1:8080"
 ALWAYS = ["workers", "descriptors", "memory", "backlog", "outgoing ports"]
 
 
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No configuration, and nothing in the environment that the command would take up."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    for name in [name for name in os.environ if name.startswith("FASTPUSH_")]:
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def check(folder: Path, sections: dict[str, dict[str, Any]], *arguments: str) -> Result:

@@ -1,6 +1,5 @@
 """The command line without a server: usage, exit codes, messages, and what `token` signs."""
 
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,7 @@ PUSH = ("push", "jack", "topic1", "hello")
 SECRET = "0123456789abcdef0123456789abcdef"
 
 
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No configuration, and nothing in the environment that a command would take up."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    for name in [name for name in os.environ if name.startswith("FASTPUSH_")]:
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def fastpush(*arguments: str) -> Result:

@@ -137,8 +137,8 @@ def test_collections_are_counted_and_timed() -> None:
         pauses.on_phase("start", {})
         pauses.on_phase("stop", {})
     assert counters.gc_collections == 3
-    assert 0 < pauses.longest_seconds <= counters.gc_pause_seconds
-    pauses.end_second()
-    assert pauses.longest_seconds > 0
-    pauses.end_second()
-    assert pauses.longest_seconds == 0
+    assert 0 < pauses.longest_seconds.value <= counters.gc_pause_seconds
+    pauses.longest_seconds.end_second()
+    assert pauses.longest_seconds.value > 0
+    pauses.longest_seconds.end_second()
+    assert pauses.longest_seconds.value == 0
