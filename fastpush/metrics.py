@@ -76,6 +76,10 @@ WORKER_METRICS: dict[str, Metric] = {
         "fastpush_worker_start_time_seconds", "gauge", "seconds", "When the worker started, in Unix time.",
         across="min",
     ),
+    "tls_expires_at": Metric(
+        "fastpush_tls_certificate_expiry_timestamp_seconds", "gauge", "seconds",
+        "When the certificate in use expires, in Unix time; absent without TLS.", across="min",
+    ),
     "accepted": Metric("fastpush_accepted_total", "counter", "connections", "TCP connections accepted."),
     **_by_label(
         Metric("fastpush_handshakes_total", "counter", "handshakes", "WebSocket handshakes by outcome.", "outcome"),

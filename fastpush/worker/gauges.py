@@ -80,4 +80,6 @@ class Gauges:
             "second_deliveries": self._second_deliveries,
             "second_writes": self._second_writes,
         }
+        if services.tls is not None:
+            gauges["tls_expires_at"] = services.tls.expires_at
         return orjson.dumps({"counters": environment.counters.snapshot(), "gauges": gauges})

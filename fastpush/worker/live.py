@@ -13,7 +13,7 @@ from fastpush.applications.echo import Echo
 from fastpush.applications.interface import Application
 from fastpush.applications.push import Push
 from fastpush.config import Config, open_keys
-from fastpush.config.tls import server_context
+from fastpush.config.tls import certificate_expiry, server_context
 from fastpush.http.auth import PushAuth, TokenAuth, push_auth, token_auth
 from fastpush.http.guard import Guard
 from fastpush.http.proxies import TrustedProxies
@@ -28,12 +28,15 @@ SLICE_CONNECTIONS = 500
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a configuration needs, made and not used yet. tls: None without [tls] certificate."""
+    """What a configuration needs, made and not used yet.
+
+    tls: None without [tls] certificate; else what to accept with, and when the certificate expires, in unix seconds.
+    """
 
     config: Config
     token_auth: TokenAuth
     push_auth: PushAuth
-    tls: ssl.SSLContext | None
+    tls: tuple[ssl.SSLContext, float] | None
 
     async def close(self) -> None:
         """Let calls under way finish, then free what is held."""
@@ -46,7 +49,9 @@ def prepare(config: Config, counters: Counters, on_auth_exhausted: Callable[[], 
 
     Raises: ConfigError: keys or the certificate cannot be read, or the user's function cannot be imported.
     """
-    tls = server_context(config.tls) if config.tls.certificate else None
+    tls = None
+    if certificate := config.tls.certificate:
+        tls = server_context(config.tls), certificate_expiry(certificate).timestamp()
     return Prepared(
         config,
         token_auth(config, counters, on_auth_exhausted),
@@ -75,7 +80,7 @@ def take_over(prepared: Prepared, environment: Environment, services: Services, 
     services.overload.limit(limits, services.now())
     services.admission.limit(limits)
     if services.tls is not None and prepared.tls is not None:
-        services.tls.replace(prepared.tls)
+        services.tls.replace(*prepared.tls)
     services.app.config = config
     services.set_websocket_paths(websocket_paths(config, push))
 

@@ -158,7 +158,7 @@ class Worker:
             refusals=RefusalLog("handshake", logging.getLogger("fastpush.upgrade"), loop.time()),
             refused_requests=RefusalLog("request", logging.getLogger("fastpush.http"), loop.time()),
             admission=admission,
-            tls=None if prepared.tls is None else ServerTls(prepared.tls, environment),
+            tls=None if prepared.tls is None else ServerTls(*prepared.tls, environment),
         )
         self._push = Push(
             self._hub,

@@ -50,23 +50,26 @@ class ServerTls:
     """What all TLS connections of a worker share.
 
     context: what the next connection is accepted with.
+    expires_at: unix seconds, when its certificate does.
     """
 
-    def __init__(self, context: ssl.SSLContext, environment: "Environment") -> None:
+    def __init__(self, context: ssl.SSLContext, expires_at: float, environment: "Environment") -> None:
         self.context = context
+        self.expires_at = expires_at
         self.environment = environment
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         self.ciphertext = memoryview(bytearray(_READ_BYTES))
         self.plaintext = memoryview(bytearray(_PLAINTEXT_BYTES))
 
-    def replace(self, context: ssl.SSLContext) -> None:
+    def replace(self, context: ssl.SSLContext, expires_at: float) -> None:
         """Accept with another context from now on; nobody is disconnected.
 
         Tickets of TLS 1.2 that the old one has given are worth nothing any more: who comes back with one is shown
         the new certificate.
         """
         self.context = context
+        self.expires_at = expires_at
 
     def handshake_due(self) -> int:
         """Return by which tick a handshake that begins now has to be done."""

@@ -246,17 +246,22 @@ def shown(server: Server, context: ssl.SSLContext) -> bytes | None:
 
 
 def test_a_reload_takes_another_certificate(serve: Callable[..., Server], tmp_path: Path) -> None:
-    """After SIGHUP new clients see what stands in the files, ECDSA instead of RSA; who is connected notices nothing."""
+    """After SIGHUP new clients see what stands in the files, ECDSA instead of RSA; who is connected notices nothing.
+
+    The figures tell of the new one's end, for the alert that comes before it.
+    """
+    expiry = "fastpush_tls_certificate_expiry_timestamp_seconds"
     path = make_certificate(tmp_path / "certificate.pem", "rsa")
     server = tls_server(serve, path)
     with RawClient(server, "/ws", token="jack", event="e") as early:
-        before = shown(server, trusting(path))
-        make_certificate(path)
+        before, expires_at = shown(server, trusting(path)), server.metrics()[expiry]
+        make_certificate(path, days=60)
         trust = trusting(path)
         server.tls = trust
         server.signal(signal.SIGHUP)
         eventually(lambda: server.events("reloaded"))
         assert shown(server, trust) != before
+        eventually(lambda: server.metrics()[expiry] > expires_at + 29 * 86400, what="the new date")
         with RawClient(server, "/ws", token="jack", event="e") as late:
             assert server.push("jack", "e", "to both")["sent"] == 2
             assert early.read_text() == late.read_text() == "to both"

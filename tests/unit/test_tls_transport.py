@@ -58,7 +58,7 @@ class Echoes:
         environment: Any = SimpleNamespace(
             wheel=self.wheel, counters=self.counters, connection_ticks=SimpleNamespace(head=50)
         )
-        self.tls = ServerTls(server_context(Tls(certificate=str(certificate))), environment)
+        self.tls = ServerTls(server_context(Tls(certificate=str(certificate))), 0, environment)
         self.protocols: list[Echo] = []
         self.echoes = True
         self.says_bye = False
@@ -222,7 +222,7 @@ def test_a_new_certificate_is_for_new_connections(ecdsa: Path, tmp_path: Path) -
         early = await (await server.client(trusting(rsa))).shake()
         between = await server.client(trusting(rsa))
         await until(lambda: len(server.wheel_items()) == 1)
-        server.tls.replace(server_context(Tls(certificate=str(ecdsa))))
+        server.tls.replace(server_context(Tls(certificate=str(ecdsa))), 0)
         late = await (await server.client(trusting(ecdsa))).shake()
         await between.shake()  # its handshake had begun before
         for client in (early, between, late):
@@ -243,7 +243,7 @@ def test_a_ticket_lives_as_long_as_its_certificate(ecdsa: Path, tmp_path: Path, 
     async def work(server: Echoes) -> None:
         first = await (await server.client(context)).shake()
         if replaced:
-            server.tls.replace(server_context(Tls(certificate=str(other))))
+            server.tls.replace(server_context(Tls(certificate=str(other))), 0)
         again = await (await server.client(context, first.tls.session)).shake()
         assert again.tls.session_reused != replaced
         assert (again.certificate() != first.certificate()) == replaced
