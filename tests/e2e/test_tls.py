@@ -259,7 +259,7 @@ def test_a_reload_takes_another_certificate(serve: Callable[..., Server], tmp_pa
         trust = trusting(path)
         server.tls = trust
         server.signal(signal.SIGHUP)
-        eventually(lambda: server.events("reloaded"))
+        eventually(lambda: len(server.events("reloaded")) == 2, what="taken over by supervisor and worker")
         assert shown(server, trust) != before
         eventually(lambda: server.metrics()[expiry] > expires_at + 29 * 86400, what="the new date")
         with RawClient(server, "/ws", token="jack", event="e") as late:
