@@ -77,6 +77,7 @@ class Broker:
             case control.Reload():
                 self._config = message.config
                 logs.set_level(message.config.log.level)
+                self._channel.send(control.Reloaded(message.reload))
             case control.ReopenLog():
                 logs.reopen()
             case control.Drain():

@@ -5,7 +5,7 @@ kept by the kernel and an end-of-file means that the other side is gone. Control
 only: no event data ever passes the supervisor.
 
     supervisor -> child     Drain, ReopenLog, Prepare, Reload, Readiness, Cover (+ descriptors), Uncover, Gone, Restarts
-    child -> supervisor     Ready, Beat, Prepared, Leaving, Stalled
+    child -> supervisor     Ready, Beat, Prepared, Reloaded, Leaving, Stalled
 
 A reload has two phases, so that what only a child can find out (a function that cannot be
 imported) changes nothing either: every child prepares, and Reload is sent once all have.
@@ -43,8 +43,9 @@ class Prepare(msgspec.Struct, tag="prepare", frozen=True):
 
 
 class Reload(msgspec.Struct, tag="reload", frozen=True):
-    """Take over the live settings of `config`."""
+    """Take over the live settings of `config`, and answer Reloaded with the number of the reload."""
 
+    reload: int
     config: Config
 
 
@@ -99,6 +100,12 @@ class Prepared(msgspec.Struct, tag="prepared", frozen=True):
     problem: str = ""
 
 
+class Reloaded(msgspec.Struct, tag="reloaded", frozen=True):
+    """The child goes by the configuration of this reload."""
+
+    reload: int
+
+
 class Leaving(msgspec.Struct, tag="leaving", frozen=True):
     """The child stops accepting on its own account and ends within `seconds`: its slot needs another process."""
 
@@ -112,7 +119,7 @@ class Stalled(msgspec.Struct, tag="stalled", frozen=True):
 
 
 ToChild = Drain | ReopenLog | Prepare | Reload | Readiness | Cover | Uncover | Gone | Restarts
-FromChild = Ready | Beat | Prepared | Leaving | Stalled
+FromChild = Ready | Beat | Prepared | Reloaded | Leaving | Stalled
 
 encode = msgspec.json.Encoder().encode
 decode_to_child = msgspec.json.Decoder(ToChild).decode

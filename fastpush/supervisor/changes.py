@@ -91,7 +91,9 @@ class Changes:
             if problem:
                 _refuse(problem, reply)
             else:
-                self._take_over(merged, live, restart)
+                log.info("reloaded", extra=fields(changed=", ".join(live)))
+                if restart:
+                    log.warning("restart needed", extra=fields(changed=", ".join(restart)))
                 reply({"changed": live, "restart": restart})
             if self._reload_again:
                 self._reload_again = False
@@ -99,7 +101,14 @@ class Changes:
 
         self._reloads += 1
         deadline = time.monotonic() + self.config.server.hang_seconds
-        self._reload = Reload(self._reloads, merged, self._children, deadline, on_done)
+        self._reload = Reload(
+            self._reloads,
+            merged,
+            self._children,
+            deadline,
+            take_over=lambda number: self._take_over(number, merged),
+            on_done=on_done,
+        )
 
     def _reopen_log(self) -> None:
         """Write to a new file if the old one was moved away, whatever becomes of the configuration."""
@@ -109,19 +118,16 @@ class Changes:
         except OSError as error:
             log.error("log file not reopened", extra=fields(path=self.config.log.file, reason=error.strerror))
 
-    def on_prepared(self, process: Process, answer: control.Prepared) -> None:
-        """Take a child's answer to Prepare."""
+    def on_answer(self, process: Process, answer: control.Prepared | control.Reloaded) -> None:
+        """Take a child's answer to Prepare or Reload."""
         if self._reload is not None:
-            self._reload.on_prepared(process, answer)
+            self._reload.on_answer(process, answer)
 
-    def _take_over(self, config: Config, live: list[str], restart: list[str]) -> None:
+    def _take_over(self, number: int, config: Config) -> set[Process]:
         self.config = config
         logs.set_level(config.log.level)
-        self._children.tell(control.Reload(config))
         self._children.grant_time(time.monotonic())  # they may have beaten for a longer hang_seconds
-        log.info("reloaded", extra=fields(changed=", ".join(live)))
-        if restart:
-            log.warning("restart needed", extra=fields(changed=", ".join(restart)))
+        return self._children.tell(control.Reload(number, config))
 
     # Replacing workers
 

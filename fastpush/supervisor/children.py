@@ -46,7 +46,7 @@ class Children:
     """Owns the processes of one server.
 
     inherited:   everything else a child has to close after its fork.
-    on_prepared: told what a child answers to Prepare.
+    on_answer:   told what a child answers to Prepare and Reload.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Children:
         bus_path: str,
         selector: selectors.BaseSelector,
         inherited: Callable[[], list[Closable]],
-        on_prepared: Callable[[Process, control.Prepared], None],
+        on_answer: Callable[[Process, control.Prepared | control.Reloaded], None],
         clock: Callable[[], float],
     ) -> None:
         self._entries = entries
@@ -66,7 +66,7 @@ class Children:
         self._bus_path = bus_path
         self._selector = selector
         self._inherited = inherited
-        self._on_prepared = on_prepared
+        self._on_answer = on_answer
         self._clock = clock
         self._broker_slot = Slot(BROKER)
         # A slot stands at its number + 1, the broker's first.
@@ -219,8 +219,8 @@ class Children:
                     process.ready = True
                     self._slot_of(process).opened = True
                     log.info("process ready", extra=fields(**process.named(), seconds=round(now - process.started, 3)))
-                case control.Prepared():
-                    self._on_prepared(process, message)
+                case control.Prepared() | control.Reloaded():
+                    self._on_answer(process, message)
                 case control.Leaving():
                     self._let_go(process, now, message.seconds)
                 case control.Stalled():

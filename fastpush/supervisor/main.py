@@ -124,7 +124,7 @@ class Supervisor:
             bus_path=runtime.bus_path,
             selector=self._selector,
             inherited=inherited,
-            on_prepared=self._changes.on_prepared,
+            on_answer=self._changes.on_answer,
             clock=time.monotonic,
         )
         self._changes.begin(self._children, self._listeners)

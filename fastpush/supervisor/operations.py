@@ -2,7 +2,7 @@
 
 Both are driven: `attend` looks what has come and takes the next step, and never waits.
 
-    Reload        Prepare to every child ──► all Prepared ──► take over
+    Reload        Prepare to every child ──► all Prepared ──► Reload to every child ──► all Reloaded ──► done
                                          └─► one problem, or too late ──► nothing changes
 
     Replacement   for one slot after another:
@@ -28,43 +28,49 @@ READY_SECONDS = 30.0  # a successor that takes longer to serve will not
 class Reload:
     """A new configuration on its way to all children.
 
-    on_done(problem): called once; an empty problem means that every child can take it over.
+    take_over(number): called when every child has prepared; tells them, and returns those that took it.
+    on_done(problem): called once; with an empty problem every child goes by the new configuration.
     """
 
     def __init__(
-        self, number: int, config: Config, children: Children, deadline: float, on_done: Callable[[str], None]
+        self,
+        number: int,
+        config: Config,
+        children: Children,
+        deadline: float,
+        *,
+        take_over: Callable[[int], set[Process]],
+        on_done: Callable[[str], None],
     ) -> None:
         self._number = number
         self._children = children
+        self._take_over = take_over
         self._on_done = on_done
+        self._is_taken_over = False
         self.deadline = deadline
-        self.is_done = False
         self._waiting = children.tell(control.Prepare(number, config))
 
-    def on_prepared(self, process: Process, answer: control.Prepared) -> None:
+    def on_answer(self, process: Process, answer: control.Prepared | control.Reloaded) -> None:
         """Take a child's answer."""
-        if answer.reload != self._number or self.is_done:
+        if answer.reload != self._number:
             return  # of an earlier reload, that was too late for it
-        if answer.problem:
-            self._end(answer.problem)
-        else:
+        if isinstance(answer, control.Prepared) and answer.problem and not self._is_taken_over:
+            self._on_done(answer.problem)
+        elif isinstance(answer, control.Reloaded) == self._is_taken_over:
             self._waiting.discard(process)
 
     def attend(self, now: float) -> None:
-        """Finish when nobody is waited for any more."""
-        if self.is_done:
-            return
+        """Take the next step when nobody is waited for any more."""
         # Whoever has ended has a successor, which starts with the configuration of now and is told at the end.
         self._waiting = {process for process in self._waiting if self._children.is_alive(process)}
-        if not self._waiting:
-            self._end("")
+        if not self._waiting and not self._is_taken_over:
+            self._is_taken_over = True
+            self._waiting = self._take_over(self._number)
+        elif not self._waiting or (self._is_taken_over and now >= self.deadline):  # the late are being replaced
+            self._on_done("")
         elif now >= self.deadline:
             late = ", ".join(sorted(f"{process.role} {process.number}" for process in self._waiting))
-            self._end(f"no answer from {late} within [server] hang_seconds")
-
-    def _end(self, problem: str) -> None:
-        self.is_done = True
-        self._on_done(problem)
+            self._on_done(f"no answer from {late} within [server] hang_seconds")
 
 
 class Replacement:

@@ -278,7 +278,7 @@ class Worker:
             case control.ReopenLog():
                 logs.reopen()
             case control.Reload():
-                self._services.spawn(self._reload(message.config))
+                self._services.spawn(self._reload(message))
             case control.Readiness():
                 self._readiness = message.reason
             case control.Cover():
@@ -328,8 +328,9 @@ class Worker:
         """Make what a configuration needs; meanwhile clients are served."""
         return await asyncio.to_thread(prepare, config, self._environment.counters, self._on_auth_exhausted)
 
-    async def _reload(self, config: Config) -> None:
+    async def _reload(self, message: control.Reload) -> None:
         """Take over what has been prepared; a worker that was started meanwhile prepares it now."""
+        config = message.config
         logs.set_level(config.log.level)
         prepared, self._prepared = self._prepared, None
         try:
@@ -342,8 +343,9 @@ class Worker:
         services.spawn(self._push.token_auth.close())
         services.spawn(services.push_auth.close())
         take_over(prepared, self._environment, services, self._push)
-        services.spawn(tell_connections(self._environment))
         log.info("reloaded")
+        self._channel.send(control.Reloaded(message.reload))
+        await tell_connections(self._environment)
 
     def _figures(self) -> dict[str, int]:
         counters = self._environment.counters

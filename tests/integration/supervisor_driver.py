@@ -126,6 +126,8 @@ class FakeChild:
             case control.Prepare() if not self.told(f"silent-{self.context.number}"):
                 refusal = self.scene / f"unwilling-{self.context.number}"
                 self.send(control.Prepared(message.reload, refusal.read_text() if refusal.exists() else ""))
+            case control.Reload():
+                self.send(control.Reloaded(message.reload))
             case control.Drain() if not self.told("stubborn"):
                 return 0
         return None
