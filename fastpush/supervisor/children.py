@@ -347,6 +347,9 @@ class Children:
         """Start the process that a slot is without, or try again later."""
         if self._spawn(slot, config) is None:
             slot.failed(self._clock())
+            return
+        slot.started()
+        self._tell_restarts()
 
     def _spawn(self, slot: Slot, config: Config) -> Process | None:
         self._number += 1
@@ -376,18 +379,15 @@ class Children:
         except OSError as error:
             log.error("process not started", extra=fields(slot=slot.number, reason=os.strerror(error.errno or 0)))
             return None
-        slot.started()
         self._processes[process.pid] = process
         self._selector.register(process.channel, selectors.EVENT_READ, lambda: self._read(process))
         if not is_broker:
             process.send(self._readiness)
-        if slot.restarts or is_broker:
-            self._tell_restarts()
-        log.debug("process started", extra=fields(**process.named(), restarts=slot.restarts))
+        log.debug("process started", extra=fields(**process.named()))
         return process
 
     def _tell_restarts(self) -> None:
-        """Let the broker tell in its figures how many processes have been started anew."""
+        """Let the broker tell in its figures how many processes were started for ones that had ended."""
         workers = sum(max(0, slot.restarts) for slot in self._slots[1:])
         for broker in self._of_role("broker"):
             broker.send(control.Restarts(workers, self._broker_slot.restarts))

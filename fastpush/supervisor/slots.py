@@ -22,7 +22,7 @@ class Slot:
     due:      when its next process is to be started; None: it has one.
     coverers: other slots' processes that accept from these listeners meanwhile.
     opened:   it has served, or tried to: from then on it is never left unserved. (Before, the server is starting.)
-    restarts: processes started after the first one.
+    restarts: processes started for ones that had ended; a successor that takes over from a living one is none.
     """
 
     number: int
@@ -51,7 +51,7 @@ class Slot:
             self.due += min(BACK_OFF_MAX_SECONDS, BACK_OFF_FIRST_SECONDS * 2 ** min(self._streak - 2, 16))
 
     def started(self) -> None:
-        """Its process has been forked."""
+        """The process that it was without has been forked."""
         self.due = None
         self.restarts += 1
 
