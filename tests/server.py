@@ -133,13 +133,18 @@ class Server:
         return f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}{path}{'?' + query if query else ''}"
 
     def request(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        timeout_seconds: float = 20 * SCALE,
     ) -> tuple[int, dict[str, str], bytes]:
         """One HTTP request on its own connection: (status, headers with lower-case names, body)."""
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, method=method, headers=headers or {})
         try:
-            with urllib.request.urlopen(request, timeout=20 * SCALE, context=self.tls) as response:
+            with urllib.request.urlopen(request, timeout=timeout_seconds, context=self.tls) as response:
                 return response.status, {k.lower(): v for k, v in response.headers.items()}, response.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -165,9 +170,9 @@ class Server:
         """The same connection, inside TLS if the tests speak it."""
         return connection if self.tls is None else self.tls.wrap_socket(connection, server_hostname="127.0.0.1")
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, timeout_seconds: float = 20 * SCALE) -> dict[str, float]:
         """Every sample of /metrics by its name with labels, and summed over workers by its bare name."""
-        text = self.request("GET", "/metrics")[2].decode()
+        text = self.request("GET", "/metrics", timeout_seconds=timeout_seconds)[2].decode()
         samples: dict[str, float] = {}
         for line in text.splitlines():
             if line and not line.startswith("#"):
