@@ -265,10 +265,9 @@ class Children:
         if process.role == "worker":
             for broker in self._of_role("broker"):
                 broker.send(control.Gone(process.number))
-        if expected:
+        if expected or self._has_heir(process):
             return
-        if not self._has_heir(process):
-            self._slot_of(process).died(now, found_hanging=bool(process.reason))
+        self._slot_of(process).died(now, found_hanging=bool(process.reason))
         if not process.ready and self._crash_loop.died_before_ready(process.role, now):
             self._given_up = (
                 f"the {process.role} process died {CRASH_DEATHS} times within {CRASH_SECONDS:g} seconds before it was "
