@@ -130,7 +130,10 @@ def write_stacks() -> None:
 
 
 def reopen() -> None:
-    """Open the log file again under its name."""
+    """Open the log file again under its name; where that cannot be, the old one stays in use and is told."""
     for handler in _root.handlers:
         if isinstance(handler, _Output):
-            handler.reopen()
+            try:
+                handler.reopen()
+            except OSError as error:
+                _root.error("log file not reopened", extra=fields(path=error.filename, reason=error.strerror))

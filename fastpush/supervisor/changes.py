@@ -74,7 +74,9 @@ class Changes:
 
     def _begin_reload(self, reply: Reply) -> None:
         """Validate the configuration and have every child prepare it; `reply` is told the outcome."""
-        self._reopen_log()
+        # It may have been moved away: a new one is written to, whatever becomes of the configuration.
+        self._children.tell(control.ReopenLog())
+        logs.reopen()
         try:
             new = self._config_source()
             check_exposure(new)  # as the next start will
@@ -109,14 +111,6 @@ class Changes:
             take_over=lambda number: self._take_over(number, merged),
             on_done=on_done,
         )
-
-    def _reopen_log(self) -> None:
-        """Write to a new file if the old one was moved away, whatever becomes of the configuration."""
-        self._children.tell(control.ReopenLog())
-        try:
-            logs.reopen()
-        except OSError as error:
-            log.error("log file not reopened", extra=fields(path=self.config.log.file, reason=error.strerror))
 
     def on_answer(self, process: Process, answer: control.Prepared | control.Reloaded) -> None:
         """Take a child's answer to Prepare or Reload."""

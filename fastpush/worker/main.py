@@ -308,6 +308,8 @@ class Worker:
 
     def _on_orphaned(self) -> None:
         log.error("supervisor gone")
+        if self._draining.is_set():
+            return
         seconds = self._environment.config.server.drain_seconds
         # Nobody is left to see to the limit.
         self._begin_drain(control.Drain(seconds - min(_END_SECONDS, seconds / 4)))

@@ -77,3 +77,37 @@ def test_the_log_file_is_reopened(serve) -> None:
     eventually(lambda: server.events("accepted"), what="line in the new file")
     assert moved.stat().st_size == before
     assert all(json.loads(line) for line in moved.read_text().splitlines())
+
+
+def test_the_log_file_is_reopened_beside_a_bad_configuration(serve) -> None:
+    """A rotated log goes on in a new file although the configuration on disk is wrong; nothing else changes."""
+    server: Server = serve(workers=2)
+    server.config_path.write_text("[server\n")
+    server.log_path.rename(server.log_path.with_suffix(".1"))
+    server.signal(signal.SIGHUP)
+    server._seen = 0
+    eventually(lambda: server.events("not reloaded"), what="refusal in the new file")
+    assert server.request("GET", "/health")[0] == 200
+    eventually(lambda: server.events("accepted"), what="a worker's line in the new file")
+
+
+def test_a_log_folder_that_is_gone_costs_no_line(serve) -> None:
+    """Where the log file cannot be opened anew, every process says so in the old one and goes on writing there."""
+    server: Server = serve(workers=1)
+    folder = server.log_path.parent
+    moved = folder.with_name("moved")
+    kept = server.log_path.open()
+    folder.rename(moved)
+    try:
+        server.signal(signal.SIGHUP)
+
+        def complaints() -> set[str]:
+            kept.seek(0)
+            lines = [json.loads(line) for line in kept if line.endswith("}\n")]
+            return {line["process"] for line in lines if line["event"] == "log file not reopened"}
+
+        eventually(lambda: {"supervisor", "broker"} < complaints() and len(complaints()) == 3, what="three complaints")
+    finally:
+        moved.rename(folder)
+        kept.close()
+    assert server.request("GET", "/health")[0] == 200
