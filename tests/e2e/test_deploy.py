@@ -8,7 +8,7 @@ import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,8 @@ def test_close_codes_pass(proxy: Proxy) -> None:
         proxy.connect("token=wrong&event=e")
     assert refused.value.response.status_code == 401
     with proxy.connect() as client:
-        client.send("x" * 70_000)
+        with suppress(ConnectionClosed):  # the head of the frame is enough to be refused
+            client.send("x" * 70_000)
         assert close_code(client) == 1009
 
 

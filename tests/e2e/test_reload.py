@@ -87,8 +87,12 @@ def test_the_log_file_is_reopened_beside_a_bad_configuration(serve) -> None:
     server.signal(signal.SIGHUP)
     server._seen = 0
     eventually(lambda: server.events("not reloaded"), what="refusal in the new file")
-    assert server.request("GET", "/health")[0] == 200
-    eventually(lambda: server.events("accepted"), what="a worker's line in the new file")
+
+    def is_heard() -> bool:
+        assert server.request("GET", "/health")[0] == 200
+        return bool(server.events("accepted"))
+
+    eventually(is_heard, what="a worker's line in the new file")
 
 
 def test_a_log_folder_that_is_gone_costs_no_line(serve) -> None:
