@@ -84,7 +84,6 @@ class Replacement:
     def __init__(self, name: str, slots: Sequence[int], seconds: float, spare_seconds: float) -> None:
         self.name = name
         self._slots = list(slots)
-        self._seconds = seconds
         self._drain = control.Drain(seconds + spare_seconds, seconds)
         self._position = 0
         self._old: Process | None = None
