@@ -11,14 +11,13 @@ from fastpush.config import Config, Limits
 from fastpush.http.app import HttpApp
 from fastpush.http.auth import push_auth
 from fastpush.http.guard import Guard
-from fastpush.http.proxies import TrustedProxies
 from fastpush.http.push import OnResult, PushService
 from fastpush.http.refusals import RefusalLog
 from fastpush.metrics import Counters
 from fastpush.protocol.bus import Status
 from fastpush.worker.admission import Admission
-from fastpush.worker.dispatch import HELD_BYTES, HttpConnection
-from fastpush.worker.environment import ConnectionTicks, Environment
+from fastpush.worker.dispatch import HttpConnection
+from fastpush.worker.environment import Environment
 from fastpush.worker.overload import Overload
 from fastpush.worker.services import Services
 from fastpush.worker.timers import TICK_SECONDS, TimerWheel
@@ -105,19 +104,12 @@ class Parts:
             wheel=self.wheel,
             counters=self.counters,
             send_queues=cast(Any, None),
-            connection_ticks=ConnectionTicks.of(config),
         )
         service = PushService(config.limits, self.counters, publish=self.broker.ask, drop=self.broker.ask)
         self.services = Services(
             environment=environment,
-            guard=Guard([], []),
-            trusted_proxies=TrustedProxies([]),
             push_path=config.server.push_path,
-            lean_body_bytes=min(config.limits.push_body_bytes, HELD_BYTES),
-            push_auth=push_auth(config),
-            push_auth_is_sync=True,
             push_service=service,
-            auth_headers=(),
             call_soon=asyncio.get_running_loop().call_soon,
             now=lambda: self.wheel.now * TICK_SECONDS,
             overload=Overload(config.limits, environment, 0),
@@ -126,6 +118,8 @@ class Parts:
             admission=Admission(config.limits, cast(Any, None), environment.connections),
             tls=None,
         )
+        self.services.configure(config, push_auth(config))
+        self.services.guard = Guard([], [])
         self.services.app = HttpApp(
             config,
             service,

@@ -103,16 +103,22 @@ class Environment:
     wheel: TimerWheel
     counters: Counters
     send_queues: SendQueues
-    connection_ticks: ConnectionTicks
     connections: "set[Connection]" = field(default_factory=set)
     clock: Callable[[], float] = time.time
     release: Callable[[tuple[bytes, ...]], None] = lambda _: None
+    connection_ticks: ConnectionTicks = field(init=False)
     codecs: Codecs = field(init=False)
     id_prefix: str = field(init=False)
     serials: Iterator[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.codecs = Codecs(self.config.limits.message_bytes, self.config.server.read_buffer_bytes)
+        self.configure(self.config)
         # With a serial number it is a UUID of version 8 (RFC 9562): random a process, not a connection.
         self.id_prefix = f"{secrets.token_hex(6)}8{secrets.token_hex(2)[1:]}8{secrets.token_hex(2)[1:]}"
         self.serials = itertools.count(1)
+
+    def configure(self, config: Config) -> None:
+        """Go by `config` from now on."""
+        self.config = config
+        self.connection_ticks = ConnectionTicks.of(config)
+        self.codecs = Codecs(config.limits.message_bytes, config.server.read_buffer_bytes)

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from fastpush.applications.echo import Echo
 from fastpush.applications.interface import Application
 from fastpush.applications.push import Push
-from fastpush.config import Config, open_keys
+from fastpush.config import Config
 from fastpush.config.tls import certificate_expiry, server_context
 from fastpush.http.auth import PushAuth, TokenAuth, push_auth, token_auth
-from fastpush.http.guard import Guard
-from fastpush.http.proxies import TrustedProxies
 from fastpush.metrics import Counters
-from fastpush.worker.codec import Codecs
-from fastpush.worker.dispatch import HELD_BYTES
-from fastpush.worker.environment import ConnectionTicks, Environment
+from fastpush.worker.environment import Environment
 from fastpush.worker.services import Services
 
 SLICE_CONNECTIONS = 500
@@ -64,19 +60,12 @@ def take_over(prepared: Prepared, environment: Environment, services: Services, 
     """Serve by `prepared` from now on."""
     config = prepared.config
     limits = config.limits
-    environment.config = config
-    environment.connection_ticks = ConnectionTicks.of(config)
-    environment.codecs = Codecs(limits.message_bytes, config.server.read_buffer_bytes)
+    environment.configure(config)
     environment.send_queues.limit(limits.worker_send_bytes)
     environment.hub.configure(config.fanout, config.compression)
     push.token_auth, push.limits = prepared.token_auth, limits
-    services.push_auth = prepared.push_auth
-    services.push_auth_is_sync = config.push.auth != "python"
+    services.configure(config, prepared.push_auth)
     services.push_service.limits = limits
-    services.lean_body_bytes = min(limits.push_body_bytes, HELD_BYTES)
-    services.auth_headers = auth_headers(config)
-    services.guard = Guard(open_keys(config), config.server.origins)
-    services.trusted_proxies = TrustedProxies(config.server.trusted_proxies)
     services.overload.limit(limits, services.now())
     services.admission.limit(limits)
     if services.tls is not None and prepared.tls is not None:
@@ -99,14 +88,3 @@ def websocket_paths(config: Config, push: Push) -> dict[str, Application]:
     if config.echo.enabled:
         paths[config.echo.path] = Echo()
     return paths
-
-
-def auth_headers(config: Config) -> tuple[str, ...] | None:
-    """Return the request headers that a later registration by message is judged by; None: all of them."""
-    match config.auth.mode:
-        case "webhook":
-            return tuple(name.lower() for name in config.auth.webhook.headers)
-        case "python":
-            return None
-        case _:
-            return ()

@@ -19,24 +19,22 @@ from fastpush import log as logs
 from fastpush.applications.push import Push
 from fastpush.bus.client import BusClient, BusUnavailable, OnResult
 from fastpush.child import LISTEN_BACKLOG, Channel, Context, Listener, ListenerRole, beat_seconds, tune_collector
-from fastpush.config import Config, open_keys
+from fastpush.config import Config
 from fastpush.errors import CloseCode, ConfigError, unavailable
 from fastpush.fanout import Hub
 from fastpush.http.app import HttpApp
 from fastpush.http.auth.threads import UnawaitedThreads
-from fastpush.http.guard import Guard
-from fastpush.http.proxies import TrustedProxies
 from fastpush.http.push import PushService
 from fastpush.http.refusals import RefusalLog
 from fastpush.log import fields
 from fastpush.metrics import Counters
 from fastpush.protocol import control
 from fastpush.worker.admission import Admission
-from fastpush.worker.dispatch import HELD_BYTES, HttpConnection
+from fastpush.worker.dispatch import HttpConnection
 from fastpush.worker.drain import Drain
-from fastpush.worker.environment import ConnectionTicks, Environment, SendQueues
+from fastpush.worker.environment import Environment, SendQueues
 from fastpush.worker.gauges import Gauges
-from fastpush.worker.live import Prepared, auth_headers, prepare, take_over, tell_connections, websocket_paths
+from fastpush.worker.live import Prepared, prepare, take_over, tell_connections, websocket_paths
 from fastpush.worker.memory import Trimmer
 from fastpush.worker.overload import Overload
 from fastpush.worker.services import Services
@@ -97,7 +95,6 @@ class Worker:
             wheel=TimerWheel(),
             counters=counters,
             send_queues=SendQueues(config.limits.worker_send_bytes, self._hub),
-            connection_ticks=ConnectionTicks.of(config),
         )
 
     async def serve(self) -> int:
@@ -138,20 +135,14 @@ class Worker:
 
     def _build_services(self, loop: asyncio.AbstractEventLoop) -> Services:
         config, environment = self._config, self._environment
-        prepared = prepare(config, environment.counters, self._on_auth_exhausted)
+        self._current = prepared = prepare(config, environment.counters, self._on_auth_exhausted)
         admission = Admission(config.limits, self._bus, environment.connections)
         environment.release = admission.release
         push_service = PushService(config.limits, environment.counters, publish=self._publish, drop=self._drop)
         services = Services(
             environment=environment,
-            guard=Guard(open_keys(config), config.server.origins),
-            trusted_proxies=TrustedProxies(config.server.trusted_proxies),
             push_path=config.server.push_path,
-            lean_body_bytes=min(config.limits.push_body_bytes, HELD_BYTES),
-            push_auth=prepared.push_auth,
-            push_auth_is_sync=config.push.auth != "python",
             push_service=push_service,
-            auth_headers=auth_headers(config),
             call_soon=loop.call_soon,
             now=loop.time,
             overload=Overload(config.limits, environment, loop.time()),
@@ -160,6 +151,7 @@ class Worker:
             admission=admission,
             tls=None if prepared.tls is None else ServerTls(*prepared.tls, environment),
         )
+        services.configure(config, prepared.push_auth)
         self._push = Push(
             self._hub,
             config.limits,
@@ -254,8 +246,7 @@ class Worker:
         log.info("drained", extra=fields(connections_left=left))
         self._bus.send_snapshot()
         self._bus.close()
-        await self._push.token_auth.close()
-        await services.push_auth.close()
+        await self._current.close()
         await services.app.close()
         self._channel.close()
 
@@ -342,8 +333,8 @@ class Worker:
             log.error("not reloaded", extra=fields(reason=str(error)))
             return
         services = self._services
-        services.spawn(self._push.token_auth.close())
-        services.spawn(services.push_auth.close())
+        services.spawn(self._current.close())
+        self._current = prepared
         take_over(prepared, self._environment, services, self._push)
         log.info("reloaded")
         self._channel.send(control.Reloaded(message.reload))

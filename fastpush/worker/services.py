@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastpush.applications.interface import Application
 from fastpush.applications.push import NO_HEADERS
+from fastpush.config import Config, open_keys
 from fastpush.errors import RequestError
 from fastpush.http.app import HttpApp
 from fastpush.http.auth import PushAuth
@@ -19,6 +20,7 @@ from fastpush.http.push import Outcome, PushService, render
 from fastpush.http.refusals import RefusalLog
 from fastpush.http.request_id import RequestIds
 from fastpush.worker.admission import Admission
+from fastpush.worker.dispatch import HELD_BYTES
 from fastpush.worker.environment import Environment
 from fastpush.worker.overload import Overload
 from fastpush.worker.timers import TICK_SECONDS
@@ -49,14 +51,8 @@ class Services:
     """
 
     environment: Environment
-    guard: Guard
-    trusted_proxies: TrustedProxies
     push_path: str
-    lean_body_bytes: int
-    push_auth: PushAuth
-    push_auth_is_sync: bool
     push_service: PushService
-    auth_headers: tuple[str, ...] | None
     call_soon: Callable[..., object]
     now: Callable[[], float]
     overload: Overload
@@ -64,6 +60,12 @@ class Services:
     refused_requests: RefusalLog
     admission: Admission
     app: HttpApp = field(init=False)
+    guard: Guard = field(init=False)
+    trusted_proxies: TrustedProxies = field(init=False)
+    push_auth: PushAuth = field(init=False)
+    push_auth_is_sync: bool = field(init=False)
+    lean_body_bytes: int = field(init=False)
+    auth_headers: tuple[str, ...] | None = field(init=False)
     websocket_paths: Mapping[str, Application] = field(default_factory=dict)
     handshake_starts: tuple[bytes, ...] = ()
     http_connections: "set[HttpConnection]" = field(default_factory=set)
@@ -73,6 +75,15 @@ class Services:
     _replies: dict[Outcome, tuple[bytes, bytes]] = field(default_factory=dict)
     _date: bytes = b""
     _date_second: int = -1
+
+    def configure(self, config: Config, push_auth: PushAuth) -> None:
+        """Serve by `config` from now on. push_auth: made of it."""
+        self.guard = Guard(open_keys(config), config.server.origins)
+        self.trusted_proxies = TrustedProxies(config.server.trusted_proxies)
+        self.push_auth = push_auth
+        self.push_auth_is_sync = config.push.auth != "python"
+        self.lean_body_bytes = min(config.limits.push_body_bytes, HELD_BYTES)
+        self.auth_headers = _auth_headers(config)
 
     def set_websocket_paths(self, paths: Mapping[str, Application]) -> None:
         """Serve these applications."""
@@ -143,3 +154,14 @@ class Services:
         self.tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task failed", exc_info=error)
+
+
+def _auth_headers(config: Config) -> tuple[str, ...] | None:
+    """Return the request headers that a later registration by message is judged by; None: all of them."""
+    match config.auth.mode:
+        case "webhook":
+            return tuple(name.lower() for name in config.auth.webhook.headers)
+        case "python":
+            return None
+        case _:
+            return ()

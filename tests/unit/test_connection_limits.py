@@ -20,7 +20,7 @@ from fastpush.fanout import pump
 from fastpush.metrics import Counters
 from fastpush.protocol.frames import text_frame
 from fastpush.worker.connection import Connection, State
-from fastpush.worker.environment import ConnectionTicks, Environment, SendQueues
+from fastpush.worker.environment import Environment, SendQueues
 from fastpush.worker.timers import TimerWheel
 from tests.unit.test_fanout import Taker, make_hub, publication
 from tests.unit.test_pump import Clock
@@ -50,7 +50,7 @@ def environment(**limits: Any) -> Environment:
     hub = make_hub(lambda _, confirmed: confirmed(), counters=counters)
     return Environment(
         number=1, config=config, hub=hub, wheel=TimerWheel(), counters=counters,
-        send_queues=SendQueues(config.limits.worker_send_bytes, hub), connection_ticks=ConnectionTicks.of(config),
+        send_queues=SendQueues(config.limits.worker_send_bytes, hub),
     )  # fmt: skip
 
 
