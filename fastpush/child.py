@@ -15,6 +15,7 @@ from fastpush.protocol import control
 log = logging.getLogger("fastpush.child")
 
 LISTEN_BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
+DESCRIPTORS_RESERVED = 1024  # of a worker: for pushes, for clients being judged, and for what the process needs itself
 
 ListenerRole = Literal["all", "public", "api"]
 

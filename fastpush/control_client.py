@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from fastpush.errors import FastpushError
+from fastpush.errors import EXIT_FAILED, FastpushError
 
 REPLY_BYTES_MAX = 16_777_216
 
@@ -15,7 +15,7 @@ REPLY_BYTES_MAX = 16_777_216
 class ControlError(FastpushError):
     """The running server could not be asked, or has refused; the text says why. code: exit code of the command."""
 
-    def __init__(self, text: str, code: int = 1) -> None:
+    def __init__(self, text: str, code: int = EXIT_FAILED) -> None:
         super().__init__(text)
         self.code = code
 
@@ -35,7 +35,7 @@ def ask(path: str, request: dict[str, Any], timeout_seconds: float = 5.0) -> dic
     except msgspec.DecodeError as error:
         raise ControlError(f"the server at {path} did not answer in JSON: is its user another one?") from error
     if "error" in answer:
-        raise ControlError(str(answer["error"]), int(answer.get("code", 1)))
+        raise ControlError(str(answer["error"]), int(answer.get("code", EXIT_FAILED)))
     return answer
 
 

@@ -13,6 +13,9 @@ FastpushError
 
 from enum import IntEnum
 
+EXIT_FAILED = 1
+EXIT_USAGE = 2  # or a wrong configuration
+
 
 class CloseCode(IntEnum):
     """WebSocket close codes that fastpush sends, and what a client does next."""

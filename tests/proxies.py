@@ -17,7 +17,8 @@ from typing import Any, Self
 import psutil
 from websockets.sync.client import ClientConnection, connect
 
-from tests.programs import curl, need, run
+from tests import certificates
+from tests.programs import curl, need
 from tests.server import SCALE, eventually
 from tests.wire import Reply, Wire, push
 
@@ -44,12 +45,7 @@ def substitute(text: str, replaced: dict[str, str]) -> str:
 def make_certificate(folder: Path) -> None:
     """Write push.example.com.pem, with certificate and key, and push.example.com.key."""
     pem, key = folder / f"{NAME}.pem", folder / f"{NAME}.key"
-    command = (
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
-        f"-subj /CN={NAME} -addext subjectAltName=DNS:{NAME} -keyout {key} -out {pem}"
-    )
-    result = run(need("openssl", "openssl"), *shlex.split(command))
-    assert result.returncode == 0, result.stderr
+    certificates.make_certificate(pem, names=(NAME,), key_path=key)
     pem.write_text(pem.read_text() + key.read_text())
 
 

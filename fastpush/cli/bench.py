@@ -16,8 +16,8 @@ from fastpush.bench.plan import Plan
 from fastpush.bench.processes import Bench
 from fastpush.bench.report import print_result
 from fastpush.bench.results import Result
-from fastpush.cli.common import EXIT_USAGE, INTERVAL, PushKey, fail
-from fastpush.errors import ConfigError, StartError
+from fastpush.cli.common import INTERVAL, PushKey, fail
+from fastpush.errors import EXIT_USAGE, ConfigError, StartError
 
 _WIDTH = 120  # where no terminal tells its own
 _POSITIVE = click.FloatRange(min=0, min_open=True)

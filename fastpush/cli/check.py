@@ -15,13 +15,13 @@ from typing import Any
 import click
 
 from fastpush import config as configuration
-from fastpush.cli.common import EXIT_FAILED, EXIT_USAGE, config_option, count_of, fail, read_config
+from fastpush.cli.common import config_option, count_of, fail, read_config
 from fastpush.cli.host import Finding, Host, examine, listen_ports
 from fastpush.cli.running import ask_server
 from fastpush.config import Config, check_exposure, open_keys
 from fastpush.config.tls import describe_certificate
 from fastpush.control_client import ControlError
-from fastpush.errors import ConfigError, StartError
+from fastpush.errors import EXIT_FAILED, EXIT_USAGE, ConfigError, StartError
 from fastpush.http.auth.python import import_function
 from fastpush.supervisor.listeners import bind, first_port, worker_slots
 from fastpush.supervisor.runtime import listen_unix, open_runtime

@@ -12,12 +12,10 @@ import click
 
 from fastpush import config as configuration
 from fastpush.config import Config
-from fastpush.errors import ConfigError, FastpushError
+from fastpush.errors import EXIT_FAILED, EXIT_USAGE, ConfigError, FastpushError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _INTERVAL = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")

@@ -4,9 +4,10 @@ import click
 
 from fastpush.cli.common import config_option, count_of
 from fastpush.cli.running import TIMEOUT_SECONDS, command, wait_for_end, watch
+from fastpush.supervisor.changes import SPREAD_SECONDS_MAX
 
 _SECONDS = click.option(
-    "--seconds", type=click.FloatRange(0, 86400), metavar="S",
+    "--seconds", type=click.FloatRange(0, SPREAD_SECONDS_MAX), metavar="S",
     help="Time over which a worker's clients are sent away evenly [default: [server] drain_seconds].",
 )  # fmt: skip
 

@@ -7,14 +7,13 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fastpush.child import LISTEN_BACKLOG
+from fastpush.child import DESCRIPTORS_RESERVED, LISTEN_BACKLOG
 from fastpush.cli.common import count_of
 from fastpush.config import Config, addresses
 from fastpush.supervisor.listeners import worker_slots
 
 UNLIMITED = 1 << 62
 DESCRIPTORS_WANTED = 65536  # where the configuration does not say how many clients there may be
-DESCRIPTORS_SPARE = 1024  # that a worker keeps for pushes and for itself
 PORTS_WANTED = 60000  # of the 64,512 that a kernel can be given for outgoing connections
 MEMORY_SHARE = 0.8
 TABLE_SHARE = 0.75
@@ -119,7 +118,7 @@ def _workers(config: Config, host: Host) -> Finding:
 def _descriptors(config: Config, host: Host) -> Finding:
     """Each client takes one, of the process that serves it."""
     asked = config.limits.connections
-    wanted = asked + DESCRIPTORS_SPARE if asked else DESCRIPTORS_WANTED
+    wanted = asked + DESCRIPTORS_RESERVED if asked else DESCRIPTORS_WANTED
     text = f"{_number(host.descriptors)} a process here, one a client"
     if host.descriptors >= wanted:
         return Finding("descriptors", text)

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import click
 
 import fastpush
-from fastpush.cli.common import EXIT_USAGE, fail
+from fastpush.cli.common import fail
+from fastpush.errors import EXIT_USAGE
 
 _TEMPLATE_PROGRAM = "/opt/fastpush/bin/fastpush"
 _AS_MODULE = " -m fastpush"

@@ -9,10 +9,10 @@ import click
 import msgspec
 
 from fastpush import config as configuration
-from fastpush.cli.common import EXIT_USAGE, count_of, fail, read_config
+from fastpush.cli.common import count_of, fail, read_config
 from fastpush.config import Config
 from fastpush.control_client import ControlError, ask
-from fastpush.errors import ConfigError
+from fastpush.errors import EXIT_USAGE, ConfigError
 from fastpush.supervisor.listeners import first_port
 from fastpush.supervisor.runtime import control_paths
 
@@ -106,6 +106,13 @@ def watch(path: str) -> None:
 
 
 def wait_for_end(path: str) -> None:
-    """Return when the server has ended."""
+    """Return when the server has ended; a killed one leaves its control socket, and nobody answers there."""
+    refusal = ""
     while Path(path).exists():
+        if refusal:  # twice: between its last answer and its last step it is silent
+            fail(f"the server does not answer any more: {refusal}")
+        try:
+            ask(path, {"command": "status"}, TIMEOUT_SECONDS)
+        except ControlError as error:
+            refusal = str(error)
         time.sleep(LOOK_SECONDS)

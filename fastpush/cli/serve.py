@@ -5,9 +5,9 @@ from typing import Any
 import click
 
 from fastpush import log as logs
-from fastpush.cli.common import EXIT_USAGE, config_option, fail, load_config, read_config
+from fastpush.cli.common import config_option, fail, load_config, read_config
 from fastpush.config import Config
-from fastpush.errors import ConfigError, StartError
+from fastpush.errors import EXIT_USAGE, ConfigError, StartError
 from fastpush.supervisor.main import serve as supervise
 
 

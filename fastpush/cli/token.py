@@ -8,8 +8,9 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
-from fastpush.cli.common import EXIT_USAGE, TEXT, config_option, fail, load_config, warn
+from fastpush.cli.common import TEXT, config_option, fail, load_config, warn
 from fastpush.config import JwtKey
+from fastpush.errors import EXIT_USAGE
 
 _DAYS_MAX = 36500
 

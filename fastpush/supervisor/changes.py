@@ -7,7 +7,7 @@ from typing import Any
 
 from fastpush import log as logs
 from fastpush.config import Config, changes, check_exposure, merge_live
-from fastpush.errors import ConfigError
+from fastpush.errors import EXIT_USAGE, ConfigError
 from fastpush.log import fields
 from fastpush.protocol import control
 from fastpush.supervisor.children import Children
@@ -18,7 +18,6 @@ from fastpush.supervisor.process import Process
 
 log = logging.getLogger("fastpush.supervisor")
 
-EXIT_USAGE = 2
 SPREAD_SECONDS_MAX = 86400.0
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from fastpush.errors import FastpushError
+from fastpush.errors import EXIT_FAILED, FastpushError
 from fastpush.log import fields
 
 log = logging.getLogger("fastpush.supervisor")
@@ -38,7 +38,7 @@ Command = Callable[[dict[str, Any], Reply], None]
 class CommandError(FastpushError):
     """A command cannot be carried out; its text is the reply. code: exit code of whoever asked."""
 
-    def __init__(self, text: str, code: int = 1) -> None:
+    def __init__(self, text: str, code: int = EXIT_FAILED) -> None:
         super().__init__(text)
         self.code = code
 

@@ -9,13 +9,12 @@ behind its request line; who is turned away costs no parsing, no task and no log
 import resource
 
 from fastpush import errors
+from fastpush.child import DESCRIPTORS_RESERVED
 from fastpush.config import Limits
 from fastpush.errors import RequestError
 from fastpush.metrics import Peak
 from fastpush.state.rate import TokenBucket
 from fastpush.worker.environment import Environment
-
-_RESERVED_DESCRIPTORS = 1024  # for pushes, for clients that are being judged, and for what the process needs itself
 
 
 class Overload:
@@ -61,7 +60,7 @@ class Overload:
 def _reachable_connections() -> int:
     """Return how many WebSockets a worker's descriptors allow: with few descriptors, three quarters of them."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return descriptors - min(_RESERVED_DESCRIPTORS, descriptors // 4)
+    return descriptors - min(DESCRIPTORS_RESERVED, descriptors // 4)
 
 
 OVERLOADED: dict[str, RequestError] = {

@@ -342,3 +342,17 @@ def test_systemd_is_told(serve: Serve, tmp_path: Path) -> None:
         server.signal(signal.SIGTERM)
         assert b"STOPPING=1" in notified.recv(4096).split(b"\n")
         assert server.process.wait(20 * SCALE) == 0
+
+
+def test_drain_of_a_server_that_is_killed_ends(serve: Serve) -> None:
+    """Whoever waits for the end of a drain is told when the server is killed in the middle of it."""
+    server = serve(workers=1)
+    with (
+        connect(server.ws_url("token=aaa&event=e")),
+        connect(server.ws_url("token=bbb&event=e")),
+        Program(*FASTPUSH, "drain", "--seconds", "60", "--config", str(server.config_path)) as drain,
+    ):
+        eventually(lambda: server.status()["state"] == "draining", what="draining")
+        server.process.kill()
+        server.process.wait()
+        assert drain.wait(20 * SCALE) == 1

@@ -166,7 +166,7 @@ def test_other_places_are_fine(path: str) -> None:
 
 def test_every_part_is_judged() -> None:
     """An environment in /opt on an interpreter in a home is refused for the interpreter."""
-    parts = {"the program": PurePath("/opt/fastpush/bin/fastpush"), "its interpreter": PurePath("/root/.pyenv/python")}
+    parts = {"the program": PurePath("/opt/fastpush/bin/fastpush"), "its interpreter": PurePath("/root/python")}
     assert [text.partition(" lies")[0] for text in unreachable(parts, [])] == ["its interpreter"]
 
 
