@@ -54,7 +54,22 @@ def curl(*arguments: str) -> str:
     return result.stdout
 
 
-class Program:
+class Closing:
+    """Closed at the end of a `with`."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Program(Closing):
     """A running program whose output is read line by line, each with a deadline."""
 
     def __init__(self, *command: str, environ: dict[str, str] | None = None, cwd: Path | None = None) -> None:
@@ -111,14 +126,6 @@ class Program:
                 self.process.wait()
         self._reader.join()
         self.process.stdout.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def wscat(url: str, *sent: str) -> Program:

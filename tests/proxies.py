@@ -11,14 +11,13 @@ import ssl
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psutil
 from websockets.sync.client import ClientConnection, connect
 
 from tests import certificates
-from tests.programs import curl, need
+from tests.programs import Closing, curl, need
 from tests.server import SCALE, eventually
 from tests.wire import Reply, Wire, push
 
@@ -164,7 +163,7 @@ class Front:
         return curl(*there, *arguments), printed
 
 
-class Proxy(Front):
+class Proxy(Closing, Front):
     """A running proxy in front of one server or three, on the ports `upstreams`."""
 
     def __init__(self, kind: str, folder: Path, *upstreams: int, hashed: bool = False) -> None:
@@ -185,14 +184,6 @@ class Proxy(Front):
                 return True
         except ConnectionRefusedError:
             return False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         if self.process.poll() is None:
