@@ -8,6 +8,8 @@ FastpushError
 ├── TooManyConnections   of the user that registers by message   closed with 1008
 ├── TokenRejected        the token names nobody                       401 / 4501
 ├── AuthUnavailable      whoever could tell cannot be reached         503 / 1013
+├── ConnectionClosed     an application's: it sends to a connection that is closed
+├── PublishFailed        an application's: a message was not taken, or nobody knows
 └── RequestError         an HTTP request is answered with .status
 """
 
@@ -20,7 +22,7 @@ EXIT_USAGE = 2  # or a wrong configuration
 class CloseCode(IntEnum):
     """WebSocket close codes that fastpush sends, and what a client does next."""
 
-    NORMAL = 1000  # answered only: the client ended it
+    NORMAL = 1000  # the client ended it, or its application has no more to say; do not reconnect
     PROTOCOL_ERROR = 1002  # the client's fault; reconnect with back-off
     INVALID_TEXT = 1007  # the client's fault; reconnect with back-off
     POLICY_VIOLATION = 1008  # registration time-out, rate limit, POST /drop; reconnect with back-off
@@ -68,6 +70,21 @@ class TokenRejected(FastpushError):
 
 class AuthUnavailable(FastpushError):
     """The authentication back-end could not be asked; trying again later may help."""
+
+
+class ConnectionClosed(FastpushError):
+    """Nothing can be sent to this connection any more (S1-13)."""
+
+    def __init__(self) -> None:
+        super().__init__("connection is closed")
+
+
+class PublishFailed(FastpushError):
+    """A message was not published. may_have_arrived: nobody knows; else nobody received it."""
+
+    def __init__(self, reason: str, *, may_have_arrived: bool = False) -> None:
+        super().__init__(reason)
+        self.may_have_arrived = may_have_arrived
 
 
 class RequestError(FastpushError):

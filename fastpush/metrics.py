@@ -7,7 +7,7 @@ code, scrape and documentation cannot differ.
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fastpush import __version__
 
@@ -65,6 +65,10 @@ WORKER_METRICS: dict[str, Metric] = {
         "fastpush_loop_lag_seconds", "gauge", "seconds", "How late the event loop was, at most within the last second.",
         across="max",
     ),
+    "handler_longest_seconds": Metric(
+        "fastpush_handler_longest_seconds", "gauge", "seconds",
+        "Longest that an application has held the event loop within the last second.", "application", across="max",
+    ),
     "gc_longest_pause_seconds": Metric(
         "fastpush_gc_longest_pause_seconds", "gauge", "seconds", "Longest garbage collection of the last second.",
         across="max",
@@ -113,6 +117,13 @@ WORKER_METRICS: dict[str, Metric] = {
     ),
     "messages_received": Metric(
         "fastpush_messages_received_total", "counter", "messages", "Messages from clients."
+    ),
+    "receive_pauses": Metric(
+        "fastpush_receive_pauses_total", "counter", "pauses",
+        "Times that a client was not read from because its application was behind.",
+    ),
+    "handler_errors": Metric(
+        "fastpush_handler_errors_total", "counter", "errors", "Exceptions in applications; each closes a connection."
     ),
     "messages_over_rate": Metric(
         "fastpush_messages_over_rate_total", "counter", "connections",
@@ -164,6 +175,27 @@ BROKER_METRICS: dict[str, Metric] = {
     "workers": Metric("fastpush_broker_workers", "gauge", "workers", "Workers connected to the broker."),
     "stale_workers": Metric(
         "fastpush_stale_workers", "gauge", "workers", "Workers that did not measure in time: shown by older figures."
+    ),
+    "present": Metric(
+        "fastpush_broker_present", "gauge", "connections", "Connections that are online in a channel, once a channel."
+    ),
+    "claims": Metric("fastpush_broker_claims", "gauge", "keys", "Keys that one connection of this host has claimed."),
+    "history_bytes": Metric(
+        "fastpush_broker_history_bytes", "gauge", "bytes", "What channels have kept ([bus] history_bytes bounds it)."
+    ),
+    "history_dropped": Metric(
+        "fastpush_broker_history_dropped_total", "counter", "messages", "Kept messages that went for want of room."
+    ),
+    "notices": Metric(
+        "fastpush_broker_notices_total", "counter", "notices", "Users who came to a channel or left it."
+    ),
+    "notices_dropped": Metric(
+        "fastpush_broker_notices_dropped_total", "counter", "notices",
+        "Notices that a worker was not given because it takes no more.",
+    ),
+    "connections_replaced": Metric(
+        "fastpush_replaced_connections_total", "counter", "connections",
+        "Connections whose key a newer one has claimed: closed with 4500.",
     ),
     "publications": Metric(
         "fastpush_broker_publications_total", "counter", "requests", "Pushes and drops taken by the broker."
@@ -257,6 +289,8 @@ class Counters:
     deliveries: int = 0
     writes: int = 0
     messages_received: int = 0
+    receive_pauses: int = 0
+    handler_errors: int = 0
     messages_over_rate: int = 0
     registrations_failed: int = 0
     auth_timeouts: int = 0
@@ -284,8 +318,8 @@ class Counters:
         return counts
 
 
-Figure = float | list[float]
-"""One value, or those of a Histogram."""
+Figure = float | list[float] | dict[str, float]
+"""One value, those of a Histogram, or one for each value of a label."""
 
 
 def add_snapshots(total: dict[str, Figure], counts: Mapping[str, Figure]) -> None:
@@ -303,18 +337,26 @@ def host_figures(workers: Iterable[Mapping[str, Figure]]) -> dict[str, Figure]:
             if name not in host:
                 host[name] = value
             elif metric is not None and metric.across != "sum":
-                host[name] = _EXTREMES[metric.across](host[name], value)
+                host[name] = _extreme(metric.across, host[name], value)
             else:
                 host[name] = _add(host[name], value)
     return host
 
 
-_EXTREMES = {"max": max, "min": min}
+_EXTREMES: dict[str, Any] = {"max": max, "min": min}
+
+
+def _extreme(across: Literal["sum", "max", "min"], one: Figure, other: Figure) -> Figure:
+    choose = _EXTREMES[across]
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {name: choose(one.get(name, value), value) for name, value in (one | other).items()}
+    figure: Figure = choose(one, other)
+    return figure
 
 
 def _add(one: Figure, other: Figure) -> Figure:
     if isinstance(one, list) and isinstance(other, list):
         return [mine + its for mine, its in zip(one, other, strict=True)]
-    assert not isinstance(one, list)
-    assert not isinstance(other, list)
+    assert not isinstance(one, list | dict)
+    assert not isinstance(other, list | dict)
     return one + other

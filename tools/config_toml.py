@@ -7,8 +7,9 @@ SIGHUP takes a change over. A test compares the checked-in file with this output
 import sys
 import textwrap
 from collections.abc import Iterator
+from typing import Any
 
-from fastpush.config.schema import Config, Key, Section, default_of, members, shown
+from fastpush.config.schema import Config, Key, Section, default_of, members, overridable, shown
 
 _WIDTH = 100
 _HEADER = """\
@@ -40,32 +41,42 @@ def render() -> str:
 def _tables(section: type[Section], table: str) -> Iterator[str]:
     for name, member in members(section).items():
         if not isinstance(member, Key):
-            yield from ("", "", *_comment(_summary(member)), f"[{table}{name}]", *_keys(member, f"{table}{name}."))
+            yield from ("", "", *_comment(_summary(member)), f"[{table}{name}]", *_keys(member))
             yield from _tables(member, f"{table}{name}.")
+        elif member.entries:
+            yield from ("", "", *_entry(member, member.entries, f"{table}{name}"))
 
 
-def _keys(section: type[Section], table: str) -> Iterator[str]:
-    own = [member for member in members(section).values() if isinstance(member, Key)]
-    for key in own:
-        if not key.entries:
-            yield from ("", *_comment(f"{key.meaning}\n{_facts(key)}"), f"{key.name} = {shown(key.default)}")
-    for key in own:  # last: a table of the array ends the table it stands in
-        if key.entries:
-            yield from _example(key, key.entries, table)
+def _keys(section: type[Section]) -> Iterator[str]:
+    for key in members(section).values():
+        if isinstance(key, Key) and not key.entries:
+            comment = _comment(f"{key.meaning}\n{_facts(key)} {_change(key)}")
+            yield from ("", *comment, f"{key.name} = {shown(key.default)}")
 
 
-def _example(key: Key, entries: type[Section], table: str) -> Iterator[str]:
+def _entry(key: Key, entries: type[Section], table: str) -> Iterator[str]:
     """Yield one entry of an array of tables, commented out: its default is that there is none."""
-    yield ""
     yield from _comment(
         f"{_summary(entries)} Default: none. {_change(key)}\n"
-        "Take the # in front of the lines without a space away, and repeat them for each further key."
+        "Take the # in front of the lines without a space away, and repeat them for each further one."
     )
-    yield f"#[[{table}{key.name}]]"
+    yield f"#[[{table}]]"
     for member in members(entries).values():
         if isinstance(member, Key):
-            yield from ("#", *_comment(f"{member.meaning}\n{_facts(member)}"))
-            yield f"#{member.name} = {shown(member.default)}"
+            yield "#"
+            if member.is_table:
+                yield from (*_comment(f"{member.meaning} Default: none."), f"#[{table}.{member.name}]")
+                yield from (f"#{name} = {shown(value)}" for name, value in _examples(member).items())
+            else:
+                yield from _comment(f"{member.meaning}\n{_facts(member)}")
+                yield f"#{member.name} = {shown(member.default if member.example is None else member.example)}"
+
+
+def _examples(key: Key) -> dict[str, Any]:
+    """Return what a table of an entry may hold: an example, or the keys that it may override at their defaults."""
+    if key.overrides is None:
+        return dict(key.example)
+    return {name: member.default for name, member in overridable(key.overrides).items()}
 
 
 def _summary(section: type[Section]) -> str:
@@ -73,11 +84,13 @@ def _summary(section: type[Section]) -> str:
 
 
 def _facts(key: Key) -> str:
-    return f"Allowed: {key.allowed}. Default: {default_of(key)}. {_change(key)}"
+    return f"Allowed: {key.allowed}. Default: {default_of(key)}."
 
 
 def _change(key: Key) -> str:
-    return "Live." if key.live else "Restart."
+    return ("Live." if key.live else "Restart.") + (
+        " An [[application]] may override it." if key.per_application else ""
+    )
 
 
 def _comment(text: str) -> Iterator[str]:

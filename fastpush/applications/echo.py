@@ -1,20 +1,30 @@
-"""Returns every message as it came: for conformance tests and first steps."""
+"""S1: returns every message, as fast as its client takes it.
 
-from fastpush.applications.interface import Connection
-from fastpush.errors import CloseCode
-from fastpush.protocol.frames import binary_frame, text_frame
+Up to 1,000 messages wait to be handled and up to 1,000 to be sent. A client that does not read is not read
+from either, once both are full: nothing is dropped, and nobody else waits.
+"""
+
+from typing import ClassVar, Literal
+
+from fastpush.applications.interface import Application, Connection, Options
 
 
-class Echo:
-    """Text comes back as text, binary as binary."""
+class EchoOptions(Options):
+    """binary: what a binary message comes back as; "text" (S1-05) shows bytes that are no UTF-8 as U+FFFD."""
 
-    def on_open(self, connection: Connection) -> None:
-        """Nothing to prepare."""
+    binary: Literal["text", "binary"] = "text"
 
-    def on_message(self, connection: Connection, data: str | bytes) -> None:
-        """Send it back; a client that does not take it is a slow client."""
-        connection.send(text_frame(data.encode()) if isinstance(data, str) else binary_frame(data))
 
-    def close_reason(self, connection: Connection) -> tuple[CloseCode, str]:
-        """Never asked: nobody has to register here."""
-        return CloseCode.POLICY_VIOLATION, ""
+class Echo(Application):
+    """Text comes back as text."""
+
+    options_class: ClassVar = EchoOptions
+    default_limits: ClassVar = {"receive_queue_messages": 1000, "send_queue_messages": 1000}
+    options: EchoOptions
+
+    async def on_message(self, connection: Connection, data: str | bytes) -> None:
+        """Wait until there is room for an answer, then send it."""
+        if isinstance(data, bytes) and self.options.binary == "text":
+            data = data.decode(errors="replace")
+        await connection.drain()
+        connection.send(data)

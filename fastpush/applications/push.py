@@ -6,10 +6,10 @@ register_timeout_seconds, the failure is counted, logged at debug level, and tol
 """
 
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from fastpush.applications.interface import Connection
+from fastpush.applications.interface import Application, Request
 from fastpush.config import Limits
 from fastpush.errors import (
     AuthUnavailable,
@@ -19,16 +19,46 @@ from fastpush.errors import (
     TokenRejected,
     TooManyConnections,
 )
-from fastpush.fanout import Group, Hub
+from fastpush.fanout import Group, Hub, Receiver
 from fastpush.http.auth import Identity, TokenAuth
 from fastpush.log import fields
 from fastpush.metrics import Counters
 from fastpush.protocol.frames import text_frame
-from fastpush.protocol.push import error_text, parse_registration, registered_text, user_key
+from fastpush.protocol.push import EVERYBODY, error_text, parse_registration, registered_text, user_key
 
 log = logging.getLogger("fastpush.push")
 
 NO_HEADERS: Mapping[str, str] = {}
+
+
+class Client(Receiver, Protocol):
+    """What this application needs of a connection beyond what others are given.
+
+    user: "" until it registers.  headers: of the upgrade request, those that authentication wants.
+    unregistered: says how it is closed when it registers nothing in time.
+    failure: why the last registration was not taken.  expires_at: unix seconds, when the token ends.
+    """
+
+    peer: str
+    headers: Mapping[str, str]
+    wants_confirm: bool
+    unregistered: "Callable[[Any], tuple[CloseCode, str]] | None"
+    failure: Exception | None
+    expires_at: float | None
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def is_open(self) -> bool: ...
+
+    def send_frame(self, frame: bytes) -> bool:
+        """Take a frame for writing; False when it cannot. Never raises, never changes groups."""
+        ...
+
+    def plan(self) -> None:
+        """Have a changed deadline noticed."""
+        ...
 
 
 class UserCounts(Protocol):
@@ -41,69 +71,63 @@ class UserCounts(Protocol):
         ...
 
 
-class Push:
+class Push(Application):
     """Registers connections for (user, event).
 
+    Who a client is changes here while it is connected, and its registrations are the hub's and the broker's: so
+    this application is given these, not a Server.
+
     token_auth, limits: who a client is, and what it may; replaced on reload.
-    spawn: runs a coroutine in the background, for authentication that has to wait.
     user_counts: where users may have so many connections only.
     """
 
     def __init__(
-        self,
-        hub: Hub,
-        limits: Limits,
-        counters: Counters,
-        token_auth: TokenAuth,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-        user_counts: UserCounts,
+        self, hub: Hub, limits: Limits, counters: Counters, token_auth: TokenAuth, user_counts: UserCounts
     ) -> None:
         self.token_auth = token_auth
         self.limits = limits
         self._hub = hub
         self._counters = counters
-        self._spawn = spawn
         self._user_counts = user_counts
+        self._unregistered = self.close_reason  # one bound method for all connections
 
-    def on_open(self, connection: Connection) -> None:
+    def on_open(self, connection: Client, request: Request) -> None:  # type: ignore[override] # see Client
         """A connection must register in time."""
-        connection.must_register = True
+        connection.unregistered = self._unregistered
 
-    def on_message(self, connection: Connection, data: str | bytes) -> None:
-        """Take a registration, text or binary."""
+    def on_message(self, connection: Client, data: str | bytes) -> Awaitable[None] | None:  # type: ignore[override]
+        """Take a registration, text or binary. What has to wait is a coroutine."""
         event = None
         try:
             token, event = parse_registration(data, self.limits.name_bytes)
             found = self.token_auth.authenticate(token, connection.headers)
-            if isinstance(found, Identity) and (connection.user or not self._user_counts.per_user):
-                self.enter(connection, found, (event,))
-            else:
-                # One at a time: later messages of this client wait, and so does the client.
-                connection.pause_reading()
-                self._spawn(self._finish(connection, found, event))
+            if not isinstance(found, Identity) or (self._user_counts.per_user and not connection.user):
+                return self._finish(connection, found, event)
+            self._register(connection, found, event)
         except FastpushError as error:
             self._fail(connection, error, event)
+        return None
 
-    async def _finish(self, connection: Connection, found: Any, event: str) -> None:
+    async def _finish(self, connection: Client, found: "Identity | Awaitable[Identity]", event: str) -> None:
         try:
             identity = found if isinstance(found, Identity) else await found
             if not connection.user and connection.is_open:
                 await self._count(connection, identity)
             if connection.is_open:
-                self.enter(connection, identity, (event,))
+                self._register(connection, identity, event)
         except FastpushError as error:
             self._fail(connection, error, event)
-        except Exception:
-            log.exception("authentication failed", extra=fields(connection=connection.id, peer=connection.peer))
-            connection.close(CloseCode.INTERNAL_ERROR, "")
-        finally:
-            connection.resume_reading()
 
-    async def _count(self, connection: Connection, identity: Identity) -> None:
+    def _register(self, connection: Client, identity: Identity, event: str) -> None:
+        if identity.signed:
+            raise TokenRejected("token is for a URL with certain parameters")
+        self.enter(connection, identity, (event,))
+
+    async def _count(self, connection: Client, identity: Identity) -> None:
         if not await self._user_counts.register(connection, identity.user):
             raise TooManyConnections("too many connections of this user")
 
-    def enter(self, connection: Connection, identity: Identity, events: Sequence[str]) -> None:
+    def enter(self, connection: Client, identity: Identity, events: Sequence[str]) -> None:
         """Let `connection` have the user's `events` from now on.
 
         Raises: RegistrationError, when the connection is another user's or has too many events.
@@ -119,6 +143,7 @@ class Push:
         if identity.expires_at is not None:
             connection.expires_at = identity.expires_at
             connection.plan()
+        self._hub.join(connection, EVERYBODY)
         for event, key in keys.items():
             group = self._hub.join(connection, key)
             log.debug("registered", extra=fields(connection=connection.id, user=identity.user, event=event))
@@ -126,26 +151,26 @@ class Push:
             if connection.wants_confirm and (group.confirmed or key not in held):
                 self._confirm(connection, group, event)
 
-    def _confirm(self, connection: Connection, group: Group, event: str) -> None:
+    def _confirm(self, connection: Client, group: Group, event: str) -> None:
         """Tell the client once the broker knows the key."""
         frame = text_frame(registered_text(event))
         if group.confirmed:
-            connection.send(frame)
+            connection.send_frame(frame)
         else:
-            self._hub.when_confirmed(group, lambda: connection.send(frame))
+            self._hub.when_confirmed(group, lambda: connection.send_frame(frame))
 
-    def _fail(self, connection: Connection, error: FastpushError, event: str | None) -> None:
+    def _fail(self, connection: Client, error: FastpushError, event: str | None) -> None:
         self._counters.registrations_failed += 1
         connection.failure = error
         log.debug("registration not taken", extra=fields(connection=connection.id, reason=str(error)))
         if connection.wants_confirm:
-            connection.send(text_frame(error_text(str(error), event)))
+            connection.send_frame(text_frame(error_text(str(error), event)))
         if isinstance(error, AuthUnavailable):
             connection.close(CloseCode.TRY_AGAIN_LATER, "authentication is not available")
         elif isinstance(error, TooManyConnections):
             connection.close(CloseCode.POLICY_VIOLATION, str(error))
 
-    def close_reason(self, connection: Connection) -> tuple[CloseCode, str]:
+    def close_reason(self, connection: Client) -> tuple[CloseCode, str]:
         """Name the last failure of a client that did not register in time."""
         failure = connection.failure
         if failure is None:

@@ -12,6 +12,7 @@ from fastpush import log as logs
 from fastpush.broker.router import Router
 from fastpush.bus.server import BusServer
 from fastpush.child import Channel, Context, beat_seconds, tune_collector
+from fastpush.inspection import Inspector
 from fastpush.log import fields
 from fastpush.protocol import control
 
@@ -43,6 +44,8 @@ class Broker:
             confirm_seconds=context.config.bus.confirm_ms / 1000,
             resync_seconds=RESYNC_SECONDS,
             queue_bytes=context.config.bus.queue_bytes,
+            history_bytes=context.config.bus.history_bytes,
+            wall_clock=time.time,
             started_seconds=round(time.time(), 3),
             on_stalled=self._on_stalled,
         )
@@ -51,6 +54,8 @@ class Broker:
         """Startup, main loop, shutdown."""
         assert self._context.bus_listener is not None
         self._channel = Channel(self._context.channel, self._on_control, self._on_orphaned)
+        self._inspector = Inspector(self._channel.send)
+        self._inspector.open()
         bus = BusServer(self._router.on_message, self._router.on_closed, self._config.bus.queue_bytes)
         await bus.start(self._context.bus_listener)
         tune_collector()
@@ -76,8 +81,11 @@ class Broker:
                 self._channel.send(control.Prepared(message.reload))
             case control.Reload():
                 self._config = message.config
+                self._router.histories.limit_bytes = message.config.bus.history_bytes
                 logs.set_level(message.config.log.level)
                 self._channel.send(control.Reloaded(message.reload))
+            case control.Inspect():
+                self._inspector.answer(message)
             case control.ReopenLog():
                 logs.reopen()
             case control.Drain():

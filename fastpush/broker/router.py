@@ -11,7 +11,7 @@ What the broker does not know may have subscribers, so nobody is told less than 
                                or the supervisor says that the process has ended
     a worker that drained      says GOODBYE, and is forgotten
 
-Connections of a user or an address are counted by the same rules: while a table is
+Connections of a user or an address, and users in channels, are counted by the same rules: while a table is
 missing nobody knows how many there are, and whoever asks for one more waits.
 
 A table that does not come within resync_seconds is reported, so that its worker is killed.
@@ -19,6 +19,7 @@ A table that does not come within resync_seconds is reported, so that its worker
 
 import logging
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Protocol
 
 import orjson
@@ -28,6 +29,9 @@ from fastpush.metrics import Figure, add_snapshots
 from fastpush.protocol import bus, control
 from fastpush.protocol.bus import Status
 from fastpush.state.admissions import Admissions
+from fastpush.state.claims import Claim, Claims
+from fastpush.state.history import Entry, Histories
+from fastpush.state.presence import Habits, Place, Presence
 from fastpush.state.routes import Routes
 
 log = logging.getLogger("fastpush.broker")
@@ -119,7 +123,8 @@ class Router:
     clock:         returns seconds; deadlines are exact, `tick` notices them.
     confirm_seconds, resync_seconds: the deadlines of a count and of a key table.
     queue_bytes:   most bytes that a worker may owe counts for; beyond it pushes to it are refused.
-    started_seconds: Unix time of the broker's start, for its report.
+    history_bytes: most bytes of what all channels keep.
+    started_seconds: Unix time of the broker's start, for its report.  wall_clock: returns Unix time, for notices.
     on_stalled:    told the number of a worker whose table is overdue, again and again
                    until that has come or `on_gone` is called.
     """
@@ -133,14 +138,19 @@ class Router:
         confirm_seconds: float,
         resync_seconds: float,
         queue_bytes: int,
+        history_bytes: int,
         started_seconds: float,
+        wall_clock: Callable[[], float],
         on_stalled: Callable[[int], None],
     ) -> None:
         self.epoch = epoch
         self.routes: Routes[Peer] = Routes()
         self.admissions: Admissions[Peer] = Admissions()
-        # Of whoever asks for an admission while a table is missing: at most the workers' handshakes under way.
-        self._askers: list[tuple[Peer, int, bytes]] = []
+        self.presence: Presence[Peer] = Presence()
+        self.claims: Claims[Peer] = Claims()
+        self.histories = Histories(history_bytes)
+        # Of whoever asks for what nobody knows while a table is missing: at most what the workers ask at once.
+        self._askers: list[tuple[Callable[[Peer, int, bytes], None], Peer, int, bytes]] = []
         self._clock = clock
         self._peers: dict[WorkerLink, Peer] = {}
         self._lost: dict[int, Peer] = {}
@@ -154,11 +164,17 @@ class Router:
         self._confirm_seconds = confirm_seconds
         self._queue_bytes = queue_bytes
         self._started_seconds = started_seconds
+        self._wall_clock = wall_clock
         self._on_stalled = on_stalled
         self._last_number = 0
+        # Of claims: grows over the lives of brokers, so that of two that were told the later one is known.
+        self._last_claim = int(monotonic() * 1e9)
         self._scrapes: dict[int, Scrape] = {}
         self._departed: dict[str, Figure] = {}
-        self.counts = {"publications": 0, "refused": 0, "unconfirmed": 0, "workers_lost": 0}
+        self.counts = {
+            "publications": 0, "refused": 0, "unconfirmed": 0, "workers_lost": 0,
+            "notices": 0, "notices_dropped": 0, "connections_replaced": 0,
+        }  # fmt: skip
         self.restarts = control.Restarts(0, 0)
         self._handlers: dict[int, Callable[[Peer, int, Any], None]] = {
             bus.SUBSCRIBE: self._subscribe,
@@ -172,6 +188,14 @@ class Router:
             bus.ADMIT: self._admit,
             bus.RELEASE: self._release,
             bus.HOLD: self._hold,
+            bus.JOIN: self._join,
+            bus.LEAVE: self._leave,
+            bus.PRESENT: self._present,
+            bus.CLAIM: self._claim,
+            bus.UNCLAIM: self._unclaim,
+            bus.CLAIMED: self._claimed,
+            bus.HISTORY: self._history,
+            bus.ONLINE: self._online,
             bus.GOODBYE: self._goodbye,
         }
 
@@ -211,7 +235,7 @@ class Router:
         peer.uncounted.clear()
         for number in list(self._scrapes):
             self._measured(number, peer.number)
-        self._askers = [asker for asker in self._askers if asker[0] is not peer]
+        self._askers = [asker for asker in self._askers if asker[1] is not peer]
         worker = peer.number
         if peer.is_leaving:
             self._forget(peer)
@@ -229,6 +253,8 @@ class Router:
     def _discard_table(self, peer: Peer) -> None:
         self.routes.remove(peer)
         self.admissions.forget(peer)
+        self.claims.forget(peer)
+        self.presence.forget(peer, self._clock())
 
     def _forget(self, peer: Peer) -> None:
         self._discard_table(peer)
@@ -256,8 +282,14 @@ class Router:
                 log.info("routes complete", extra=fields(keys=len(self.routes), workers=len(self._peers)))
         if not self._due:
             askers, self._askers = self._askers, []
-            for asker in askers:
-                self._admit(*asker)
+            for handler, peer, request, body in askers:
+                handler(peer, request, body)
+
+    def _must_wait(self, handler: Callable[[Peer, int, bytes], None], peer: Peer, request: int, body: bytes) -> bool:
+        """Keep a question for later while a table is missing."""
+        if self._due:
+            self._askers.append((handler, peer, request, body))
+        return bool(self._due)
 
     def tick(self) -> None:
         """Apply deadlines; called every few tens of milliseconds."""
@@ -266,23 +298,28 @@ class Router:
             if self._gone.get(peer.number, now) < now:
                 self.on_closed(link)
                 link.close()
-                continue
-            late = []
-            for number, delivery in peer.uncounted.items():
-                if delivery.deadline > now:
-                    break
-                late.append(number)
-            for number in late:
-                delivery = peer.uncounted.pop(number)
-                peer.late[number] = delivery.size
-                self._counted(delivery, 0, confirmed=False)
+            else:
+                self._give_up_counts(peer, now)
         for number, scrape in list(self._scrapes.items()):
             if scrape.deadline <= now:
                 self._report(number)
+        for place, habits in self.presence.left(now):
+            self._notify(place, habits, is_online=False)
         for worker, due in self._due.items():
             if due <= now:
                 self._due[worker] = now + self._resync_seconds
                 self._on_stalled(worker)
+
+    def _give_up_counts(self, peer: Peer, now: float) -> None:
+        late = []
+        for number, delivery in peer.uncounted.items():
+            if delivery.deadline > now:
+                break
+            late.append(number)
+        for number in late:
+            delivery = peer.uncounted.pop(number)
+            peer.late[number] = delivery.size
+            self._counted(delivery, 0, confirmed=False)
 
     def _hello(self, link: WorkerLink, number: int) -> None:
         if number in self._gone:
@@ -303,8 +340,7 @@ class Router:
         self.routes.discard(peer, key)
 
     def _admit(self, peer: Peer, request: int, body: bytes) -> None:
-        if self._due:
-            self._askers.append((peer, request, body))
+        if self._must_wait(self._admit, peer, request, body):
             return
         name, limit = bus.decode_admit(body)
         admitted = self.admissions.admit(peer, name, limit)
@@ -334,35 +370,39 @@ class Router:
         self._settle(peer.number)
 
     def _publish(self, peer: Peer, request: int, body: bus.Body) -> None:
-        keys = bus.decode_keys(body)
+        keys, keep = bus.decode_route(body)
         subscribers = self.routes.subscribers
         if len(keys) == 1:
             targets = subscribers(keys[0])
         else:
             targets = tuple(dict.fromkeys(target for key in keys for target in subscribers(key)))
-        self._send_out(peer, request, bus.DELIVER, targets, body)
+        if self._send_out(peer, request, bus.DELIVER, targets, body) and keep:
+            self.histories.append(keys[0], Entry(is_notice=False, data=bus.decode_publication(body).frame), keep)
 
     def _drop(self, peer: Peer, request: int, body: bytes) -> None:
         self._send_out(peer, request, bus.CLOSE, (*self._peers.values(), *self._lost.values()), body)
 
-    def _send_out(self, origin: Peer, request: int, kind: int, targets: tuple[Peer, ...], body: bus.Body) -> None:
-        """Send `body` to every target and owe `origin` their counts; to all of them or to none."""
+    def _send_out(self, origin: Peer, request: int, kind: int, targets: tuple[Peer, ...], body: bus.Body) -> bool:
+        """Send `body` to every target and owe `origin` their counts; to all of them, or to none and return False."""
         if self._missing:
             self._refuse(origin, request, Status.NOT_READY)
-            return
+            return False
         for target in targets:
             if target.link.is_full or target.uncounted_bytes >= self._queue_bytes:
                 self._refuse(origin, request, Status.NOT_READY if target.link is NO_LINK else Status.OVERLOADED)
-                return
+                return False
         self.counts["publications"] += 1
         if not targets:
             origin.link.send(bus.encode_result(request, Status.DONE, 0, 0))
-            return
-        if kind == bus.DELIVER and targets == (origin,):
+        elif kind == bus.DELIVER and targets == (origin,):
             origin.link.send(bus.encode(bus.DELIVER_OWN, request))
-            return
+        else:
+            self._hand_out(origin.link, request, kind, targets, body)
+        return True
+
+    def _hand_out(self, origin: WorkerLink, request: int, kind: int, targets: tuple[Peer, ...], body: bus.Body) -> None:
         self._last_number = number = self._last_number + 1
-        delivery = Delivery(origin.link, request, len(targets), len(body), self._clock() + self._confirm_seconds)
+        delivery = Delivery(origin, request, len(targets), len(body), self._clock() + self._confirm_seconds)
         head = bus.encode_head(kind, number, len(body))
         for target in targets:
             target.uncounted[number] = delivery
@@ -390,6 +430,70 @@ class Router:
         if delivery.waiting == 0:
             delivery.origin.send(bus.encode_result(delivery.request, Status.DONE, delivery.sent, delivery.unconfirmed))
 
+    # -- channels ----------------------------------------------------------------
+
+    def _join(self, peer: Peer, request: int, body: bytes) -> None:
+        if self._must_wait(self._join, peer, request, body):
+            return
+        join = bus.unpack_join(body)
+        peer.link.send(bus.encode(bus.ANSWER, request, bus.pack(self.histories.read(join.key) if join.replay else ())))
+        if join.user and self.presence.enter(peer, Place(join.key, join.user), _habits(join)):
+            self._notify(Place(join.key, join.user), _habits(join), is_online=True, spared=join.connection)
+
+    def _leave(self, peer: Peer, number: int, body: bytes) -> None:
+        join = bus.unpack_join(body)
+        self.presence.leave(peer, Place(join.key, join.user), self._clock())
+
+    def _present(self, peer: Peer, number: int, body: bytes) -> None:
+        join = bus.unpack_join(body)
+        self.presence.enter(peer, Place(join.key, join.user), _habits(join))
+
+    def _notify(self, place: Place, habits: Habits, *, is_online: bool, spared: int = 0) -> None:
+        """Tell a channel, and what it keeps, that a user came or left. A worker that takes no more is not told."""
+        notice = bus.pack(bus.Notice(place.user, is_online, self._wall_clock()))
+        if habits.keep:
+            self.histories.append(place.channel, Entry(is_notice=True, data=notice), habits.keep)
+        self.counts["notices"] += 1
+        told = self.routes.subscribers(place.channel)
+        targets = tuple(peer for peer in told if not peer.link.is_full and peer.uncounted_bytes < self._queue_bytes)
+        self.counts["notices_dropped"] += len(told) - len(targets)
+        if targets:
+            body = bus.encode_publication(
+                [place.channel], habits.path.encode(), notice, taken_seconds=monotonic(), spared=spared
+            )
+            self._hand_out(NO_LINK, 0, bus.NOTICE, targets, body)
+
+    def _claim(self, peer: Peer, connection: int, name: bytes) -> None:
+        self._last_claim = number = max(self._last_claim + 1, int(monotonic() * 1e9))
+        peer.link.send(bus.encode_claimed(connection, number, name))
+        self._settle_claim(name, Claim(peer, connection, number))
+
+    def _claimed(self, peer: Peer, connection: int, body: bytes) -> None:
+        number, name = bus.decode_claimed(body)
+        self._settle_claim(name, Claim(peer, connection, number))
+
+    def _settle_claim(self, name: bytes, claim: Claim[Peer]) -> None:
+        loser = self.claims.claim(name, claim)
+        if loser is not None:
+            self.counts["connections_replaced"] += 1
+            loser.holder.link.send(bus.encode(bus.REPLACED, loser.connection, name))
+
+    def _unclaim(self, peer: Peer, connection: int, name: bytes) -> None:
+        self.claims.release(peer, name, connection)
+
+    def _history(self, peer: Peer, request: int, key: bytes) -> None:
+        peer.link.send(bus.encode(bus.ANSWER, request, bus.pack(self.histories.read(key))))
+
+    def _online(self, peer: Peer, request: int, body: bytes) -> None:
+        if self._must_wait(self._online, peer, request, body):
+            return
+        question = bus.unpack_online(body)
+        users = self.presence.users(question.keys[0], question.users) if question.users else []
+        answer = bus.OnlineAnswer([self.presence.counts(key) for key in question.keys], users)
+        peer.link.send(bus.encode(bus.ANSWER, request, bus.pack(answer)))
+
+    # -- figures -----------------------------------------------------------------
+
     def _scrape(self, peer: Peer, request: int, body: bytes) -> None:
         self._last_number = number = self._last_number + 1
         missing = {other.number for other in self._peers.values()}
@@ -416,6 +520,10 @@ class Router:
             "broker": {
                 **self.counts,
                 "routes": len(self.routes),
+                "present": self.presence.connections,
+                "claims": len(self.claims),
+                "history_bytes": self.histories.kept_bytes,
+                "history_dropped": self.histories.dropped,
                 "workers": len(self._peers),
                 "start_time_seconds": self._started_seconds,
                 "restarts_worker": self.restarts.workers,
@@ -426,6 +534,10 @@ class Router:
             "stale": sorted({*scrape.missing, *self._lost}),
         }
         scrape.origin.send(bus.encode(bus.REPORT, scrape.request, orjson.dumps(report)))
+
+
+def _habits(join: bus.Join) -> Habits:
+    return Habits(join.path, join.grace_ms / 1000, join.keep)
 
 
 def _figures(peer: Peer) -> dict[str, Any]:

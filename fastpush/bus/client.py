@@ -13,7 +13,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from fastpush.bus.link import Link
 from fastpush.errors import FastpushError
@@ -27,13 +27,39 @@ RECONNECT_SECONDS = 0.02  # the listener outlives brokers, so a refusal means th
 # Announcements have no caller that could be told to wait. A broker that lets so many times
 # queue_bytes of them pile up is told everything anew, by a table that is as small as can be.
 _OVERRUN = 2
+DEPARTED_MAX = 100_000  # a broker is back within a second or two; who is left out leaves without a notice
 
 
 class BusUnavailable(FastpushError):
     """The push was not sent to the broker; nobody received it."""
 
 
+class Members(Protocol):
+    """What this worker's connections have on the whole host beside keys: presence in channels, and claimed names."""
+
+    def joins(self) -> Iterable[bytes]:
+        """Return a Join, packed, for each channel that a connection is present in."""
+        ...
+
+    def claims(self) -> Iterable[tuple[int, int, bytes]]:
+        """Return (connection, number, name) of each claim; number 0: the broker has not answered yet."""
+        ...
+
+    def on_claimed(self, connection: int, number: int, name: bytes) -> None:
+        """A claim is known, by this number."""
+        ...
+
+    def on_replaced(self, connection: int, name: bytes) -> None:
+        """A newer connection has claimed the name."""
+        ...
+
+    def on_notice(self, notice: Publication, counted: Callable[[int], None]) -> None:
+        """A user came to a channel or left it; `counted` is told once how many connections took it."""
+        ...
+
+
 OnAdmitted = Callable[[bool], None]
+OnAnswer = Callable[[bytes], None]
 OnResult = Callable[[int, int, int], None]  # Status, connections that took it, workers that did not count
 
 
@@ -42,7 +68,8 @@ class BusClient:
 
     number:      of this worker process.
     deliver:     called with a publication and whom to tell, once, how many connections took it.
-    close_user:  called with a user and event; returns the connections closed.
+    close:       called with the body of a DROP; returns the connections closed.
+    members:     asked, and told, about channels and claims; set it before `start`.
     key_table:   returns the keys that have subscribers or are about to.
     measure:     returns this worker's snapshot as JSON.
     answer_seconds: after that a push is answered UNKNOWN, whatever the broker does; DONE with nobody counted, when it
@@ -57,7 +84,7 @@ class BusClient:
         queue_bytes: int,
         answer_seconds: float,
         deliver: Callable[[Publication, Callable[[int], None]], None],
-        close_user: Callable[[bytes], int],
+        close: Callable[[bytes], int],
         key_table: Callable[[], Iterable[bytes]],
         measure: Callable[[], bytes],
     ) -> None:
@@ -66,7 +93,8 @@ class BusClient:
         self._queue_bytes = queue_bytes
         self._answer_seconds = answer_seconds
         self._deliver = deliver
-        self._close_user = close_user
+        self._close_connections = close
+        self.members: Members
         self._key_table = key_table
         self._measure = measure
         self._link: Link | None = None
@@ -84,6 +112,9 @@ class BusClient:
         self._announcements = itertools.count(1)
         self._unconfirmed: deque[tuple[int, Callable[[], None]]] = deque()
         self._askers: dict[int, tuple[bytes, int, OnAdmitted]] = {}
+        # Asked again of every new broker.
+        self._questions: dict[int, tuple[int, bytes, OnAnswer]] = {}
+        self._departed: list[bytes] = []  # packed Joins of who left while there was no broker to be told
         self._admitted: Counter[bytes] = Counter()  # what a new broker is told
         self.epoch = 0
         self.welcomed = asyncio.Event()  # a broker has answered, for the first time
@@ -97,6 +128,10 @@ class BusClient:
             bus.MEASURE: self._on_measure,
             bus.REPORT: self._on_report,
             bus.ADMITTED: self._on_admitted,
+            bus.ANSWER: self._on_answer,
+            bus.CLAIMED: self._on_claimed,
+            bus.REPLACED: self._on_replaced,
+            bus.NOTICE: self._on_notice,
         }
 
     @property
@@ -144,12 +179,30 @@ class BusClient:
             link.send(bus.encode(bus.SUBSCRIBE, 0, key))
         for name, count in self._admitted.items():
             link.send(bus.encode(bus.HOLD, count, name))
+        departed, self._departed = self._departed, []
+        for join in (*self.members.joins(), *departed):
+            link.send(bus.encode(bus.PRESENT, 0, join))
+        unanswered = []
+        for connection, number, name in self.members.claims():
+            if number:
+                link.send(bus.encode_claimed(connection, number, name))
+            else:
+                unanswered.append((connection, name))
         announcement = next(self._announcements)
         link.send(bus.encode(bus.COMPLETE, announcement))
         waiting = [confirmed for _, confirmed in self._unconfirmed]
         self._unconfirmed = deque((announcement, confirmed) for confirmed in waiting)
+        self._ask_again(link)
+        for connection, name in unanswered:
+            link.send(bus.encode(bus.CLAIM, connection, name))
+        for join in departed:
+            link.send(bus.encode(bus.LEAVE, 0, join))
+
+    def _ask_again(self, link: Link) -> None:
         for request, (name, limit, _) in self._askers.items():
             link.send(bus.encode(bus.ADMIT, request, bus.encode_admit(name, limit)))
+        for request, (kind, body, _) in self._questions.items():
+            link.send(bus.encode(kind, request, body))
 
     def close(self) -> None:
         """End the link for good: nobody here wants anything any more."""
@@ -195,6 +248,31 @@ class BusClient:
         """Return how many connections of `name` this worker holds."""
         return self._admitted[name]
 
+    def ask(self, kind: int, body: bytes, on_answer: OnAnswer) -> None:
+        """Ask a JOIN, HISTORY or ONLINE; `on_answer` is called exactly once, by the next broker if this one is lost.
+
+        Raises: BusUnavailable: the bus is full.
+        """
+        if self._link is not None and self._link.is_full:
+            raise BusUnavailable("the bus to the broker is full")
+        request = next(self._requests)
+        self._questions[request] = (kind, body, on_answer)
+        self._tell(kind, request, body)
+
+    def depart(self, join: bytes) -> None:
+        """Tell the broker that a connection is not in a channel any more; join: packed, as it was told."""
+        if self._link is None and len(self._departed) < DEPARTED_MAX:
+            self._departed.append(join)
+        self._tell(bus.LEAVE, 0, join)
+
+    def claim(self, connection: int, name: bytes) -> None:
+        """Ask for a name for a connection; without a link the next broker is asked, by the table of claims."""
+        self._tell(bus.CLAIM, connection, name)
+
+    def unclaim(self, connection: int, name: bytes) -> None:
+        """Give a name back."""
+        self._tell(bus.UNCLAIM, connection, name)
+
     def _tell(self, kind: int, number: int, body: bytes) -> None:
         link = self._link
         if link is None:
@@ -212,7 +290,7 @@ class BusClient:
         self._ask(bus.PUBLISH, body, on_result)
 
     def drop(self, body: bytes, on_result: OnResult) -> None:
-        """Ask every worker to close a user's connections; as `publish`."""
+        """Ask every worker to close connections; as `publish`."""
         self._ask(bus.DROP, body, on_result)
 
     def _ask(self, kind: int, body: bytes, on_result: OnResult) -> None:
@@ -335,7 +413,7 @@ class BusClient:
         assert self._link is not None
         count = 0
         try:
-            count = self._close_user(body)
+            count = self._close_connections(body)
         finally:
             _send_count(self._link, number, count)
 
@@ -362,6 +440,25 @@ class BusClient:
         if is_admitted:
             self._admitted[name] += 1
         _call(on_admitted, is_admitted)
+
+    def _on_answer(self, number: int, body: bytes) -> None:
+        _, _, on_answer = self._questions.pop(number)
+        _call(on_answer, body)
+
+    def _on_claimed(self, connection: int, body: bytes) -> None:
+        self.members.on_claimed(connection, *bus.decode_claimed(body))
+
+    def _on_replaced(self, connection: int, name: bytes) -> None:
+        self.members.on_replaced(connection, name)
+
+    def _on_notice(self, number: int, body: bus.Body) -> None:
+        assert self._link is not None
+        counted = partial(_send_count, self._link, number)
+        try:
+            self.members.on_notice(bus.decode_publication(body), counted)
+        except Exception:
+            counted(0)
+            raise
 
     def _on_report(self, number: int, body: bytes) -> None:
         on_report = self._reports.pop(number, None)

@@ -8,6 +8,7 @@ import click
 from fastpush import __version__
 from fastpush.cli.bench import bench
 from fastpush.cli.check import check
+from fastpush.cli.debug import debug
 from fastpush.cli.drain import drain, restart
 from fastpush.cli.install_service import install_service
 from fastpush.cli.listen import listen
@@ -24,5 +25,5 @@ def main() -> None:
     """Push messages to users' WebSocket connections, on all cores of one host."""
 
 
-for command in (serve, check, status, reload, drain, restart, push, drop, listen, token, bench, install_service):
+for command in (serve, check, status, debug, reload, drain, restart, push, drop, listen, token, bench, install_service):
     main.add_command(command)

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
+from fastpush import applications
 from fastpush import config as configuration
 from fastpush.cli.common import config_option, count_of, fail, read_config
 from fastpush.cli.host import Finding, Host, examine, listen_ports
 from fastpush.cli.running import ask_server
-from fastpush.config import Config, check_exposure, open_keys
+from fastpush.config import Application, Config, check_exposure, open_keys
 from fastpush.config.tls import describe_certificate
 from fastpush.control_client import ControlError
 from fastpush.errors import EXIT_FAILED, EXIT_USAGE, ConfigError, StartError
@@ -27,6 +29,11 @@ from fastpush.supervisor.listeners import bind, first_port, worker_slots
 from fastpush.supervisor.runtime import listen_unix, open_runtime
 
 CERTIFICATE_DAYS = 30
+_ADMISSION = {
+    "no": "clients with a token",
+    "loopback": "clients with a token, and of this machine without",
+    "everywhere": "everybody, without a token",
+}
 _COLOURS = {"ok": "green", "advice": "yellow", "fails": "red"}
 _NAME_WIDTH = 14
 _INDENT = " " * (len("advice  ") + _NAME_WIDTH + 1)
@@ -70,11 +77,13 @@ def _look(config: Config) -> list[Finding]:
     else:
         host = Host.read(process=str(running["pid"]))
         places = [_server(config, running)]
+    sys.path.insert(0, str(Path.cwd()))  # as a worker does
     found = [
         *places,
         _try("access", _access, config),
         _try("tls", _certificate, config, time.time()),
         _try("functions", _functions, config),
+        *(_try("application", _application, *entry) for entry in enumerate(config.application, 1)),
         _log_file(config),
     ]
     return [finding for finding in found if finding] + examine(config, host)
@@ -165,11 +174,29 @@ def _functions(config: Config) -> Finding | None:
         names.append((config.auth.python.callable, "[auth.python] callable"))
     if config.push.auth == "python":
         names.append((config.push.callable, "[push] callable"))
-    sys.path.insert(0, str(Path.cwd()))  # as a worker does
-    with contextlib.redirect_stdout(sys.stderr):  # what they print is not part of the report
-        for name, key in names:
-            import_function(name, key)
+    for name, key in names:
+        _imported(name, key)
     return Finding("functions", f"{', '.join(name for name, _ in names)} can be imported") if names else None
+
+
+def _application(number: int, application: Application) -> Finding:
+    """Import an application's class as a worker would, have it judge its options, and tell who may come in."""
+    key = f"[[application]] number {number}"
+    handler = _imported(application.handler, f"{key}, handler")
+    if not (isinstance(handler, type) and issubclass(handler, applications.Application)):
+        text = f"{application.handler} is no class that derives from fastpush.applications.Application"
+        raise ConfigError(f"{key}, handler: {text}")
+    try:
+        msgspec.convert(application.options, handler.options_class)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{key}, options: {error}") from None
+    return Finding("application", f"{application.path}: {application.handler}, for {_ADMISSION[application.anonymous]}")
+
+
+def _imported(name: str, key: str) -> Any:
+    """Return what "package.module:name" names; what a module prints when it is imported is not part of the report."""
+    with contextlib.redirect_stdout(sys.stderr):
+        return import_function(name, key)
 
 
 def _log_file(config: Config) -> Finding | None:

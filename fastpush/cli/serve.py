@@ -1,5 +1,6 @@
 """`fastpush serve`: run the server in the foreground."""
 
+import signal
 from typing import Any
 
 import click
@@ -18,8 +19,9 @@ from fastpush.supervisor.main import serve as supervise
 def serve(config_path: str | None, listen: str | None, workers: int | None) -> None:
     """Serve in the foreground until SIGTERM or Ctrl-C, which let clients and pushes finish; a second one ends at once.
 
-    SIGHUP reloads keys, tokens and log level.
+    SIGHUP reloads keys, tokens and log level. SIGUSR1 writes what each process is doing to the log.
     """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which would end a server that has not come to handle it yet
     overrides = {"server.listen": listen, "server.workers": workers}
     given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
     config = load_config(config_path, given)

@@ -39,7 +39,7 @@ def _print(reply: dict[str, Any]) -> None:
     console.print(
         Text(f"fastpush {reply['version']}  ", "bold"),
         Text(state, _COLOURS.get(state, "")),
-        Text(f"  process {reply['pid']}  up {_duration(reply['uptime_seconds'])}  on {', '.join(reply['address'])}"),
+        Text(f"  process {reply['pid']}  up {duration(reply['uptime_seconds'])}  on {', '.join(reply['address'])}"),
         sep="",
         soft_wrap=True,
     )
@@ -66,13 +66,14 @@ def _print(reply: dict[str, Any]) -> None:
         in_logs = "broker" if process["role"] == "broker" else f"worker-{process['number']}"
         table.add_row(
             name, in_logs, str(process["pid"]), Text(process["state"], _COLOURS.get(process["state"], "")),
-            _duration(process["uptime_seconds"]), str(process["restarts"]),
+            duration(process["uptime_seconds"]), str(process["restarts"]),
             *(str(figures.get(key, "")) for key in ("connections", "keys", "pushes", "deliveries")),
         )  # fmt: skip
     console.print(table)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in its largest unit: 5 s, 1.5 min."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

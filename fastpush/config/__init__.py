@@ -21,12 +21,12 @@ from fastpush.config.rules import (
 )
 from fastpush.config.schema import (
     Api,
+    Application,
     Auth,
     Bus,
     Compression,
     Config,
     Connections,
-    Echo,
     Fanout,
     Jwt,
     JwtKey,
@@ -42,12 +42,12 @@ from fastpush.config.schema import (
 
 __all__ = [
     "Api",
+    "Application",
     "Auth",
     "Bus",
     "Compression",
     "Config",
     "Connections",
-    "Echo",
     "Fanout",
     "Jwt",
     "JwtKey",

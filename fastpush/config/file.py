@@ -36,6 +36,7 @@ from fastpush.config.schema import (
     found,
     keys,
     members,
+    overridable,
     sections,
     title,
     toml_type,
@@ -63,6 +64,12 @@ _TOML_HINTS = {
     "Invalid statement": "a line is key = value, [section] or # comment",
     "Cannot overwrite a value": "the same key stands above with another value",
     "Cannot declare": "the section has a heading already; put all its keys below one",
+}
+
+# Sections of earlier releases, and what to write today.
+_GONE = {
+    "echo": "echo is an application now; where it was enabled write, each on a line of its own, "
+    '[[application]] and path = "/echo" and handler = "fastpush.applications.echo:Echo"'
 }
 
 
@@ -196,12 +203,19 @@ class _Draft:
             else:
                 heading = f"[{'.'.join(map(str, here))}]"
                 self.blame(here, f"found {article(toml_type(value))}; must be a section headed {heading}")
+        for name, member in members(section).items():
+            if isinstance(member, Key) and member.is_required and name not in table:
+                self.blame((*place, name), f"is missing; must be {member.allowed}")
 
     def _settled(self, key: Key, value: Any, place: Place) -> Any:
         if key.entries:
             self._settle_entries(key.entries, value, place)
         elif not _fits(value, key):
             self.blame(place, f"found {_found(value, key)}; must be {key.allowed} (default {default_of(key)})")
+        elif key.overrides:
+            self._settle_overrides(key.overrides, value, place)
+        elif key.is_table and not _can_be_sent(value):
+            self.blame(place, "holds an integer of more than 64 bits")
         elif key.path and value:
             try:
                 return str(_absolute(value, self._environ, self._folder))
@@ -216,6 +230,15 @@ class _Draft:
             return
         for index, entry in enumerate(value):
             self.settle(section, entry, (*place, index))
+
+    def _settle_overrides(self, section: type[Section], table: dict[str, Any], place: Place) -> None:
+        known = overridable(section)
+        for name, value in table.items():
+            here = (*place, name)
+            if name in known:
+                table[name] = self._settled(known[name], value, here)
+            else:
+                self.blame(here, f"an application cannot override it; what it can override is {', '.join(known)}")
 
     # Secrets in files
 
@@ -276,18 +299,14 @@ class _Draft:
 def _unknown(section: type[Section], place: Place, value: Any) -> tuple[str, str]:
     """Return how an unknown key or section is called, and what may have been meant. Never shows the value."""
     name = str(place[-1])
-    path = ".".join(bare_or_quoted(str(part)) for part in place if isinstance(part, str))
-    if isinstance(value, dict):
-        every = {".".join(table): table for table, _ in sections()}
-        same = [dotted for dotted, table in every.items() if table[-1] == name]
-        near = same or difflib.get_close_matches(path, every, 1, 0.5)
-        hint = f"did you mean [{near[0]}]?" if near else "there are " + ", ".join(f"[{dotted}]" for dotted in every)
-        return f"[{path}]", f"no such section; {hint}"
+    if isinstance(value, dict) or (value and isinstance(value, list) and all(isinstance(v, dict) for v in value)):
+        path = ".".join(bare_or_quoted(str(part)) for part in place if isinstance(part, str))
+        label = f"[{path}]" if isinstance(value, dict) else f"[[{path}]]"
+        return label, f"no such section; {_GONE.get(path) or _nearest_heading(path, name)}"
     label = title(place) if len(place) > 1 else bare_or_quoted(name)
     here = members(section)
-    elsewhere = [table for table, key in keys() if table[-1] == name]
-    if elsewhere:
-        homes = " or ".join(f"[{'.'.join(table[:-1])}]" for table in elsewhere)
+    homes = " or ".join(heading for heading, known in _headings().values() if name in known)
+    if homes:
         wrong = "no such key in this section" if len(place) > 1 else "stands above all sections"
         return label, f"{wrong}; it belongs in {homes}"
     near = difflib.get_close_matches(name.lower(), here, 1, 0.5)
@@ -296,6 +315,33 @@ def _unknown(section: type[Section], place: Place, value: Any) -> tuple[str, str
         allowed = f" ({member.allowed}, default {default_of(member)})" if isinstance(member, Key) else ""
         return label, f"no such key; did you mean {near[0]}{allowed}?"
     return label, f"no such key; there are {', '.join(here)}"
+
+
+def _nearest_heading(path: str, name: str) -> str:
+    headings = {dotted: heading for dotted, (heading, _) in _headings().items()}
+    same = [dotted for dotted in headings if dotted.split(".")[-1] == name]
+    near = same or difflib.get_close_matches(path, headings, 1, 0.5)
+    return f"did you mean {headings[near[0]]}?" if near else f"there are {', '.join(headings.values())}"
+
+
+def _headings() -> dict[str, tuple[str, list[str]]]:
+    """Return each heading that a file may have, by its dotted name, and the keys that may stand below it."""
+    headings = {".".join(table): (f"[{'.'.join(table)}]", _own_keys(section)) for table, section in sections()}
+    for place, key in keys():
+        if key.entries:
+            name = ".".join(place)
+            headings[name] = f"[[{name}]]", _own_keys(key.entries)
+            for inner in members(key.entries).values():
+                if isinstance(inner, Key) and inner.is_table:
+                    known = list(overridable(inner.overrides)) if inner.overrides else []
+                    headings[f"{name}.{inner.name}"] = f"[{name}.{inner.name}]", known
+    return headings
+
+
+def _own_keys(section: type[Section]) -> list[str]:
+    """Return the names of a section's keys without those that have a heading of their own."""
+    own = members(section).items()
+    return [name for name, key in own if isinstance(key, Key) and not key.entries and not key.is_table]
 
 
 def _is_utf8(text: str) -> bool:
@@ -310,6 +356,8 @@ def _is_utf8(text: str) -> bool:
 def _nearest_variable(variable: str, variables: list[str]) -> str:
     """Return which variable may have been meant: one of the same section, if there is such a section."""
     section = "_".join(variable.split("_")[:2]) + "_"
+    if gone := _GONE.get(section.removeprefix(PREFIX).rstrip("_").lower()):
+        return gone
     family = [name for name in variables if name.startswith(section)]
     start = section if family else PREFIX
     ends = {name.removeprefix(start): name for name in family or variables}
@@ -334,6 +382,15 @@ def _fits(value: Any, key: Key) -> bool:
     try:
         msgspec.convert(value, key.annotation)
     except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _can_be_sent(table: dict[str, Any]) -> bool:
+    """Tell whether a free table can be handed to a running worker as part of a Config: MessagePack has 64 bits."""
+    try:
+        msgspec.msgpack.encode(table)
+    except OverflowError:
         return False
     return True
 

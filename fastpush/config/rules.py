@@ -17,7 +17,7 @@ import msgspec
 from fastpush.config.schema import Config, Jwt, JwtKey, Key, Place, Section, found, members, shown, title
 from fastpush.errors import ConfigError
 
-RESERVED_PATHS = ("/", "/health", "/ready", "/metrics")
+RESERVED_PATHS = ("/", "/health", "/ready", "/metrics", "/online", "/applications.json")
 RESERVED_FOLDER = "/assets"
 KEY_CHARACTERS = 16
 SECRET_BYTES = 32  # RFC 7518, section 3.2: a key of the same size as the hash output or larger
@@ -55,6 +55,8 @@ def problems(config: Config) -> Iterator[Problem]:
     """Yield what is wrong between keys. Only the chosen [auth] mode and [push] auth are judged."""
     yield from _listen_problems(config)
     yield from _path_problems(config)
+    for index, application in enumerate(config.application):
+        yield from _name_problems(("application", index, "handler"), application.handler, "Class")
     for index, origin in enumerate(config.server.origins):
         if text := _origin_problem(origin):
             yield Problem(("server", "origins", index), text)
@@ -139,8 +141,8 @@ def _path_problems(config: Config) -> Iterator[Problem]:
         (("server", "push_path"), server.push_path),
         (("server", "drop_path"), server.drop_path),
     ]
-    if config.echo.enabled:
-        paths.append((("echo", "path"), config.echo.path))
+    for index, application in enumerate(config.application):
+        paths.append((("application", index, "path"), application.path))
     taken = {server.push_path + "/all": f"{title(('server', 'push_path'))} with /all, which pushes to everybody"}
     for place, path in paths:
         if text := _path_problem(path):
@@ -219,7 +221,7 @@ def _auth_problems(config: Config) -> Iterator[Problem]:
         case "python" if not auth.python.callable:
             yield Problem(mode, '"python" needs [auth.python] callable, such as "package.module:function"')
         case "python":
-            yield from _callable_problems(("auth", "python", "callable"), auth.python.callable)
+            yield from _name_problems(("auth", "python", "callable"), auth.python.callable)
 
 
 def _jwt_problems(jwt: Jwt) -> Iterator[Problem]:
@@ -286,10 +288,10 @@ def _url_problems(place: Place, url: str) -> Iterator[Problem]:
         yield Problem(place, f"found {found(url)}; must be a URL that starts with https:// or http:// and names a host")
 
 
-def _callable_problems(place: Place, text: str) -> Iterator[Problem]:
-    module, colon, function = text.partition(":")
-    if not colon or not all(name.isidentifier() for name in (*module.split("."), *function.split("."))):
-        yield Problem(place, f'found {found(text)}; must have the form "package.module:function"')
+def _name_problems(place: Place, text: str, kind: str = "function") -> Iterator[Problem]:
+    module, colon, name = text.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        yield Problem(place, f'found {found(text)}; must have the form "package.module:{kind}"')
 
 
 def _push_problems(config: Config) -> Iterator[Problem]:
@@ -306,7 +308,7 @@ def _push_problems(config: Config) -> Iterator[Problem]:
         case "python" if not push.callable:
             yield Problem(("push", "auth"), '"python" needs [push] callable, such as "package.module:function"')
         case "python":
-            yield from _callable_problems(("push", "callable"), push.callable)
+            yield from _name_problems(("push", "callable"), push.callable)
 
 
 def push_key_problem(key: str) -> str:
@@ -393,18 +395,12 @@ def _pairs(old: Section, new: Section, table: str = "") -> Iterator[tuple[str, K
 def merge_live(old: Config, new: Config) -> Config:
     """Return `old` with the live keys of `new`.
 
-    Raises: ConfigError: the mixture contradicts itself, such as two paths that are the same now, or the server
-            would be open to everybody and was not: nothing can be taken over, a restart takes all.
+    Raises: ConfigError: the server would be open to everybody and was not: a restart does that.
     """
     opened = [name for name in open_keys(new) if name not in open_keys(old)]
     if opened:  # most likely the file was read while it was being written
         raise ConfigError(f"nothing is reloaded: {' and '.join(opened)} would ask nobody any more; a restart does that")
-    merged = _merged(old, new, "", _staying(old, new))
-    contradictions = "\n".join(f"{title(problem.place)}: {problem.text}" for problem in problems(merged))
-    if contradictions:
-        restart = ", ".join(changes(old, new)[1])
-        raise ConfigError(f"nothing is reloaded: the rest does not fit without {restart} (restart)\n{contradictions}")
-    return merged
+    return _merged(old, new, "", _staying(old, new))
 
 
 def _merged(old: AnySection, new: AnySection, table: str, stays: tuple[str, ...]) -> AnySection:

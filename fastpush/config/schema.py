@@ -23,20 +23,41 @@ Place = tuple[str | int, ...]
 
 
 def setting(
-    meaning: str, *, form: str = "", live: bool = True, secret: bool = False, path: bool = False, **limits: Any
+    meaning: str,
+    *,
+    form: str = "",
+    live: bool = True,
+    secret: bool = False,
+    path: bool = False,
+    per_application: bool = False,
+    overrides: "type[Section] | None" = None,
+    example: Any = None,
+    **limits: Any,
 ) -> Meta:
     """Describe one key.
 
     Args:  meaning: for the operator; full sentences.  form: what is allowed, where type and limits do not say it.
            live: SIGHUP takes it over, else a restart does.  secret: its value is never printed.
-           path: names a file or folder; `load` makes it absolute.  limits: msgspec's ge, le, min_length.
+           path: names a file or folder; `load` makes it absolute.  per_application: an [[application]] may override it.
+           overrides: a table of such keys of this section.  example: stands in config.toml in place of the default.
+           limits: msgspec's ge, le, min_length.
     """
-    return Meta(description=meaning, extra={"form": form, "live": live, "secret": secret, "path": path}, **limits)
+    extra = {
+        "form": form,
+        "live": live,
+        "secret": secret,
+        "path": path,
+        "per_application": per_application,
+        "overrides": overrides,
+        "example": example,
+    }
+    return Meta(description=meaning, extra=extra, **limits)
 
 
 _PATH = 'a string that starts with "/"'
 _ADDRESSES = 'a string "host:port" or an array of them'
 _CALLABLE = 'a string "package.module:function"'
+_CLASS = 'a string "package.module:Class"'
 _URL = 'a string "https://…" or "http://…"'
 
 
@@ -184,15 +205,31 @@ class Connections(Section, frozen=True):
             "A client that is silent for so long is pinged. Stay below a proxy's idle time-out.",
             ge=1,
             le=3600,
+            per_application=True,
         ),
     ] = 25
     pong_timeout_seconds: Annotated[
-        float, setting("A client that stays silent for so long after a ping is gone.", ge=1, le=3600)
+        float,
+        setting("A client that stays silent for so long after a ping is gone.", ge=1, le=3600, per_application=True),
     ] = 10
     close_timeout_seconds: Annotated[
         float,
-        setting("Time a client has to take what is still queued and to answer a close frame.", ge=0.1, le=600),
+        setting(
+            "Time a client has to take what is still queued and to answer a close frame.",
+            ge=0.1,
+            le=600,
+            per_application=True,
+        ),
     ] = 5
+    write_timeout_seconds: Annotated[
+        float,
+        setting(
+            "A client that takes nothing of what waits for it for so long is closed with 1013. 0: no such limit.",
+            ge=0,
+            le=3600,
+            per_application=True,
+        ),
+    ] = 0
 
 
 class Limits(Section, frozen=True):
@@ -252,14 +289,36 @@ class Limits(Section, frozen=True):
             "Most messages a second from one client, a second's worth at once; more close with 1008. 0: no limit.",
             ge=0,
             le=1000000,
+            per_application=True,
         ),
     ] = 0
     message_bytes: Annotated[
-        int, setting("Largest message from a client; a larger one closes with 1009.", ge=128, le=67108864)
+        int,
+        setting(
+            "Largest message from a client; a larger one closes with 1009.", ge=128, le=67108864, per_application=True
+        ),
     ] = 65536
     message_fragments: Annotated[
-        int, setting("Most fragments of one message; more close with 1009.", ge=1, le=1000000)
+        int, setting("Most fragments of one message; more close with 1009.", ge=1, le=1000000, per_application=True)
     ] = 1024
+    receive_queue_messages: Annotated[
+        int,
+        setting(
+            "Most messages of one client that wait for a busy application; at the bound nothing more is read from it.",
+            ge=1,
+            le=1000000,
+            per_application=True,
+        ),
+    ] = 1000
+    receive_queue_bytes: Annotated[
+        int,
+        setting(
+            "Most bytes of one client that wait for a busy application; at the bound nothing more is read from it.",
+            ge=1024,
+            le=1073741824,
+            per_application=True,
+        ),
+    ] = 1048576
     registrations: Annotated[int, setting("Most events that one connection may register.", ge=1, le=100000)] = 100
     name_bytes: Annotated[int, setting("Longest user id and longest event, as UTF-8.", ge=1, le=65535)] = 512
     push_body_bytes: Annotated[
@@ -272,6 +331,7 @@ class Limits(Section, frozen=True):
             "Most messages waiting for one slow client; slow_policy says what happens beyond.",
             ge=1,
             le=1000000,
+            per_application=True,
         ),
     ] = 1000
     send_queue_bytes: Annotated[
@@ -281,6 +341,7 @@ class Limits(Section, frozen=True):
             "answered with 413.",
             ge=1024,
             le=1073741824,
+            per_application=True,
         ),
     ] = 1048576
     slow_policy: Annotated[
@@ -288,6 +349,7 @@ class Limits(Section, frozen=True):
         setting(
             "What happens to a slow client at these bounds: it is closed with 1013, or its oldest waiting messages are "
             "dropped and counted.",
+            per_application=True,
         ),
     ] = "disconnect"
     worker_send_bytes: Annotated[
@@ -337,7 +399,7 @@ class Compression(Section, frozen=True):
 
 
 class Bus(Section, frozen=True):
-    """The link between workers and broker."""
+    """The broker, and the link between it and the workers."""
 
     queue_bytes: Annotated[
         int,
@@ -349,6 +411,15 @@ class Bus(Section, frozen=True):
             "A worker that has not counted a push by then is reported as unconfirmed.", ge=10, le=60000, live=False
         ),
     ] = 1000
+    history_bytes: Annotated[
+        int,
+        setting(
+            "Most bytes of all channels' histories together; beyond it the channel that was published to least "
+            "recently loses its history.",
+            ge=65536,
+            le=1099511627776,
+        ),
+    ] = 67108864
 
 
 class JwtKey(Section, frozen=True):
@@ -458,11 +529,63 @@ class Push(Section, frozen=True):
     ] = ""
 
 
-class Echo(Section, frozen=True):
-    """An application that returns every message; for tests."""
+class Application(Section, frozen=True):
+    """A WebSocket path, and the class that serves it."""
 
-    enabled: Annotated[bool, setting("Serve it.")] = False
-    path: Annotated[str, setting("Its path.", form=_PATH)] = "/echo"
+    path: Annotated[str, setting("Its path; every path differs from the others.", form=_PATH, example="/echo")]
+    handler: Annotated[
+        str,
+        setting(
+            "Your class, or one that comes with the server: Push, Echo, Broadcast, Chat or Hub, each in its module of "
+            "fastpush.applications. Workers import it when they start.",
+            form=_CLASS,
+            example="fastpush.applications.echo:Echo",
+        ),
+    ]
+    anonymous: Annotated[
+        Literal["no", "loopback", "everywhere"],
+        setting(
+            "Who needs no token. no: everybody needs one, which [auth] judges. loopback: programs and pages of this "
+            "machine need none, unless they come through a proxy. everywhere: nobody needs one.",
+        ),
+    ] = "no"
+    heartbeat_seconds: Annotated[
+        float,
+        setting('Each connection gets the text "heartbeat" at once and then every so often. 0: never.', ge=0, le=3600),
+    ] = 0
+    options: Annotated[
+        dict[str, Any],
+        setting(
+            "What the class is given; it says itself what is allowed.",
+            form="a table headed [application.options]",
+            secret=True,
+            example={"binary": "text"},
+        ),
+    ] = {}
+    limits: Annotated[
+        dict[str, Any],
+        setting(
+            "What differs from [limits] for these connections, any of these keys.",
+            form="a table headed [application.limits]",
+            overrides=Limits,
+        ),
+    ] = {}
+    connections: Annotated[
+        dict[str, Any],
+        setting(
+            "What differs from [connections] for these connections, any of these keys.",
+            form="a table headed [application.connections]",
+            overrides=Connections,
+        ),
+    ] = {}
+
+    def limits_over(self, limits: Limits) -> Limits:
+        """Return the limits of this application's connections: `limits` with its own in their places."""
+        return msgspec.structs.replace(limits, **self.limits)
+
+    def connections_over(self, connections: Connections) -> Connections:
+        """Return how this application's connections are kept: `connections` with its own keys in their places."""
+        return msgspec.structs.replace(connections, **self.connections)
 
 
 class Log(Section, frozen=True):
@@ -492,7 +615,10 @@ class Config(Section, frozen=True):
     bus: Bus = Bus()
     auth: Auth = Auth()
     push: Push = Push()
-    echo: Echo = Echo()
+    application: Annotated[
+        list[Application],
+        setting("WebSocket paths beside [server] websocket_path, and the class that serves each.", live=False),
+    ] = []
     log: Log = Log()
 
 
@@ -525,6 +651,19 @@ class Key:
     live: bool
     secret: bool
     path: bool
+    per_application: bool
+    overrides: type[Section] | None
+    example: Any
+
+    @property
+    def is_required(self) -> bool:
+        """Whether the key must be given."""
+        return self.default is msgspec.NODEFAULT
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its value is a table with a heading of its own, and no section."""
+        return typing.get_origin(_bare(self.annotation)) is dict
 
     @property
     def entries(self) -> type[Section] | None:
@@ -569,10 +708,16 @@ def members(section: type[Section]) -> dict[str, "Key | type[Section]"]:
 def _member(field: msgspec.structs.FieldInfo, hint: Any) -> "Key | type[Section]":
     if isinstance(hint, type) and issubclass(hint, Section):
         return hint
-    has_factory = field.default is msgspec.NODEFAULT  # lists, so that defaults are not shared
+    has_factory = field.default_factory is not msgspec.NODEFAULT  # lists and tables, so that defaults are not shared
     default = field.default_factory() if has_factory else field.default
     meta = typing.get_args(hint)[1]
     return Key(field.name, hint, default, meta.description, **meta.extra)
+
+
+def overridable(section: type[Section]) -> dict[str, Key]:
+    """Return the keys of a section that an [[application]] may override, by name, in order."""
+    own = members(section).items()
+    return {name: member for name, member in own if isinstance(member, Key) and member.per_application}
 
 
 def keys(section: type[Section] = Config, table: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Key]]:
@@ -595,7 +740,9 @@ def sections(
 
 
 def default_of(key: Key) -> str:
-    """Return a key's default in TOML notation."""
+    """Return a key's default in TOML notation; "none" for one that must be given."""
+    if key.is_required:
+        return "none"
     return readable(key.default, key.name) if type(key.default) in {int, float} else shown(key.default)
 
 
@@ -611,7 +758,7 @@ def title(place: Place) -> str:
             before, after = place[:position], place[position + 1 :]
             if after:
                 heading = f"[[{'.'.join(map(str, before))}]] number {part + 1}"
-                return ", ".join([heading, *(bare_or_quoted(str(name)) for name in after)])
+                return f"{heading}, {'.'.join(bare_or_quoted(str(name)) for name in after)}"
             return f"{title(before)}, entry {part + 1}"
     *tables, name = (bare_or_quoted(str(part)) for part in place)
     return f"[{'.'.join(tables)}] {name}" if tables else f"[{name}]"

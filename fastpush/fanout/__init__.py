@@ -9,7 +9,7 @@ every receiver and every send queue. While receivers are walked nothing may chan
 groups: they only mark themselves, and are closed after the walk.
 """
 
-from fastpush.fanout.batch import DEFLATE, ENVELOPE, GZIP, PLAIN, Receiver
+from fastpush.fanout.batch import DEFLATE, ENVELOPE, GZIP, LINES, PLAIN, Receiver
 from fastpush.fanout.hub import Group, Hub
 
-__all__ = ["DEFLATE", "ENVELOPE", "GZIP", "PLAIN", "Group", "Hub", "Receiver"]
+__all__ = ["DEFLATE", "ENVELOPE", "GZIP", "LINES", "PLAIN", "Group", "Hub", "Receiver"]

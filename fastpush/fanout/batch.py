@@ -6,14 +6,14 @@ A receiver's `form` says how it wants its messages; ENVELOPE may be added to the
     ENVELOPE  {"event", "message"}
     DEFLATE   permessage-deflate, for messages that are worth it
     GZIP      a binary message that holds gzip (S2-14)
+    LINES     texts that have waited in a send queue are joined, a line each (S4-13)
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 from fastpush.config import Compression
-from fastpush.errors import CloseCode
 from fastpush.protocol.bus import Publication
 from fastpush.protocol.frames import deflated_frame, gzip_frame, payload_of, text_frame
 from fastpush.protocol.push import envelope
@@ -21,7 +21,7 @@ from fastpush.protocol.push import envelope
 if TYPE_CHECKING:
     from fastpush.fanout.hub import Group
 
-PLAIN, ENVELOPE, DEFLATE, GZIP = 0, 1, 2, 4
+PLAIN, ENVELOPE, DEFLATE, GZIP, LINES = 0, 1, 2, 4, 8
 
 
 class Writable(Protocol):
@@ -55,7 +55,7 @@ class Receiver(Protocol):
         """
         ...
 
-    def close(self, code: CloseCode, reason: str) -> None:
+    def close(self, code: int, reason: str) -> None:
         """Leave all groups and begin the close handshake; again does nothing."""
         ...
 
@@ -114,21 +114,21 @@ class Batch:
             if taken == size:
                 written += 1
             else:
-                self._count(0, taken)
+                self._count(range(taken))
         self._taken += written
         self.writes += count
 
-    def give_from(self, receiver: Receiver, first: int) -> None:
-        """Hand over what comes from the publication at position `first` on, to one that joined later."""
+    def give_some(self, receiver: Receiver, positions: Sequence[int]) -> None:
+        """Hand over the publications at these positions."""
         self.writes += 1
         _, frames = self._in_form(receiver.form)
-        later = frames[first:]
-        self._count(first, first + receiver.send_joined(b"".join(later), later))
+        some = [frames[position] for position in positions]
+        self._count(positions[: receiver.send_joined(b"".join(some), some)])
 
-    def _count(self, first: int, end: int) -> None:
+    def _count(self, positions: Iterable[int]) -> None:
         if self._fewer is None:
             self._fewer = [0] * len(self.publications)
-        for position in range(first, end):
+        for position in positions:
             self._fewer[position] += 1
 
     def counts(self) -> list[int]:

@@ -13,7 +13,7 @@ from fastpush.fanout.batch import Receiver
 from fastpush.fanout.pump import SMALL_GROUP, Counted, Pump
 from fastpush.metrics import Counters
 from fastpush.protocol.bus import Publication
-from fastpush.protocol.push import EVERYBODY, parse_user_key
+from fastpush.protocol.push import is_user_key, parse_user_key
 
 if TYPE_CHECKING:
     from fastpush.fanout.pump import Flow
@@ -71,6 +71,7 @@ class Hub:
     announce(key, confirmed): tell the broker; `confirmed` is called when it knows.
     withdraw(key): tell the broker that nobody here wants it any more.
     write_bytes: most of one write, if it is not one message.
+    find(number): the receiver of this `connection_number`, if it is here: a publication may spare one.
     """
 
     def __init__(
@@ -82,7 +83,9 @@ class Hub:
         compression: Compression,
         write_bytes: int,
         counters: Counters,
+        find: Callable[[int], Receiver | None] = lambda _: None,
     ) -> None:
+        self._find = find
         self._announce = announce
         self._withdraw = withdraw
         self._groups: dict[bytes, Group] = {}
@@ -120,18 +123,15 @@ class Hub:
         group.waiters.append(call)
 
     def join(self, receiver: Receiver, key: bytes) -> Group:
-        """Let `receiver` have every later publication of `key`, and of EVERYBODY; again changes nothing."""
-        if not receiver.groups:
-            self._users.setdefault(receiver.user, []).append(receiver)
-            receiver.groups = (self._enter(receiver, EVERYBODY),)
-        group = self._enter(receiver, key)
-        if group not in receiver.groups:
-            receiver.groups = (*receiver.groups, group)
-        return group
+        """Let `receiver` have every later publication of `key`; again changes nothing.
 
-    def _enter(self, receiver: Receiver, key: bytes) -> Group:
+        Its user, "" for nobody, must be known by the first one and stays the same.
+        """
         group = self._group(key)
         if group.add(receiver):
+            if not receiver.groups and receiver.user:
+                self._users.setdefault(receiver.user, []).append(receiver)
+            receiver.groups = (*receiver.groups, group)
             self._pump.welcome(group, receiver)
         return group
 
@@ -139,11 +139,28 @@ class Hub:
         """Give `receiver` what is on its way to it, and take it out of all its groups; again changes nothing."""
         groups, receiver.groups = receiver.groups, ()
         for group in groups:
-            if group.flow is not None:
-                self._pump.settle(group, receiver)
-            group.discard(receiver)
-            self._forget_if_empty(group)
+            self._take_out(receiver, group)
         if groups:
+            self._forget_user(receiver)
+
+    def leave_one(self, receiver: Receiver, key: bytes) -> None:
+        """The same for one key; what it is not in changes nothing."""
+        group = self._groups.get(key)
+        if group is None or group not in receiver.groups:
+            return
+        receiver.groups = tuple(other for other in receiver.groups if other is not group)
+        self._take_out(receiver, group)
+        if not receiver.groups:
+            self._forget_user(receiver)
+
+    def _take_out(self, receiver: Receiver, group: Group) -> None:
+        if group.flow is not None:
+            self._pump.settle(group, receiver)
+        group.discard(receiver)
+        self._forget_if_empty(group)
+
+    def _forget_user(self, receiver: Receiver) -> None:
+        if receiver.user:
             of_user = self._users[receiver.user]
             of_user.remove(receiver)
             if not of_user:
@@ -176,17 +193,21 @@ class Hub:
         `counted` is called with the number of those that took it: at once, or when a busy key has been written to.
         """
         keys = publication.keys
+        spared = self._find(publication.spared) if publication.spared else None
         if len(keys) == 1:
             group = self._groups.get(keys[0])
             if group is None:
                 counted(0)
             elif group.flow is None and len(group.members) <= SMALL_GROUP:
-                self._pump.write(group.members, publication, counted)
+                members = group.members
+                if spared is not None:
+                    members = tuple(member for member in members if member is not spared)
+                self._pump.write(members, publication, counted)
             else:
-                self._pump.add(group, publication, counted)
+                self._pump.add(group, publication, counted, spared)
             return
         groups = [self._groups[key] for key in keys if key in self._groups]
-        self._pump.add_to_several(groups, publication, counted)
+        self._pump.add_to_several(groups, publication, counted, spared)
 
     def mark_slow(self, receiver: Receiver) -> None:
         """Have `receiver` closed in the next turn of the loop, when no receivers are walked."""
@@ -201,4 +222,4 @@ class Hub:
 
 
 def _registrations(receiver: Receiver) -> Iterator[tuple[str, str]]:
-    return (parse_user_key(group.key) for group in receiver.groups if group.key != EVERYBODY)
+    return (parse_user_key(group.key) for group in receiver.groups if is_user_key(group.key))

@@ -43,14 +43,15 @@ _NEVER = float("inf")
 class Gathered:
     """A publication that waits for its key's next flush.
 
-    settled: receivers that left meanwhile, and were given it before.
+    spared: the receiver that does not get it.  settled: receivers that left meanwhile, and were given it before.
     """
 
-    __slots__ = ("counted", "publication", "settled")
+    __slots__ = ("counted", "publication", "settled", "spared")
 
-    def __init__(self, publication: Publication, counted: Counted) -> None:
+    def __init__(self, publication: Publication, counted: Counted, spared: Receiver | None) -> None:
         self.publication = publication
         self.counted = counted
+        self.spared = spared
         self.settled = 0
 
 
@@ -59,16 +60,17 @@ class Flush:
 
     remaining: in the order in which they joined, backwards. Written to in this order, neighbours in time are
     neighbours in memory, ours and the kernel's: in the order of a set a write costs a third more.
-    newcomers: after them, those who joined while it gathered, each with the number of publications that are older.
+    exceptions: after them, those who get a part of it, each with the positions of its publications: who joined while
+    it gathered, and who is spared one.
     """
 
-    __slots__ = ("batch", "gathered", "groups", "newcomers", "remaining", "seconds")
+    __slots__ = ("batch", "exceptions", "gathered", "groups", "remaining", "seconds")
 
     def __init__(
         self, groups: "Iterable[Group]", batch: Batch, remaining: dict[Receiver, None], gathered: Sequence[Gathered]
     ) -> None:
         self.groups = dict.fromkeys(groups)
-        self.newcomers: dict[Receiver, int] = {}
+        self.exceptions: dict[Receiver, Sequence[int]] = {}
         self.batch = batch
         self.remaining = remaining
         self.gathered = gathered
@@ -131,18 +133,24 @@ class Pump:
         counters.push_latency.observe(monotonic() - publication.taken_seconds)
         counted(count)
 
-    def add(self, group: "Group", publication: Publication, counted: Counted) -> None:
+    def add(self, group: "Group", publication: Publication, counted: Counted, spared: Receiver | None = None) -> None:
         """Write to `group`, now or when it is ready; `counted` is told how many took it."""
         flow = group.flow
         if flow is None:
             flow = group.flow = Flow()
-        flow.gathered.append(Gathered(publication, counted))
+        flow.gathered.append(Gathered(publication, counted, spared))
         flow.gathered_bytes += len(publication.frame)
         if flow.flush is None and (flow.wake is None or flow.gathered_bytes >= self._write_bytes):
             self._begin_when_ready(group, flow)
             self._go()
 
-    def add_to_several(self, groups: "Sequence[Group]", publication: Publication, counted: Counted) -> None:
+    def add_to_several(
+        self,
+        groups: "Sequence[Group]",
+        publication: Publication,
+        counted: Counted,
+        spared: Receiver | None = None,
+    ) -> None:
         """Write to the members of all `groups`, once to each, behind what these have gathered.
 
         That is written in one go: only a second push of several keys, close behind a large one of the same, meets it.
@@ -150,7 +158,10 @@ class Pump:
         for group in groups:
             self.finish(group)
         members: dict[Receiver, None] = dict.fromkeys(member for group in groups for member in group.members)
-        flush = Flush(groups, Batch((publication,), self._compression), members, (Gathered(publication, counted),))
+        if spared is not None:
+            members.pop(spared, None)
+        gathered = (Gathered(publication, counted, spared),)
+        flush = Flush(groups, Batch((publication,), self._compression), members, gathered)
         for group in groups:
             if group.flow is None:
                 group.flow = Flow()
@@ -177,12 +188,12 @@ class Pump:
         if flush is not None and receiver in flush.remaining:
             del flush.remaining[receiver]
             flush.batch.give(receiver)
-        elif flush is not None and receiver in flush.newcomers:
-            flush.batch.give_from(receiver, flush.newcomers.pop(receiver))
-        first = flow.newcomers.pop(receiver, 0)
-        if len(flow.gathered) > first:
+        elif flush is not None and receiver in flush.exceptions:
+            flush.batch.give_some(receiver, flush.exceptions.pop(receiver))
+        positions = _positions(flow.gathered, receiver, flow.newcomers.pop(receiver, 0))
+        if positions:
             batch = Batch([gathered.publication for gathered in flow.gathered], self._compression)
-            batch.give_from(receiver, first)
+            batch.give_some(receiver, positions)
             self._counters.writes += batch.writes
             for gathered, count in zip(flow.gathered, batch.counts(), strict=True):
                 gathered.settled += count
@@ -236,11 +247,14 @@ class Pump:
         flow.flush = flush = Flush((group,), batch, dict.fromkeys(group.members), leaving)
         newcomers, flow.newcomers = flow.newcomers, {}
         for receiver, first in newcomers.items():
-            flush.remaining.pop(receiver, None)
-            if first < count:
-                flush.newcomers[receiver] = first
-            else:
+            if first > count:
                 flow.newcomers[receiver] = first - count
+        spared = (gathered.spared for gathered in leaving if gathered.spared is not None)
+        for receiver in {*newcomers, *spared} & flush.remaining.keys():
+            del flush.remaining[receiver]
+            positions = _positions(leaving, receiver, newcomers.get(receiver, 0))
+            if positions:
+                flush.exceptions[receiver] = positions
         self._flushes.append(flush)
         return flush
 
@@ -266,7 +280,7 @@ class Pump:
         while flushes and perf_counter() < deadline:
             flush = flushes[0]
             self._write(flush, deadline)
-            if flush.remaining or flush.newcomers:
+            if flush.remaining or flush.exceptions:
                 flushes.rotate(-1)  # the others' turn
             else:
                 flushes.popleft()
@@ -274,13 +288,13 @@ class Pump:
 
     def _write(self, flush: Flush, deadline: float) -> None:
         """Write to remaining receivers, until `deadline`."""
-        remaining, newcomers, batch = flush.remaining, flush.newcomers, flush.batch
+        remaining, exceptions, batch = flush.remaining, flush.exceptions, flush.batch
         began = now = perf_counter()
         while remaining and now < deadline:
             batch.give_last(remaining, min(_CLOCK_EVERY, len(remaining)))
             now = perf_counter()
-        while newcomers and now < deadline:
-            batch.give_from(*newcomers.popitem())
+        while exceptions and now < deadline:
+            batch.give_some(*exceptions.popitem())
             now = perf_counter()
         flush.seconds += now - began
 
@@ -307,3 +321,8 @@ class Pump:
             counters.deliveries += count
             counters.push_latency.observe(now - gathered.publication.taken_seconds)
             gathered.counted(count)
+
+
+def _positions(gathered: Sequence[Gathered], receiver: Receiver, first: int) -> list[int]:
+    """Return which publications a receiver gets, of those from position `first` on."""
+    return [place for place, one in enumerate(gathered) if place >= first and one.spared is not receiver]

@@ -5,13 +5,13 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import HttpVersion11, web
 
 from fastpush import errors
 from fastpush.config import Config, is_loopback
-from fastpush.errors import AuthUnavailable, RequestError
+from fastpush.errors import AuthUnavailable, PublishFailed, RequestError
 from fastpush.http.auth import PushAuth
 from fastpush.http.exposition import CONTENT_TYPE, exposition
 from fastpush.http.proxies import peer_text
@@ -35,19 +35,39 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 OnRefused = Callable[[RequestError, str, str, str, Mapping[str, str]], None]  # its id, peer, path and headers
 Scrape = Callable[[Callable[[bytes | None], None]], None]
 
+
+class Served(NamedTuple):
+    """An application, as pages and back-ends are told of it. kind: its class's name, lower case."""
+
+    path: str
+    kind: str
+    anonymous: str
+
+
+# How many users and connections of them are in each channel, and the first so many users of the first one.
+LookUp = Callable[[list[str], int], Awaitable[tuple[list[Any], list[str]]]]
+
+ONLINE_USERS_MAX = 10_000
 HEAD_BYTES_MAX = 65536  # largest [server] head_bytes
 _REFUSAL = web.RequestKey("refusal", RequestError)  # what a request is answered with
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    # Images that people name in a chat may come from anywhere; the page loads one when its reader asks for it.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' https: http:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+# No CORS headers: pages of other origins serve a copy of fastpush.js, in the version they were tested with.
 _PAGE_FILES = {
     "/": ("index.html", "text/html"),
-    "/assets/page.js": ("page.js", "text/javascript"),
     "/assets/page.css": ("page.css", "text/css"),
+    "/assets/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/assets/fastpush.js": ("fastpush.js", "text/javascript"),
+    "/assets/page.js": ("page.js", "text/javascript"),
+    "/assets/applications.js": ("applications.js", "text/javascript"),
+    "/assets/talks.js": ("talks.js", "text/javascript"),
+    "/assets/words.js": ("words.js", "text/javascript"),
 }
 
 
@@ -64,7 +84,8 @@ class HttpApp:
     config:   replaced on reload.   service: pushes and drops.   push_auth(): who may push, asked anew for each
     request (it is replaced on reload).  scrape: asks the broker for the host's figures.
     on_refused: writes a line about a request that is refused or has failed.
-    unready(): why this host should get no clients now, or "".
+    unready(): why this host should get no clients now, or "".  served(): the applications.
+    look_up: who is online; see LookUp.
     """
 
     def __init__(
@@ -76,8 +97,12 @@ class HttpApp:
         epoch: Callable[[], int],
         unready: Callable[[], str],
         on_refused: OnRefused,
+        served: Callable[[], list[Served]],
+        look_up: LookUp,
     ) -> None:
         self.config = config
+        self._served = served
+        self._look_up = look_up
         self._push_auth = push_auth
         self._scrape = scrape
         self._epoch = epoch
@@ -91,6 +116,8 @@ class HttpApp:
             "/health": Route("GET", self._health),
             "/ready": Route("GET", self._ready),
             "/metrics": Route("GET", self._metrics),
+            "/online": Route("GET", self._online),
+            "/applications.json": Route("GET", self._applications),
         }
         self._routes |= dict.fromkeys(_PAGE_FILES, Route("GET", self._page))
 
@@ -214,11 +241,45 @@ class HttpApp:
         body = exposition(data, summed=bool(request.query_string))
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
-    async def _page(self, request: web.Request) -> web.StreamResponse:
+    async def _online(self, request: web.Request) -> web.StreamResponse:
+        """Tell how many are online, or, to who may push, who is (?channel=…&users=1) (S3-20)."""
+        query = request.query
+        wrong = [name for name in query if name not in {"channel", "users"} or len(query.getall(name)) > 1]
+        if wrong or query.get("users", "1") != "1" or ("users" in query and not query.get("channel")):
+            reason = "the queries here are ?channel=NAME and ?channel=NAME&users=1"
+            raise RequestError(400, "illegal_request", reason, text=reason)
+        names_users = "users" in query
+        if names_users:
+            await self._authorize(request)
+        channel = query.get("channel")
+        channels = [mount.path for mount in self._served()] if channel is None else [channel]
+        try:
+            counts, users = await self._look_up(channels, ONLINE_USERS_MAX if names_users else 0)
+        except ValueError as error:
+            raise RequestError(400, "illegal_request", str(error), text=str(error)) from None
+        except PublishFailed as error:
+            raise errors.unavailable(str(error)) from None
+        if channel is not None:
+            return web.json_response(counts[0]._asdict() | ({"names": users} if names_users else {}))
+        present = {path: count._asdict() for path, count in zip(channels, counts, strict=True) if count.connections}
+        total = {name: sum(count[name] for count in present.values()) for name in ("users", "connections")}
+        return web.json_response(total | {"applications": present})
+
+    async def _applications(self, request: web.Request) -> web.StreamResponse:
+        self._check_page(request)
+        served = [
+            {"path": each.path, "handler": each.kind, "anonymous": each.anonymous != "no"} for each in self._served()
+        ]
+        return web.json_response({"applications": served}, headers={"Cache-Control": "no-cache"})
+
+    def _check_page(self, request: web.Request) -> None:
         address = request.get_extra_info("sockname")
         page = self.config.api.page
         if page == "off" or (page == "loopback" and not is_loopback(address[0])):
             raise errors.not_found(request.path)
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        self._check_page(request)
         name, content_type = _PAGE_FILES[request.path]
         body = (resources.files("fastpush") / "web" / name).read_bytes()
         return web.Response(body=body, content_type=content_type, charset="utf-8", headers=_PAGE_HEADERS)

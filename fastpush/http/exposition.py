@@ -73,7 +73,10 @@ def _families(
             if value is None:
                 continue
             labels = (source,) if source_label else ()
-            if isinstance(value, list):
+            if isinstance(value, dict):
+                for name, number in value.items():
+                    family.add_metric((*labels, name), number)
+            elif isinstance(value, list):
                 counts = accumulate(value[:-1])
                 family.add_metric(labels, list(zip(_BOUNDS, counts, strict=True)), value[-1])
             else:

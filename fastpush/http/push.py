@@ -12,7 +12,15 @@ from typing import NamedTuple
 import orjson
 
 from fastpush.config import Limits
-from fastpush.errors import RequestError, illegal_request, too_large, unauthorized, unavailable, unknown_outcome
+from fastpush.errors import (
+    CloseCode,
+    RequestError,
+    illegal_request,
+    too_large,
+    unauthorized,
+    unavailable,
+    unknown_outcome,
+)
 from fastpush.metrics import Counters
 from fastpush.protocol import push as protocol
 from fastpush.protocol.bus import Status, encode_publication
@@ -98,7 +106,8 @@ class PushService:
     def drop(self, body: bytes, on_outcome: OnOutcome) -> None:
         """Close a user's connections; as `push`."""
         user, event = protocol.parse_drop(body, name_bytes=self.limits.name_bytes)
-        self._drop(orjson.dumps([user, event]), lambda *result: on_outcome(_outcome(*result)))
+        order = orjson.dumps(["user", user, event, CloseCode.POLICY_VIOLATION, "dropped by the back-end"])
+        self._drop(order, lambda *result: on_outcome(_outcome(*result)))
 
     def _send(self, keys: list[bytes], event: str, message: str, on_outcome: OnOutcome) -> None:
         payload = message.encode()

@@ -20,13 +20,28 @@
     ADMIT        request; u32 limit, name           ADMITTED     request; 1 or 0
     RELEASE      0; name: one admitted less
     HOLD         number of those admitted; name     (part of the table, before COMPLETE)
+    JOIN         request; Join                      ANSWER       request; list of kept entries
+    LEAVE        0; Join, as it was told
+    PRESENT      0; Join: somebody who has joined   (part of the table)
+    CLAIM        connection; name                   REPLACED     connection; name
+    UNCLAIM      connection; name
+    CLAIMED      connection; u64 number, name       (part of the table)  CLAIMED the same, in answer to CLAIM
+    HISTORY      request; routing key               ANSWER       request; list of kept entries
+    ONLINE       request; Online                    ANSWER       request; OnlineAnswer
+                                                    NOTICE       publication number; publication
     GOODBYE      0: the link closes on purpose
 
 ADMIT asks for one more connection of a name (of a user, of an address) on the whole host.
 It is sent only where a limit is configured.
 
+JOIN lets a connection into a channel with more than routing: with what the channel has kept, with presence, or
+both. The answer stands in the stream at the very place where the connection joins: what was delivered before it is
+among the kept entries, what comes behind it is not. A NOTICE tells of a user who came or left; what it looks like is
+the application's affair, which each worker asks. Its event is the application's path, its frame a Notice.
+
 A publication's body is made once, by the worker that took the push, and travels
-unchanged: when it was taken, keys, event, and the WebSocket frame that receivers write as it is. Each process
+unchanged: when it was taken, keys, event, whom it spares, how many its channel keeps, and the WebSocket frame that
+receivers write as it is. Each process
 copies a large one once at most: the first one into the body, the broker not at all (it cuts
 views out of what it has read), and each receiving worker into the frame that all its
 connections share. What the kernel's sockets copy comes on top.
@@ -40,24 +55,27 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
+import msgspec
+
 from fastpush.errors import FastpushError
 
 HELLO, SUBSCRIBE, UNSUBSCRIBE, COMPLETE, PUBLISH, DROP, COUNT, SCRAPE, SNAPSHOT, GOODBYE = range(1, 11)
-ADMIT, RELEASE, HOLD = range(11, 14)
+ADMIT, RELEASE, HOLD, JOIN, LEAVE, PRESENT, CLAIM, UNCLAIM, HISTORY, ONLINE = range(11, 21)
 WELCOME, SUBSCRIBED, DELIVER, CLOSE, RESULT, MEASURE, REPORT, ADMITTED, DELIVER_OWN = range(65, 74)
+ANSWER, REPLACED, NOTICE, CLAIMED = range(74, 78)
 
 _HEAD = struct.Struct("<IBQ")
 _pack_head = _HEAD.pack
 _HEAD_BYTES = _HEAD.size
 _LENGTH_BYTES = 4
-_PUBLICATION = struct.Struct("<dHI")  # when it was taken, number of keys, length of the first one
+_PUBLICATION = struct.Struct("<dQHHI")  # when taken, whom it spares, how many to keep, keys, length of the first
+_NUMBER = struct.Struct("<Q")
 _pack_publication = _PUBLICATION.pack
 _unpack_publication = _PUBLICATION.unpack_from
 _FIRST_KEY = _PUBLICATION.size
 _pack_u32 = struct.Struct("<I").pack
 _unpack_u32 = struct.Struct("<I").unpack_from
 _RESULT = struct.Struct("<BIH")
-_EPOCH = struct.Struct("<Q")
 _new_tuple = tuple.__new__  # what a NamedTuple's constructor ends in, at half of the cost
 
 
@@ -84,12 +102,73 @@ class Publication(NamedTuple):
     """One push on its way: routing keys, event (UTF-8) and prebuilt frame.
 
     taken_seconds: when it was handed to the broker, by CLOCK_MONOTONIC, which all processes of a host share.
+    spared: `connection_number` of a connection that does not get it; 0: nobody.
     """
 
     keys: list[bytes]
     event: bytes
     frame: bytes
     taken_seconds: float
+    spared: int = 0
+
+
+class Join(msgspec.Struct, frozen=True, array_like=True):
+    """A connection that enters a channel.
+
+    connection: its `connection_number`.  replay: it wants what the channel has kept.
+    user: who is present by it; "": nobody.  path: of the application that words the notices.
+    grace_ms: time in which a user may come back unnoticed.  keep: how many entries the channel keeps, notices too.
+    """
+
+    key: bytes
+    connection: int
+    path: str
+    replay: bool = False
+    user: str = ""
+    grace_ms: int = 0
+    keep: int = 0
+
+
+class Notice(msgspec.Struct, frozen=True, array_like=True):
+    """A user came to a channel or left it, at a Unix time in seconds."""
+
+    user: str
+    is_online: bool
+    seconds: float
+
+
+class Online(msgspec.Struct, frozen=True, array_like=True):
+    """A question about channels. users: the most users of the first one that are to be named."""
+
+    keys: list[bytes]
+    users: int = 0
+
+
+class OnlineAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """Users and connections of each channel asked for, and names of the first one's users."""
+
+    counts: list[tuple[int, int]]
+    users: list[str]
+
+
+pack = msgspec.msgpack.Encoder().encode
+unpack_join = msgspec.msgpack.Decoder(Join).decode
+unpack_notice = msgspec.msgpack.Decoder(Notice).decode
+unpack_online = msgspec.msgpack.Decoder(Online).decode
+unpack_online_answer = msgspec.msgpack.Decoder(OnlineAnswer).decode
+unpack_entries = msgspec.msgpack.Decoder(list[tuple[bool, bytes]]).decode
+
+_SERIAL_BITS = 40
+
+
+def connection_number(worker: int, serial: int) -> int:
+    """Return what names a connection on this host: the process that it is with, and its number there."""
+    return worker << _SERIAL_BITS | serial
+
+
+def split_connection_number(number: int) -> tuple[int, int]:
+    """Return what `connection_number` was given."""
+    return number >> _SERIAL_BITS, number & ((1 << _SERIAL_BITS) - 1)
 
 
 def encode(kind: int, number: int, body: bytes = b"") -> bytes:
@@ -102,10 +181,15 @@ def encode_head(kind: int, number: int, body_bytes: int) -> bytes:
     return _pack_head(body_bytes + 9, kind, number)
 
 
-def encode_publication(keys: list[bytes], event: bytes, *frame: bytes, taken_seconds: float) -> bytes:
-    """Return a publication's body; the frame may come in parts. Bounds: 65,535 keys; the caller limits their length."""
+def encode_publication(
+    keys: list[bytes], event: bytes, *frame: bytes, taken_seconds: float, spared: int = 0, keep: int = 0
+) -> bytes:
+    """Return a publication's body; the frame may come in parts. keep: how many its channel, the only key, keeps.
+
+    Bounds: 65,535 keys, 65,535 to keep; the caller limits the length of keys.
+    """
     key = keys[0]
-    start = _pack_publication(taken_seconds, len(keys), len(key))
+    start = _pack_publication(taken_seconds, spared, keep, len(keys), len(key))
     if len(keys) == 1:
         return b"".join((start, key, _pack_u32(len(event)), event, *frame))
     parts = [start, key]
@@ -115,25 +199,26 @@ def encode_publication(keys: list[bytes], event: bytes, *frame: bytes, taken_sec
     return b"".join(parts)
 
 
-def decode_keys(body: Body) -> list[bytes]:
-    """Return a publication's keys without touching the rest."""
-    return _walk_keys(body)[1]
+def decode_route(body: Body) -> tuple[list[bytes], int]:
+    """Return a publication's keys, and how many its channel keeps, without touching the rest."""
+    _, _, keep, keys, _ = _walk_keys(body)
+    return keys, keep
 
 
 def decode_publication(body: Body) -> Publication:
     """Return what `encode_publication` was given; the frame is the one copy made."""
-    taken_seconds, keys, at = _walk_keys(body)
+    taken_seconds, spared, _, keys, at = _walk_keys(body)
     (size,) = _unpack_u32(body, at)
     start = at + 4 + size
     event, frame = body[at + 4 : start], body[start:]
     if body.__class__ is not bytes:
         event, frame = bytes(event), bytes(frame)
-    return _new_tuple(Publication, (keys, event, frame, taken_seconds))
+    return _new_tuple(Publication, (keys, event, frame, taken_seconds, spared))
 
 
-def _walk_keys(body: Body) -> tuple[float, list[bytes], int]:
-    """Return when the publication was taken, its keys, and where they end."""
-    taken_seconds, count, size = _unpack_publication(body)
+def _walk_keys(body: Body) -> tuple[float, int, int, list[bytes], int]:
+    """Return when the publication was taken, whom it spares, how many are kept, its keys, and where these end."""
+    taken_seconds, spared, keep, count, size = _unpack_publication(body)
     at = _FIRST_KEY + size
     keys = [body[_FIRST_KEY:at]]
     for _ in range(count - 1):
@@ -141,7 +226,7 @@ def _walk_keys(body: Body) -> tuple[float, list[bytes], int]:
         at += 4 + size
         keys.append(body[at - size : at])
     whole = keys if body.__class__ is bytes else [bytes(key) for key in keys]
-    return taken_seconds, whole, at  # type: ignore[return-value]
+    return taken_seconds, spared, keep, whole, at  # type: ignore[return-value]
 
 
 def encode_count(publication: int, connections: int) -> bytes:
@@ -175,14 +260,24 @@ def decode_admit(body: bytes) -> tuple[bytes, int]:
     return body[4:], _unpack_u32(body)[0]
 
 
+def encode_claimed(connection: int, number: int, name: bytes) -> bytes:
+    """Return a CLAIMED: the connection has had `name` since the claim of this number."""
+    return encode(CLAIMED, connection, _NUMBER.pack(number) + name)
+
+
+def decode_claimed(body: bytes) -> tuple[int, bytes]:
+    """Return the number and the name in a CLAIMED."""
+    return _NUMBER.unpack_from(body)[0], body[_NUMBER.size :]
+
+
 def encode_epoch(epoch: int) -> bytes:
     """Return the body of a WELCOME."""
-    return _EPOCH.pack(epoch)
+    return _NUMBER.pack(epoch)
 
 
 def decode_epoch(body: bytes) -> int:
     """Return the epoch of a WELCOME."""
-    epoch: int = _EPOCH.unpack(body)[0]
+    epoch: int = _NUMBER.unpack(body)[0]
     return epoch
 
 

@@ -4,18 +4,24 @@ They travel on a SOCK_SEQPACKET socket pair made before the fork, so borders are
 kept by the kernel and an end-of-file means that the other side is gone. Control
 only: no event data ever passes the supervisor.
 
-    supervisor -> child     Drain, ReopenLog, Prepare, Reload, Readiness, Cover (+ descriptors), Uncover, Gone, Restarts
-    child -> supervisor     Ready, Beat, Prepared, Reloaded, Leaving, Stalled
+    supervisor -> child     Drain, ReopenLog, Prepare, Reload, Readiness, Cover (+ descriptors), Uncover, Gone,
+                            Restarts, Inspect
+    child -> supervisor     Ready, Beat, Prepared, Reloaded, Leaving, Stalled, Inspected
 
 A reload has two phases, so that what only a child can find out (a function that cannot be
 imported) changes nothing either: every child prepares, and Reload is sent once all have.
 """
+
+from typing import Literal
 
 import msgspec
 
 from fastpush.config import Config
 
 MESSAGE_BYTES_MAX = 196_608  # below the kernel's default limit for one datagram
+ENTRIES_MAX = 1000  # of a report
+
+Subject = Literal["stacks", "tasks", "connections"]
 
 
 class Drain(msgspec.Struct, tag="drain", frozen=True):
@@ -83,6 +89,14 @@ class Restarts(msgspec.Struct, tag="restarts", frozen=True):
     broker: int
 
 
+class Inspect(msgspec.Struct, tag="inspect", frozen=True):
+    """Answer Inspected with the number of the request. limit: most entries wanted, 1..ENTRIES_MAX."""
+
+    request: int
+    subject: Subject
+    limit: int
+
+
 class Ready(msgspec.Struct, tag="ready", frozen=True):
     """The child serves."""
 
@@ -118,8 +132,68 @@ class Stalled(msgspec.Struct, tag="stalled", frozen=True):
     worker: int
 
 
-ToChild = Drain | ReopenLog | Prepare | Reload | Readiness | Cover | Uncover | Gone | Restarts
-FromChild = Ready | Beat | Prepared | Reloaded | Leaving | Stalled
+class Stack(msgspec.Struct, array_like=True, frozen=True):
+    """Where a thread is.
+
+    frames: "path:line in function", innermost first.  depth: how many there are.  is_asked: this thread answers.
+    """
+
+    thread: str
+    frames: list[str]
+    depth: int
+    is_asked: bool
+
+
+class Tasks(msgspec.Struct, array_like=True, frozen=True):
+    """All asyncio tasks of one coroutine that wait in the same place.
+
+    names: of the first of them.  frames, depth: as of Stack; no frames: not begun yet.
+    """
+
+    count: int
+    coroutine: str
+    names: list[str]
+    frames: list[str]
+    depth: int
+
+
+class ConnectionFigures(msgspec.Struct, array_like=True, frozen=True):
+    """An open WebSocket.
+
+    path: of its application.  open_seconds: its age.
+    state: "open", "closing", "closed"; "slow": its client takes no more now; "paused": nothing more is read from its
+    client, because the application has not handled what was.
+    heard_seconds: since the last sign of life.  keys: routing keys that it is in.
+    queued_messages, queued_bytes: in its send queue.  unhandled_messages: waiting for the application.
+    """
+
+    id: str
+    user: str
+    peer: str
+    path: str
+    state: str
+    open_seconds: float
+    heard_seconds: float
+    keys: int
+    queued_messages: int
+    queued_bytes: int
+    unhandled_messages: int
+
+
+class Inspected(msgspec.Struct, tag="inspected", frozen=True):
+    """What a child was asked by Inspect.
+
+    total:   how many entries there are.
+    entries: JSON list of those told, of Stack, Tasks or ConnectionFigures; never more than one datagram takes.
+    """
+
+    request: int
+    total: int
+    entries: msgspec.Raw
+
+
+ToChild = Drain | ReopenLog | Prepare | Reload | Readiness | Cover | Uncover | Gone | Restarts | Inspect
+FromChild = Ready | Beat | Prepared | Reloaded | Leaving | Stalled | Inspected
 
 encode = msgspec.json.Encoder().encode
 decode_to_child = msgspec.json.Decoder(ToChild).decode

@@ -13,6 +13,7 @@ import struct
 import zlib
 from base64 import b64encode
 from codecs import utf_8_decode
+from collections.abc import Sequence
 from enum import IntEnum
 from hashlib import sha1
 
@@ -22,6 +23,7 @@ from fastpush.protocol.deflate import compress, inflate
 CONTROL_BYTES_MAX = 125  # RFC 6455, 5.5
 _REASON_BYTES_MAX = CONTROL_BYTES_MAX - 2
 _FIN = 0x80
+_OPCODE = 0x0F
 _RSV1 = 0x40  # RFC 7692, 6: the first frame of a compressed message
 _GZIP_WINDOW_BITS = 31  # zlib's way to say: 15, with gzip's header and trailer
 _pack_16 = struct.Struct("!BBH").pack
@@ -85,6 +87,17 @@ def binary_frame(payload: bytes) -> bytes:
     return _frame(_FIN | _BINARY, payload)
 
 
+def data_frame(data: str | bytes) -> bytes:
+    """Return a text frame for str, a binary one for bytes. Raises: UnicodeEncodeError: half a surrogate."""
+    return text_frame(data.encode()) if isinstance(data, str) else binary_frame(data)
+
+
+def message_of(built: bytes) -> str | bytes:
+    """Return what `data_frame` was given."""
+    payload = bytes(payload_of(built))
+    return payload.decode() if built[0] & _OPCODE == _TEXT else payload
+
+
 def handshake_response(key: str, extensions: str | None = None) -> bytes:
     """Return the 101 that answers a Sec-WebSocket-Key (RFC 6455, 4.2.2).
 
@@ -113,6 +126,23 @@ def payload_of(built: bytes) -> memoryview:
     length = built[1]
     start = 2 if length < 126 else 4 if length == 126 else 10  # noqa: PLR2004
     return memoryview(built)[start:]
+
+
+def join_lines(frames: Sequence[bytes]) -> list[bytes]:
+    """Return frames built here with each run of texts made one, a line each; others stay as they are."""
+    joined: list[bytes] = []
+    lines: list[memoryview] = []
+    for built in frames:
+        if built[0] == _FIN | _TEXT:
+            lines.append(payload_of(built))
+            continue
+        if lines:
+            joined.append(text_frame(b"\n".join(lines)))
+            lines = []
+        joined.append(built)
+    if lines:
+        joined.append(text_frame(b"\n".join(lines)))
+    return joined
 
 
 def deflated_frame(built: bytes, level: int) -> bytes:

@@ -16,7 +16,7 @@ import orjson
 
 from fastpush.errors import RegistrationError, illegal_request
 
-EVERYBODY = b"*"  # routing key of a broadcast; user keys begin with "u"
+EVERYBODY = b"*"  # routing key of a push to all; user keys begin with "u", those of channels with "c"
 HEARTBEAT_SECONDS_MAX = 3600
 _OTHER_PARAMETERS_MAX = 32  # beside events
 _SHOWN_CHARACTERS = 20  # of a wrong value
@@ -56,6 +56,9 @@ class UrlOptions(NamedTuple):
     heartbeat: int
 
 
+NO_OPTIONS = UrlOptions(None, (), envelope=False, confirm=False, gzip=False, heartbeat=0)
+
+
 class _FieldError(Exception):
     """A field is wrong; its text becomes a RegistrationError's or a RequestError's."""
 
@@ -72,6 +75,31 @@ def parse_user_key(key: bytes) -> tuple[str, str]:
         raise ValueError(f"not a user's routing key: {key!r}")
     length = int(size[1:])
     return rest[:length], rest[length:]
+
+
+def is_user_key(key: bytes) -> bool:
+    """Tell whether a routing key is of a user's event."""
+    return key.startswith(b"u")
+
+
+def channel_key(channel: str) -> bytes:
+    """Return the routing key of a channel."""
+    return b"c" + channel.encode()
+
+
+def claim_name(path: str, key: str) -> bytes:
+    """Return the name by which an application's connection claims `key`; paths hold no zero byte."""
+    return f"{path}\0{key}".encode("utf-8", "surrogatepass")
+
+
+def is_channel_key(key: bytes) -> bool:
+    """Tell whether a routing key is of a channel."""
+    return key.startswith(b"c")
+
+
+def channel_of(key: bytes) -> str:
+    """Return the channel that `channel_key` was given."""
+    return key[1:].decode()
 
 
 def parse_registration(data: str | bytes, name_bytes: int) -> Registration:
@@ -114,7 +142,7 @@ def parse_query(query: str, *, name_bytes: int, registrations: int) -> UrlOption
     """
     options: dict[str, str] = {}
     events: dict[str, None] = {}  # a set that keeps the order
-    for name, value in _parameters(query, registrations + _OTHER_PARAMETERS_MAX):
+    for name, value in parse_parameters(query, registrations + _OTHER_PARAMETERS_MAX):
         if name == "event":
             events[value] = None
         elif name in options:
@@ -139,7 +167,8 @@ def parse_query(query: str, *, name_bytes: int, registrations: int) -> UrlOption
     )
 
 
-def _parameters(query: str, most: int) -> list[tuple[str, str]]:
+def parse_parameters(query: str, most: int = _OTHER_PARAMETERS_MAX) -> list[tuple[str, str]]:
+    """Return the names and values in a query, in order; as for `parse_query`."""
     if not query:
         return []
     bad = _BAD_PERCENT.search(query)

@@ -11,11 +11,13 @@ class SendQueue:
 
     Frames are shared with other connections' queues, never copied in. `queued_bytes`
     is the real cost: bytes plus ENTRY_BYTES for each frame.  dropped: frames that made room.
+    since: tick since which the client has taken nothing.
     """
 
-    __slots__ = ("_frames", "dropped", "queued_bytes")
+    __slots__ = ("_frames", "dropped", "queued_bytes", "since")
 
-    def __init__(self) -> None:
+    def __init__(self, since: int) -> None:
+        self.since = since
         self._frames: deque[bytes] = deque()
         self.queued_bytes = 0
         self.dropped = 0
@@ -38,8 +40,8 @@ class SendQueue:
         self.dropped += 1
         return cost
 
-    def take(self, write_bytes: int) -> bytes:
-        """Remove and return the oldest frames, joined: at most `write_bytes`, but one frame at least."""
+    def take(self, write_bytes: int) -> list[bytes]:
+        """Remove and return the oldest frames: at most `write_bytes`, but one frame at least."""
         frames = self._frames
         first = frames.popleft()
         size = len(first)
@@ -49,4 +51,4 @@ class SendQueue:
             size += len(frame)
             taken.append(frame)
         self.queued_bytes -= size + ENTRY_BYTES * len(taken)
-        return first if len(taken) == 1 else b"".join(taken)
+        return taken

@@ -46,7 +46,7 @@ class Children:
     """Owns the processes of one server.
 
     inherited:   everything else a child has to close after its fork.
-    on_answer:   told what a child answers to Prepare and Reload.
+    on_answer:   told what a child answers to Prepare and Reload.  on_inspected: to Inspect.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Children:
         selector: selectors.BaseSelector,
         inherited: Callable[[], list[Closable]],
         on_answer: Callable[[Process, control.Prepared | control.Reloaded], None],
+        on_inspected: Callable[[Process, control.Inspected], None],
         clock: Callable[[], float],
     ) -> None:
         self._entries = entries
@@ -67,6 +68,7 @@ class Children:
         self._selector = selector
         self._inherited = inherited
         self._on_answer = on_answer
+        self._on_inspected = on_inspected
         self._clock = clock
         self._broker_slot = Slot(BROKER)
         # A slot stands at its number + 1, the broker's first.
@@ -82,6 +84,11 @@ class Children:
 
     def __len__(self) -> int:
         return len(self._processes)
+
+    @property
+    def processes(self) -> list[Process]:
+        """All that live, the broker first, then by slot and number."""
+        return sorted(self._processes.values(), key=lambda process: (process.slot, process.number))
 
     @property
     def all_ready(self) -> bool:
@@ -128,7 +135,7 @@ class Children:
                 "last_beat_ms": round((now - process.beat_at) * 1000),
                 "figures": process.figures,
             }
-            for process in sorted(self._processes.values(), key=lambda p: (p.slot, p.number))
+            for process in self.processes
         ]
 
     # Orders
@@ -136,6 +143,11 @@ class Children:
     def tell(self, message: control.ToChild) -> set[Process]:
         """Send `message` to every child; return those that took it."""
         return {process for process in self._processes.values() if process.send(message)}
+
+    def write_stacks(self) -> None:
+        """Have every child write what it is doing to the log."""
+        for process in self.processes:
+            process.write_stacks()
 
     def tell_readiness(self, reason: str) -> None:
         """Have every worker, also those that are started later, answer /ready so."""
@@ -221,6 +233,8 @@ class Children:
                     log.info("process ready", extra=fields(**process.named(), seconds=round(now - process.started, 3)))
                 case control.Prepared() | control.Reloaded():
                     self._on_answer(process, message)
+                case control.Inspected():
+                    self._on_inspected(process, message)
                 case control.Leaving():
                     self._let_go(process, now, message.seconds)
                 case control.Stalled():

@@ -20,6 +20,7 @@ from fastpush.supervisor.changes import Changes
 from fastpush.supervisor.children import Children, Entries
 from fastpush.supervisor.control import Command, CommandError, ControlServer, Reply
 from fastpush.supervisor.inherited import take_inherited
+from fastpush.supervisor.inspections import Inspections
 from fastpush.supervisor.listeners import Listeners, bind, first_port, raise_descriptor_limit, worker_slots
 from fastpush.supervisor.notify import Notifier, Reporter
 from fastpush.supervisor.process import Closable
@@ -61,6 +62,7 @@ class Supervisor:
 
     def __init__(self, config: Config, config_source: Callable[[], Config], entries: Entries) -> None:
         self._changes = Changes(config, config_source)
+        self._inspections = Inspections()
         self._entries = entries
         self._notifier = Notifier()
         self._selector = selectors.PollSelector()  # holds no descriptor that a fork would share
@@ -77,6 +79,7 @@ class Supervisor:
             signal.SIGINT: self.handle_sigint,
             signal.SIGHUP: self.handle_sighup,
             signal.SIGCHLD: self.handle_sigchld,
+            signal.SIGUSR1: self.handle_sigusr1,
         }
 
     @property
@@ -109,6 +112,7 @@ class Supervisor:
             "reload": self._while_running(self._changes.reload),
             "drain": self._while_running(self._drain_by_command),
             "restart": self._while_running(self._changes.restart),
+            "debug": self._inspections.debug,
         }
         server = ControlServer(listen_unix(runtime.control_path), self._selector, commands, time.monotonic)
         self._closing.callback(server.close)
@@ -125,9 +129,11 @@ class Supervisor:
             selector=self._selector,
             inherited=inherited,
             on_answer=self._changes.on_answer,
+            on_inspected=self._inspections.on_inspected,
             clock=time.monotonic,
         )
         self._changes.begin(self._children, self._listeners)
+        self._inspections.begin(self._children)
         self._reporter = Reporter(self._notifier, self._children.status)
         self._children.start(self._config)
         for address in self._listeners.addresses:
@@ -187,6 +193,7 @@ class Supervisor:
             self._control.deadline,
             self._reporter.deadline,
             self._changes.deadline,
+            self._inspections.deadline,
         )
         wait = max(0.0, due - time.monotonic())
         events = self._selector.select(wait if wait != float("inf") else None)
@@ -199,6 +206,7 @@ class Supervisor:
             children.grant_time(now)
         self._control.attend(now)
         children.attend(now, self._config)
+        self._inspections.attend(now)
         self._reporter.attend(now, self._config.server.hang_seconds)
 
     # Startup in detail
@@ -257,6 +265,11 @@ class Supervisor:
         """Take over what may change live; an error changes nothing."""
         if not self._stopping and self._children is not None:
             self._changes.handle_sighup()
+
+    def handle_sigusr1(self) -> None:
+        """Have every child write what it is doing to the log, as this process has."""
+        if self._children is not None:
+            self._children.write_stacks()
 
     # Commands
 

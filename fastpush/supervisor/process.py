@@ -116,6 +116,10 @@ class Process:
         self.kill_at = now + 1.0  # again, should it still be there; a child in a system call may take its time
         self._signal(signal.SIGKILL)
 
+    def write_stacks(self) -> None:
+        """Have the child write what it is doing to the log."""
+        self._signal(signal.SIGUSR1)
+
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):  # it is a zombie until reaped, so the id is never another's
             os.kill(self.pid, number)

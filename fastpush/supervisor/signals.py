@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
+from fastpush.inspection import on_sigusr1
+
 READ_BYTES = 4096
-FOR_THE_LOOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+FOR_THE_LOOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1)
 CHILD_IGNORES = (signal.SIGINT, signal.SIGHUP)  # a terminal sends them to the whole group; the supervisor decides
 
 
@@ -29,6 +31,7 @@ class Signals:
         # A full socket loses signals, but only after 4096 that nobody has read yet.
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, _only_wake) for number in FOR_THE_LOOP}
+        signal.signal(signal.SIGUSR1, on_sigusr1)
 
     def read(self) -> list[int]:
         """Return the numbers that have arrived, oldest first."""
@@ -65,7 +68,8 @@ def unblock(mask: Iterable[int]) -> None:
 
 
 def reset_in_child() -> None:
-    """Make a forked child's signals those of a fresh process, but for CHILD_IGNORES."""
+    """Make a forked child's signals those of a fresh process, but for CHILD_IGNORES; SIGUSR1 writes its stacks."""
     signal.set_wakeup_fd(-1)
     for number in FOR_THE_LOOP:
         signal.signal(number, signal.SIG_IGN if number in CHILD_IGNORES else signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, on_sigusr1)

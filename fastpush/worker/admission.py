@@ -6,7 +6,7 @@ their user or address has.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from fastpush.config import Limits
@@ -47,7 +47,7 @@ class Admission:
     counts: the broker's, over all workers.  connections: the open ones of this worker.
     """
 
-    def __init__(self, limits: Limits, counts: Counts, connections: "set[Connection]") -> None:
+    def __init__(self, limits: Limits, counts: Counts, connections: "Mapping[int, Connection]") -> None:
         self._counts = counts
         self._connections = connections
         self._next_warning = 0.0
@@ -61,7 +61,7 @@ class Admission:
         self.per_user = limits.connections_per_user
         self.per_address = limits.connections_per_address
         if counts_users or counts_addresses:
-            for connection in self._connections:
+            for connection in self._connections.values():
                 if counts_users and connection.user:
                     self._hold(connection, user_name(connection.user))
                 if counts_addresses:

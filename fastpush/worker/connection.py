@@ -8,28 +8,26 @@ States, and every transition (a connection only ever moves down):
       │       close_timeout_seconds
     CLOSED    the TCP connection is gone, by whatever way
 
-A connection is the transport's protocol itself and borrows a codec for what it reads (worker/codec.py).
+A connection is the transport's protocol itself, borrows a codec for what it reads (worker/codec.py), and calls its
+application, one call after the other (worker/inbox.py). How it sends is in worker/sending.py.
 Every violation takes one way: out of all groups, what was queued, a close frame with the
 reason, our end of the TCP connection closed, and whatever still comes is read and forgotten
 (RFC 6455, 7.1.7). Closed at once instead, bytes that are under way would be answered by
 a reset, on which some systems throw the close frame away.
-
-All frames are prebuilt bytes written straight to the transport. uvloop holds at most
-the rest of one write (high-water mark 0); what comes after `pause_writing` waits in the
-send queue, as references to shared frames, where it is bounded and counted. Of the pongs
-that a paused connection is owed the last one is kept (RFC 6455, 5.5.3).
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from enum import IntEnum
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from fastpush.applications.interface import Application
-from fastpush.errors import CloseCode, ProtocolViolation
+from fastpush.applications.interface import Request
+from fastpush.errors import CloseCode, ConnectionClosed, ProtocolViolation
 from fastpush.fanout import DEFLATE, PLAIN
 from fastpush.log import fields
+from fastpush.protocol.bus import connection_number
 from fastpush.protocol.frames import (
     MessageReader,
     Opcode,
@@ -40,8 +38,10 @@ from fastpush.protocol.frames import (
     pong_frame,
     text_frame,
 )
+from fastpush.protocol.push import channel_of, is_channel_key
 from fastpush.state.rate import TokenBucket
-from fastpush.state.send_queue import ENTRY_BYTES, SendQueue
+from fastpush.worker.inbox import Inbox, timed
+from fastpush.worker.sending import Sender
 from fastpush.worker.timers import TICK_SECONDS, ticks
 from fastpush.worker.tls import TlsTransport
 
@@ -49,11 +49,14 @@ if TYPE_CHECKING:
     from fastpush.fanout import Group
     from fastpush.worker.codec import Codec
     from fastpush.worker.environment import Environment
+    from fastpush.worker.membership import Standing
+    from fastpush.worker.mount import Mount
 
 log = logging.getLogger("fastpush.connection")
 
 HEARTBEAT_FRAME = text_frame(b"heartbeat")
 _PING = ping_frame()
+_TURN_MESSAGES = 64  # handed over before others have their turn
 _CLOSE, _PING_OPCODE, _PONG = int(Opcode.CLOSE), int(Opcode.PING), int(Opcode.PONG)
 
 
@@ -65,13 +68,14 @@ class State(IntEnum):
     CLOSED = 2
 
 
-class Connection(asyncio.BufferedProtocol):
+class Connection(Sender):
     """An open WebSocket.
 
-    user: "" until the first registration.  groups: owned by the hub.  form: how it wants its messages.
-    writable, descriptor: the transport while it is OPEN and takes more, and its socket: what a fan-out looks at;
-    None and -1 with TLS.
+    user: "" until the first registration.  groups: owned by the hub.  data: its application's.
+    mount: where its application is.  inbox: while that is busy.
+    standing: its presence and claims on this host (worker/membership.py).
     admitted: names that it is counted by on this host (worker/admission.py).
+    unregistered: says how a connection is closed that has to register and does not; None: it need not.
     heartbeat_ticks: 0 for none.  expires_at: unix seconds, when the user's token ends.
     """
 
@@ -82,37 +86,27 @@ class Connection(asyncio.BufferedProtocol):
         "_heartbeat_due",
         "_opened",
         "_pinged",
-        "_queue",
         "_rate",
         "_reader",
-        "_transport",
         "admitted",
-        "application",
         "close_code",
-        "descriptor",
+        "data",
         "due",
-        "environment",
         "expires_at",
         "failure",
-        "form",
-        "groups",
         "headers",
         "heartbeat_ticks",
         "inbox",
-        "must_register",
-        "peer",
         "serial",
+        "standing",
         "state",
-        "user",
+        "unregistered",
         "wants_confirm",
-        "writable",
     )
 
-    def __init__(
-        self, environment: "Environment", application: Application, peer: str, headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, environment: "Environment", mount: "Mount", peer: str, headers: Mapping[str, str]) -> None:
         self.environment = environment
-        self.application = application
+        self.mount = mount
         self.peer = peer
         self.headers = headers
         self.serial = next(environment.serials)
@@ -123,17 +117,17 @@ class Connection(asyncio.BufferedProtocol):
         self.form = PLAIN
         self.wants_confirm = False
         self.heartbeat_ticks = 0
-        self.must_register = False
+        self.unregistered: Callable[[Connection], tuple[CloseCode, str]] | None = None
         self.expires_at: float | None = None
         self.failure: Exception | None = None
-        self.inbox: list[str | bytes] | None = None
+        self.data: Any = None
+        self.inbox: Inbox | None = None
+        self.standing: Standing | None = None
         self.close_code = 0
         self.due = -1
-        self._transport: Any = None  # uvloop's, which is no asyncio.Transport by class
-        self.writable: Any = None
+        self._transport = self.writable = self._queue = self._room = None
         self.descriptor = -1
         self._codec: Codec | None = None  # while a frame is incomplete
-        self._queue: SendQueue | None = None
         self._reader: MessageReader | None = None
         self._rate: TokenBucket | None = None  # of the client's messages, from the first on
         self._opened = self._heard = environment.wheel.now
@@ -147,11 +141,10 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- opening ---------------------------------------------------------------
 
-    def take_over(self, transport: asyncio.Transport, key: str, unread: bytes, extensions: str | None = None) -> None:
+    def take_over(self, transport: asyncio.Transport, key: str, extensions: str | None = None) -> None:
         """Answer the checked handshake with 101 and own `transport` from now on.
 
-        key: Sec-WebSocket-Key.  unread: bytes that came behind the request.
-        extensions: the answer to those that the client offers.
+        key: Sec-WebSocket-Key.  extensions: the answer to those that the client offers.
         """
         if extensions is not None:
             self.form |= DEFLATE
@@ -164,15 +157,36 @@ class Connection(asyncio.BufferedProtocol):
         if transport.get_write_buffer_size() and self._queue is None:
             self.pause_writing()  # paused before the upgrade, by answers that the client has not read
         environment = self.environment
-        environment.connections.add(self)
+        environment.connections[self.serial] = self
         environment.counters.handshakes_upgraded += 1
         self._write(handshake_response(key, extensions))
-        self.application.on_open(self)
-        self.plan()
         if log.isEnabledFor(logging.DEBUG):
             log.debug("connection opened", extra=fields(connection=self.id, peer=self.peer, worker=environment.number))
+
+    def open(self, request: Request) -> None:
+        """Tell the application; the client has been answered, and has joined what it joins by opening."""
+        mount = self.mount
+        if mount.heartbeat_seconds:
+            self.start_heartbeat(mount.heartbeat_seconds)
+        if mount.hears_open:
+            self._call(mount.application.on_open, request)
+        if self.state == State.OPEN:
+            self.plan()
+
+    def read(self, unread: bytes) -> None:
+        """Take bytes that came behind the request."""
         if unread:
             self._feed(memoryview(unread))
+
+    @property
+    def number(self) -> int:
+        """What the broker knows it by."""
+        return connection_number(self.environment.number, self.serial)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The channels that it is in."""
+        return tuple(channel_of(group.key) for group in self.groups if is_channel_key(group.key))
 
     @property
     def is_open(self) -> bool:
@@ -182,13 +196,13 @@ class Connection(asyncio.BufferedProtocol):
     # -- reading ---------------------------------------------------------------
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self.environment.codecs.space
+        return self.mount.codecs.space
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._feed(self.environment.codecs.space[:nbytes])
+        self._feed(self.mount.codecs.space[:nbytes])
 
     def _feed(self, received: memoryview) -> None:
-        codecs = self.environment.codecs
+        codecs = self.mount.codecs
         codec = self._codec
         is_borrowed = codec is None
         if codec is None:
@@ -233,7 +247,7 @@ class Connection(asyncio.BufferedProtocol):
     def _on_data_frame(self, opcode: int, fin: bool, rsv1: bool, payload: bytes) -> None:  # noqa: FBT001 - bits
         reader = self._reader
         if reader is None:
-            limits = self.environment.config.limits
+            limits = self.mount.limits
             reader = self._reader = MessageReader(
                 limits.message_bytes, limits.message_fragments, deflate=bool(self.form & DEFLATE)
             )
@@ -243,12 +257,12 @@ class Connection(asyncio.BufferedProtocol):
             if not self._is_within_rate():
                 self.close(CloseCode.POLICY_VIOLATION, "message rate")
             elif self.inbox is not None:
-                self.inbox.append(message)  # an earlier one is still being handled; reading is paused
+                self._hold(self.inbox, message)
             else:
-                self._on_message(message)
+                self._call(self.mount.application.on_message, message)
 
     def _is_within_rate(self) -> bool:
-        most = self.environment.config.limits.messages_per_second
+        most = self.mount.limits.messages_per_second
         if not most:
             return True
         now = self.environment.wheel.now * TICK_SECONDS
@@ -260,13 +274,6 @@ class Connection(asyncio.BufferedProtocol):
         log.info("message rate", extra=fields(connection=self.id, user=self.user, peer=self.peer))
         return False
 
-    def _on_message(self, message: str | bytes) -> None:
-        try:
-            self.application.on_message(self, message)
-        except Exception:
-            log.exception("handler failed", extra=fields(connection=self.id, user=self.user, peer=self.peer))
-            self.close(CloseCode.INTERNAL_ERROR, "")
-
     def _on_ping(self, payload: bytes) -> None:
         if self._queue is None:
             self._write(pong_frame(payload))
@@ -275,8 +282,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _on_close_frame(self, payload: bytes) -> None:
         """Answer with the same code and no reason, an empty one with an empty one, and end the connection."""
-        code, _ = close_payload(payload)
-        self._leave(code or 1005)
+        code, reason = close_payload(payload)
+        self._leave(code or 1005, reason)
         self._give_up_queue("lost")
         self._write(close_frame(code))
         self._transport.close()
@@ -315,130 +322,116 @@ class Connection(asyncio.BufferedProtocol):
     def _has_hung_up(self) -> bool:
         return self._transport is not None and isinstance(self._transport.get_protocol(), _Forgetful)
 
-    def pause_reading(self) -> None:
-        """Take no more from the client until `resume_reading`; what was read already waits in `inbox`."""
-        self.inbox = []
-        if self._transport is not None:
+    # -- the application ---------------------------------------------------------
+
+    def _call(self, handler: Callable[..., Any], *arguments: object) -> None:
+        """Call the application, which is not busy with this connection; a coroutine goes on in a task."""
+        awaited = self._begin(handler, *arguments)
+        if awaited is not None:
+            inbox = self.inbox = Inbox()
+            inbox.task = self.environment.spawn(self._work(inbox, awaited))
+
+    def _begin(self, handler: Callable[..., Any], *arguments: object) -> Awaitable[Any] | None:
+        """Call the application; return what there is to wait for."""
+        began = perf_counter()
+        try:
+            result = handler(self, *arguments)
+        except Exception as error:  # noqa: BLE001 - whatever an application raises
+            return self._fail_call(error)
+        finally:
+            self.mount.observe(perf_counter() - began)
+        return result if result is not None and hasattr(result, "__await__") else None
+
+    async def _work(self, inbox: Inbox, awaited: Awaitable[Any] | None) -> None:
+        """Wait for what the application has begun, then hand over what came meanwhile."""
+        while awaited is not None:
+            try:
+                await timed(awaited, self.mount.observe)
+            except asyncio.CancelledError:
+                if inbox.close is None:
+                    raise
+                log.warning("handler cancelled", extra=fields(connection=self.id, user=self.user, path=self.mount.path))
+            except Exception as error:  # noqa: BLE001 - whatever an application raises
+                failure = self._fail_call(error)
+                if failure is not None:
+                    awaited = failure
+                    continue
+            awaited = self._next_call(inbox)
+
+    def _next_call(self, inbox: Inbox) -> Awaitable[Any] | None:
+        for _ in range(_TURN_MESSAGES):
+            if not len(inbox):
+                break
+            awaited = self._begin(self.mount.application.on_message, inbox.take())
+            if inbox.is_paused and inbox.has_room(self.mount.limits):
+                self._resume_reading(inbox)
+            if awaited is not None:
+                return awaited
+        if len(inbox):
+            return asyncio.sleep(0)
+        self.inbox = None
+        close, inbox.close = inbox.close, None
+        return None if close is None else self._begin(self.mount.application.on_close, *close)
+
+    def _hold(self, inbox: Inbox, message: str | bytes) -> None:
+        inbox.add(message)
+        if not inbox.is_paused and inbox.is_full(self.mount.limits):
+            inbox.is_paused = True
+            self.environment.counters.receive_pauses += 1
             self._transport.pause_reading()
 
-    def resume_reading(self) -> None:
-        """Hand over what has waited, and read on."""
-        waiting, self.inbox = self.inbox or (), None
-        for position, message in enumerate(waiting):
-            if self.state != State.OPEN:
-                break
-            self._on_message(message)
-            if self.inbox is not None:  # paused again by that message
-                self.inbox = [*waiting[position + 1 :], *self.inbox]
-                return
+    def _resume_reading(self, inbox: Inbox) -> None:
+        inbox.is_paused = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    # -- writing ---------------------------------------------------------------
-
-    def send(self, frame: bytes) -> bool:
-        """Write a data frame, or queue it behind what a slow client has not taken; return whether it was taken."""
-        return self.send_joined(frame, (frame,)) == 1
-
-    def send_joined(self, joined: bytes, frames: Sequence[bytes]) -> int:
-        """Write `joined`, which is `frames` joined, or queue the frames behind what a slow client has not taken.
-
-        Returns how many frames were taken, from the first on. Never raises, never changes a group: a
-        connection over its limits marks itself and is closed after the walk.
-        """
-        transport = self.writable
-        if transport is None:
-            if self.state != State.OPEN:
-                return 0
-            if self._queue is not None:
-                return self._enqueue(self._queue, frames)
-            transport = self._transport  # of TLS
+    def _fail_call(self, error: Exception) -> Awaitable[Any] | None:
+        """Close for a failure of the application; return what its `on_error` waits for."""
+        if isinstance(error, ConnectionClosed) and self.state != State.OPEN:
+            return None  # the client was faster
+        self.environment.counters.handler_errors += 1
+        told = fields(connection=self.id, user=self.user, peer=self.peer, path=self.mount.path)
+        log.error("handler failed", exc_info=error, extra=told)
+        if self.inbox is not None:
+            self.inbox.clear()
         try:
-            transport.write(joined)
-        except (OSError, RuntimeError):  # uvloop: the transport was closed under us
-            transport.abort()
-        if transport.is_closing():  # and a write that failed is told in no other way
-            self.environment.hub.mark_slow(self)
-            return 0
-        return len(frames)
+            awaited = self.mount.application.on_error(self, error)
+        except Exception:
+            log.exception("on_error failed", extra=told)
+            awaited = None
+        self.close(CloseCode.INTERNAL_ERROR, "")
+        return None if awaited is None else self._guard(awaited)
 
-    def _write(self, frame: bytes) -> None:
-        """Write a control frame, whatever is queued."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame)
+    async def _guard(self, awaited: Awaitable[Any]) -> None:
+        try:
+            await awaited
+        except Exception:
+            log.exception("on_error failed", extra=fields(connection=self.id, user=self.user, path=self.mount.path))
 
-    def _enqueue(self, queue: SendQueue, frames: Sequence[bytes]) -> int:
-        environment = self.environment
-        limits = environment.config.limits
-        for taken, frame in enumerate(frames):
-            # An empty queue takes any frame: pushes that are too large for it are refused with 413.
-            while len(queue) and (
-                len(queue) >= limits.send_queue_messages
-                or queue.queued_bytes + len(frame) + ENTRY_BYTES > limits.send_queue_bytes
-            ):
-                if limits.slow_policy == "disconnect":
-                    environment.hub.mark_slow(self)
-                    return taken
-                self._drop_oldest(queue)
-            environment.send_queues.grow(queue.append(frame))
-        return len(frames)
-
-    def _drop_oldest(self, queue: SendQueue) -> None:
-        if not queue.dropped:
-            log.info("drops oldest messages", extra=fields(connection=self.id, user=self.user, peer=self.peer))
-        self.environment.send_queues.shrink(queue.drop_oldest())
-        self.environment.counters.drops_oldest += 1
-
-    @property
-    def queued_bytes(self) -> int:
-        """Bytes in the send queue."""
-        return self._queue.queued_bytes if self._queue is not None else 0
-
-    def pause_writing(self) -> None:
-        if self._queue is None:
-            log.debug("slow", extra=fields(connection=self.id, user=self.user, peer=self.peer))
-        self._queue = SendQueue()
-        self.writable = None
-        self.environment.send_queues.paused[self] = None
-
-    def resume_writing(self) -> None:
-        """Write what has waited, until the client is behind again."""
-        queue, transport = self._queue, self._transport
-        if queue is None or transport is None:
+    def _end_calls(self, code: int, reason: str) -> None:
+        """Have `on_close` called behind all other calls; one that is under way has a while to end."""
+        if not self.mount.hears_close:
             return
-        self._queue = None
-        if self.state == State.OPEN and self.descriptor >= 0:
-            self.writable = transport
-        # It has taken something: as good a sign of life as any, and its pong may be far behind.
-        self._heard = self.environment.wheel.now
-        self._pinged = -1
-        send_queues = self.environment.send_queues
-        pong = send_queues.paused.pop(self, None)
-        if pong is not None and self.state == State.OPEN:
-            self._write(pong_frame(pong))
-        while self._queue is None and len(queue) and not transport.is_closing():
-            before = queue.queued_bytes
-            data = queue.take(self.environment.config.server.write_buffer_bytes)
-            send_queues.shrink(before - queue.queued_bytes)
-            transport.write(data)
-        if len(queue):
-            self._queue = queue
-            self.writable = None
+        loop = asyncio.get_running_loop()
+        if self.inbox is None:
+            loop.call_soon(self._end_call, code, reason)
         else:
-            self._tell_dropped(queue)
+            self.inbox.close = (code, reason)
+            assert self.inbox.task is not None
+            loop.call_later(self.mount.connections.close_timeout_seconds, self.inbox.task.cancel)
 
-    def _tell_dropped(self, queue: SendQueue) -> None:
-        """Say how many messages a slow client has missed, when that is over."""
-        if queue.dropped:
-            told = fields(connection=self.id, user=self.user, reason="oldest", messages=queue.dropped)
-            log.info("messages dropped", extra=told)
+    def _end_call(self, code: int, reason: str) -> None:
+        if self.inbox is None:
+            self._call(self.mount.application.on_close, code, reason)
+        else:  # its `on_error` has begun meanwhile
+            self.inbox.close = (code, reason)
 
     # -- time ------------------------------------------------------------------
 
     def renew(self) -> None:
         """Go by limits and times that have changed."""
         if self.state == State.OPEN:
-            limits = self.environment.config.limits
+            limits = self.mount.limits
             self._rate = None
             if self._reader is not None:
                 self._reader.limit(limits.message_bytes, limits.message_fragments)
@@ -448,26 +441,33 @@ class Connection(asyncio.BufferedProtocol):
         """Ask to be called when the next deadline comes; call it when a deadline was added."""
         self.environment.wheel.schedule(self, self._next_due(self.environment.wheel.now))
 
-    def start_heartbeat(self, seconds: int) -> None:
-        """Send a text heartbeat every `seconds`, for clients that cannot see pings."""
+    def start_heartbeat(self, seconds: float) -> None:
+        """Send a text heartbeat now and every `seconds`, for clients that cannot see pings."""
+        self.beat_every(seconds)
+        self.send_frame(HEARTBEAT_FRAME)
+        self.plan()
+
+    def beat_every(self, seconds: float) -> None:
+        """Send a text heartbeat after `seconds`, and so on."""
         self.heartbeat_ticks = ticks(seconds)
         self._heartbeat_due = self.environment.wheel.now + self.heartbeat_ticks
 
+    def on_sign_of_life(self) -> None:
+        """The client has taken something: as good a sign of life as any, and its pong may be far behind."""
+        self._heard = self.environment.wheel.now
+        self._pinged = -1
+
     def on_timer(self, now: int) -> int | None:
         """Do what is due; see TimerWheel."""
-        environment = self.environment
         if self.state != State.OPEN:
             if now < self._close_due:
                 return self._close_due
             self._abort("close time-out")
             return None
-        times = environment.connection_ticks
-        if self.must_register and not self.groups:
-            if now >= self._opened + times.register_timeout:
-                self.close(*self.application.close_reason(self))
-                return self._close_due
-        elif self.expires_at is not None and environment.clock() >= self.expires_at:
-            self.close(CloseCode.TOKEN_EXPIRED, "token expired")
+        times = self.mount.times
+        ending = self._ending(now)
+        if ending is not None:
+            self.close(*ending)
             return self._close_due
         if self._pinged >= 0:
             if now >= self._pinged + times.pong_timeout:
@@ -478,16 +478,31 @@ class Connection(asyncio.BufferedProtocol):
             self._write(_PING)
         if self.heartbeat_ticks and now >= self._heartbeat_due:
             self._heartbeat_due = now + self.heartbeat_ticks
-            self.send(HEARTBEAT_FRAME)
+            if not self._is_full():
+                self.send_frame(HEARTBEAT_FRAME)
         return self._next_due(now)
 
+    def _ending(self, now: int) -> tuple[CloseCode, str] | None:
+        """Return why it has to be closed now, if it has to."""
+        times = self.mount.times
+        if self.unregistered is not None and not self.groups:
+            if now >= self._opened + times.register_timeout:
+                return self.unregistered(self)
+        elif self.expires_at is not None and self.environment.clock() >= self.expires_at:
+            return CloseCode.TOKEN_EXPIRED, "token expired"
+        if times.write_timeout and self._queue is not None and now >= self._queue.since + times.write_timeout:
+            return CloseCode.TRY_AGAIN_LATER, "too slow"
+        return None
+
     def _next_due(self, now: int) -> int:
-        times = self.environment.connection_ticks
+        times = self.mount.times
         due = self._pinged + times.pong_timeout if self._pinged >= 0 else self._heard + times.ping_interval
-        if self.must_register and not self.groups:
+        if self.unregistered is not None and not self.groups:
             due = min(due, self._opened + times.register_timeout)
         if self.heartbeat_ticks:
             due = min(due, self._heartbeat_due)
+        if times.write_timeout and self._queue is not None:
+            due = min(due, self._queue.since + times.write_timeout)
         if self.expires_at is not None:
             seconds = self.expires_at - self.environment.clock()
             due = min(due, now + ticks(max(seconds, TICK_SECONDS)))
@@ -495,13 +510,13 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- closing ---------------------------------------------------------------
 
-    def close(self, code: CloseCode, reason: str) -> None:
+    def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Leave all groups, send a close frame behind what was queued, wait for the client's; again does nothing."""
         if self.state != State.OPEN:
             return
         if code != CloseCode.TRY_AGAIN_LATER:
             self.environment.hub.leave(self)  # while it still takes what is on its way to it
-        self._leave(code)
+        self._leave(code, reason)
         transport = self._transport
         if transport is None:
             return
@@ -510,11 +525,13 @@ class Connection(asyncio.BufferedProtocol):
         elif self._queue is not None and len(self._queue):
             # Taken messages come before the close frame; close_timeout_seconds bounds the wait.
             self.environment.send_queues.shrink(self._queue.queued_bytes)
-            self._write(self._queue.take(self._queue.queued_bytes))
+            self._write(b"".join(self._queue.take(self._queue.queued_bytes)))
         self._write(close_frame(code, reason))
         if self.inbox is not None:
-            self.inbox = None
-            transport.resume_reading()
+            if code != CloseCode.SERVICE_RESTART:
+                self.inbox.clear()
+            if self.inbox.is_paused:
+                self._resume_reading(self.inbox)  # its close frame is waited for
 
     def close_slow(self) -> None:
         """End a connection whose client does not take its messages, or whose last write has failed."""
@@ -523,33 +540,19 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self.close(CloseCode.TRY_AGAIN_LATER, "too slow")
 
-    def _leave(self, code: int) -> None:
+    def _leave(self, code: int, reason: str = "") -> None:
         """Enter CLOSING: nothing is sent to this connection any more but its close frame."""
         environment = self.environment
         self.state = State.CLOSING
         self.writable = None
         self.close_code = code
         environment.hub.leave(self)
-        self._close_due = environment.wheel.now + environment.connection_ticks.close_timeout
+        if self.standing is not None:
+            self.standing.give_up(self)
+        self._tell_of_room()
+        self._end_calls(code, reason)
+        self._close_due = environment.wheel.now + self.mount.times.close_timeout
         environment.wheel.schedule(self, self._close_due)
-
-    def _give_up_queue(self, reason: str) -> None:
-        queue, self._queue = self._queue, None
-        environment = self.environment
-        environment.send_queues.paused.pop(self, None)
-        if queue is None:
-            return
-        self._tell_dropped(queue)
-        if len(queue):
-            environment.send_queues.shrink(queue.queued_bytes)
-            if reason == "slow":
-                environment.counters.drops_slow += len(queue)
-            else:
-                environment.counters.drops_lost += len(queue)
-            log.info(
-                "messages dropped",
-                extra=fields(connection=self.id, user=self.user, reason=reason, messages=len(queue)),
-            )
 
     def _abort(self, reason: str) -> None:
         if self.state == State.OPEN:
@@ -565,7 +568,7 @@ class Connection(asyncio.BufferedProtocol):
             self._leave(1006)
         self.state = State.CLOSED
         environment.wheel.cancel(self)
-        environment.connections.discard(self)
+        environment.connections.pop(self.serial, None)
         if self.admitted:
             environment.release(self.admitted)
         environment.counters.closes += 1
@@ -573,7 +576,6 @@ class Connection(asyncio.BufferedProtocol):
         if self._codec is not None:
             self._codec.discard()
         self._transport = self.writable = self._reader = self._codec = None
-        self.inbox = None
         log.info(
             "connection closed",
             extra=fields(

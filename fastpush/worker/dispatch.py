@@ -125,7 +125,7 @@ class HttpConnection(asyncio.Protocol):
             log.debug("accepted", extra=fields(peer=self.peer, worker=environment.number))
         wheel = environment.wheel
         self._active = wheel.now
-        wheel.schedule(self, wheel.now + environment.connection_ticks.head)
+        wheel.schedule(self, wheel.now + environment.head_ticks)
 
     @property
     def peer(self) -> str:
@@ -134,6 +134,12 @@ class HttpConnection(asyncio.Protocol):
             peer = None if self.transport is None else self.transport.get_extra_info("peername")
             self._peer = peer_text(peer[0], peer[1]) if peer else ""
         return self._peer
+
+    @property
+    def local_host(self) -> str:
+        """The address of this host that the client has connected to."""
+        own = None if self.transport is None else self.transport.get_extra_info("sockname")
+        return str(own[0]) if own else ""
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._window is not None:
@@ -202,7 +208,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_timer(self, now: int) -> int | None:
         """Give up on a client that is waited for too long: for a request, or to read an answer."""
-        timeout = self._services.environment.connection_ticks.head
+        timeout = self._services.environment.head_ticks
         due = self._active + timeout
         if now < due and self._stage != LINGER:
             return due
@@ -302,7 +308,7 @@ class HttpConnection(asyncio.Protocol):
         refusal = services.guard.refusal(head.headers, is_tls=self.is_tls)
         if refusal is not None:
             self._refuse(refusal, as_json=wants_json(head.headers))
-        elif head.path in services.websocket_paths and self.role != "api":
+        elif head.path in services.mounts and self.role != "api":
             self._upgrade(head)
         elif self.role == "public":
             self._refuse(errors.not_found(head.path), as_json=True)

@@ -81,7 +81,7 @@ class Drain:
         total = 0
         while left or order is not self._order:
             if order is not self._order:  # the first one, or another one in the middle of it
-                order, left = self._order, list(self._connections)
+                order, left = self._order, list(self._connections.values())
                 total = len(left)
                 self._refuse()
             share = (loop.time() - self._began + SLOT_SECONDS) / max(self._spread_seconds(total), SLOT_SECONDS)
@@ -102,7 +102,7 @@ class Drain:
         http_connections = self._services.http_connections
         for http in list(http_connections):
             http.drain()
-        for connection in list(self._connections):
+        for connection in list(self._connections.values()):
             connection.close(CloseCode.SERVICE_RESTART, "server is restarting")
         return not self._connections and not http_connections
 

@@ -5,19 +5,19 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastpush.config import Config
+from fastpush.config import Config, Connections, Limits
 from fastpush.fanout import Hub
 from fastpush.log import fields
 from fastpush.metrics import Counters
-from fastpush.worker.codec import Codecs
 from fastpush.worker.timers import TimerWheel, ticks
 
 if TYPE_CHECKING:
     from fastpush.worker.connection import Connection
+    from fastpush.worker.sending import Sender
 
 log = logging.getLogger("fastpush.connection")
 
@@ -35,7 +35,7 @@ class SendQueues:
         self._hub = hub
         self._relieving = False
         self.queued_bytes = 0
-        self.paused: dict[Connection, bytes | None] = {}
+        self.paused: dict[Sender, bytes | None] = {}
 
     def limit(self, limit_bytes: int) -> None:
         """Allow so many bytes from now on."""
@@ -68,23 +68,23 @@ class SendQueues:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionTicks:
-    """Times of `[connections]` and `[limits]` in ticks of the timer wheel."""
+    """Times of a connection in ticks of the timer wheel. write_timeout: 0 for none."""
 
     register_timeout: int
     ping_interval: int
     pong_timeout: int
     close_timeout: int
-    head: int
+    write_timeout: int
 
     @classmethod
-    def of(cls, config: Config) -> "ConnectionTicks":
+    def of(cls, limits: Limits, connections: Connections) -> "ConnectionTicks":
         """Round the configured seconds up to ticks."""
         return cls(
-            register_timeout=ticks(config.limits.register_timeout_seconds),
-            ping_interval=ticks(config.connections.ping_interval_seconds),
-            pong_timeout=ticks(config.connections.pong_timeout_seconds),
-            close_timeout=ticks(config.connections.close_timeout_seconds),
-            head=ticks(config.server.head_seconds),
+            register_timeout=ticks(limits.register_timeout_seconds),
+            ping_interval=ticks(connections.ping_interval_seconds),
+            pong_timeout=ticks(connections.pong_timeout_seconds),
+            close_timeout=ticks(connections.close_timeout_seconds),
+            write_timeout=ticks(connections.write_timeout_seconds) if connections.write_timeout_seconds else 0,
         )
 
 
@@ -93,7 +93,9 @@ class Environment:
     """The state of a worker that its connections use.
 
     number: of this worker process.  clock: unix time in seconds.
+    connections: by serial number.
     release: called with the names that an ended connection was admitted by (worker/admission.py).
+    spawn: runs a coroutine in the background.  head_ticks, register_ticks: times for a request, and for a handshake.
     id_prefix, serials: what the ids of its connections are made of.
     """
 
@@ -103,11 +105,12 @@ class Environment:
     wheel: TimerWheel
     counters: Counters
     send_queues: SendQueues
-    connections: "set[Connection]" = field(default_factory=set)
+    connections: "dict[int, Connection]" = field(default_factory=dict)
     clock: Callable[[], float] = time.time
     release: Callable[[tuple[bytes, ...]], None] = lambda _: None
-    connection_ticks: ConnectionTicks = field(init=False)
-    codecs: Codecs = field(init=False)
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = field(init=False)
+    head_ticks: int = field(init=False)
+    register_ticks: int = field(init=False)
     id_prefix: str = field(init=False)
     serials: Iterator[int] = field(init=False)
 
@@ -120,5 +123,5 @@ class Environment:
     def configure(self, config: Config) -> None:
         """Go by `config` from now on."""
         self.config = config
-        self.connection_ticks = ConnectionTicks.of(config)
-        self.codecs = Codecs(config.limits.message_bytes, config.server.read_buffer_bytes)
+        self.head_ticks = ticks(config.server.head_seconds)
+        self.register_ticks = ticks(config.limits.register_timeout_seconds)

@@ -55,6 +55,8 @@ class Gauges:
     def end_second(self) -> None:
         """Begin another second."""
         self._pauses.longest_seconds.end_second()
+        for mount in self._services.mounts.values():
+            mount.longest.end_second()
         counters = self._environment.counters
         self._second_deliveries = counters.deliveries - self._deliveries
         self._second_writes = counters.writes - self._writes
@@ -75,6 +77,9 @@ class Gauges:
             "bus_queue_bytes": self._bus.queued_bytes,
             "bus_queue_limit_bytes": config.bus.queue_bytes,
             "loop_lag_seconds": round(services.overload.worst_lag.value, 3),
+            "handler_longest_seconds": {
+                mount.path: round(mount.longest.value, 6) for mount in services.mounts.values()
+            },
             "gc_longest_pause_seconds": round(self._pauses.longest_seconds.value, 6),
             "start_time_seconds": self._started_seconds,
             "second_deliveries": self._second_deliveries,

@@ -9,8 +9,6 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastpush.applications.echo import Echo
-from fastpush.applications.interface import Application
 from fastpush.applications.push import Push
 from fastpush.config import Config
 from fastpush.config.tls import certificate_expiry, server_context
@@ -64,27 +62,18 @@ def take_over(prepared: Prepared, environment: Environment, services: Services, 
     environment.send_queues.limit(limits.worker_send_bytes)
     environment.hub.configure(config.fanout, config.compression)
     push.token_auth, push.limits = prepared.token_auth, limits
-    services.configure(config, prepared.push_auth)
+    services.configure(config, prepared.token_auth, prepared.push_auth)
     services.push_service.limits = limits
     services.overload.limit(limits, services.now())
     services.admission.limit(limits)
     if services.tls is not None and prepared.tls is not None:
         services.tls.replace(*prepared.tls)
     services.app.config = config
-    services.set_websocket_paths(websocket_paths(config, push))
 
 
 async def tell_connections(environment: Environment) -> None:
     """Have every open connection notice its new limits and deadlines."""
-    for position, connection in enumerate(list(environment.connections), 1):
+    for position, connection in enumerate(list(environment.connections.values()), 1):
         connection.renew()
         if position % SLICE_CONNECTIONS == 0:
             await asyncio.sleep(0)
-
-
-def websocket_paths(config: Config, push: Push) -> dict[str, Application]:
-    """Return which application serves which path."""
-    paths: dict[str, Application] = {config.server.websocket_path: push}
-    if config.echo.enabled:
-        paths[config.echo.path] = Echo()
-    return paths

@@ -9,33 +9,43 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import orjson
 import uvloop
 
 from fastpush import log as logs
+from fastpush.applications import Application, Options
 from fastpush.applications.push import Push
 from fastpush.bus.client import BusClient, BusUnavailable, OnResult
 from fastpush.child import LISTEN_BACKLOG, Channel, Context, Listener, ListenerRole, beat_seconds, tune_collector
 from fastpush.config import Config
-from fastpush.errors import CloseCode, ConfigError, unavailable
-from fastpush.fanout import Hub
-from fastpush.http.app import HttpApp
+from fastpush.errors import ConfigError, unavailable
+from fastpush.fanout import Hub, Receiver
+from fastpush.http.app import HttpApp, Served
 from fastpush.http.auth.threads import UnawaitedThreads
 from fastpush.http.push import PushService
 from fastpush.http.refusals import RefusalLog
+from fastpush.inspection import Inspector
 from fastpush.log import fields
 from fastpush.metrics import Counters
 from fastpush.protocol import control
+from fastpush.protocol.bus import split_connection_number
+from fastpush.protocol.push import claim_name
 from fastpush.worker.admission import Admission
+from fastpush.worker.application_server import ApplicationServer
+from fastpush.worker.connection import Connection
 from fastpush.worker.dispatch import HttpConnection
 from fastpush.worker.drain import Drain
 from fastpush.worker.environment import Environment, SendQueues
 from fastpush.worker.gauges import Gauges
-from fastpush.worker.live import Prepared, prepare, take_over, tell_connections, websocket_paths
+from fastpush.worker.inspection import connections
+from fastpush.worker.live import Prepared, prepare, take_over, tell_connections
+from fastpush.worker.membership import Memberships
 from fastpush.worker.memory import Trimmer
+from fastpush.worker.mount import Mount, PushMount, applications
 from fastpush.worker.overload import Overload
 from fastpush.worker.services import Services
 from fastpush.worker.timers import TICK_SECONDS, TimerWheel
@@ -75,7 +85,7 @@ class Worker:
             queue_bytes=config.bus.queue_bytes,
             answer_seconds=config.bus.confirm_ms / 1000 + _ANSWER_MARGIN_SECONDS,
             deliver=lambda publication, counted: self._hub.deliver(publication, counted),  # noqa: PLW0108 - no hub yet
-            close_user=self._close_user,
+            close=self._close_connections,
             key_table=self._key_table,
             measure=self._measure,
         )
@@ -87,6 +97,7 @@ class Worker:
             compression=config.compression,
             write_bytes=config.server.write_buffer_bytes,
             counters=counters,
+            find=self._find,
         )
         self._environment = Environment(
             number=context.number,
@@ -96,6 +107,7 @@ class Worker:
             counters=counters,
             send_queues=SendQueues(config.limits.worker_send_bytes, self._hub),
         )
+        self._memberships = self._bus.members = Memberships(self._environment, self._bus, lambda: self._services.mounts)
 
     async def serve(self) -> int:
         """Startup, main loop, shutdown."""
@@ -112,6 +124,8 @@ class Worker:
         loop.set_default_executor(UnawaitedThreads())
         sys.path.insert(0, str(Path.cwd()))  # where functions of [auth] and [push] may live
         self._channel = Channel(self._context.channel, self._on_control, self._on_orphaned)
+        self._inspector = Inspector(self._channel.send, {"connections": partial(connections, self._environment)})
+        self._inspector.open()
         self._channel.open()
         self._services = services = self._build_services(loop)
         services.app = HttpApp(
@@ -122,6 +136,8 @@ class Worker:
             epoch=lambda: self._bus.epoch,
             unready=lambda: self._readiness or self._bus.unready,
             on_refused=services.log_refusal,
+            served=lambda: [Served(mount.path, mount.kind, mount.anonymous) for mount in services.mounts.values()],
+            look_up=self._serve_application(self._config.server.websocket_path).look_up,
         )
         await services.app.start()
         self._channel.beat(lambda: beat_seconds(self._environment.config), self._figures)
@@ -151,17 +167,17 @@ class Worker:
             admission=admission,
             tls=None if prepared.tls is None else ServerTls(*prepared.tls, environment),
         )
-        services.configure(config, prepared.push_auth)
-        self._push = Push(
-            self._hub,
-            config.limits,
-            environment.counters,
-            prepared.token_auth,
-            services.spawn,
-            admission,
-        )
-        services.set_websocket_paths(websocket_paths(config, self._push))
+        environment.spawn = services.spawn
+        services.configure(config, prepared.token_auth, prepared.push_auth)
+        self._push = Push(self._hub, config.limits, environment.counters, prepared.token_auth, admission)
+        path = config.server.websocket_path
+        mounts = applications(config, self._serve_application)
+        nowhere = Mount(path, Application(self._serve_application(path), Options()), config)
+        services.serve([PushMount(path, self._push, config), *mounts], nowhere)
         return services
+
+    def _serve_application(self, path: str) -> ApplicationServer:
+        return ApplicationServer(path, self._environment, self._bus, self._memberships)
 
     async def _listen(self, slot: int, listeners: tuple[Listener, ...]) -> None:
         """Accept from a slot's listeners, unless that was called off meanwhile.
@@ -276,6 +292,8 @@ class Worker:
                 self._cover(message.slot, descriptors)
             case control.Uncover():
                 self._stop_accepting(message.slot)
+            case control.Inspect():
+                self._inspector.answer(message)
             case _:
                 log.error("unexpected message from the supervisor", extra=fields(kind=type(message).__name__))
 
@@ -372,12 +390,19 @@ class Worker:
     def _key_table(self) -> Iterable[bytes]:
         return self._hub.keys()
 
-    def _close_user(self, body: bytes) -> int:
-        user, event = orjson.loads(body)
-        found = self._hub.connections(user, event)
+    def _close_connections(self, body: bytes) -> int:
+        kind, name, event, code, reason = orjson.loads(body)
+        if kind == "user":
+            found: Sequence[Receiver] = self._hub.connections(name, event)
+        else:
+            found = self._memberships.holders(claim_name(event, name))
         for connection in found:
-            connection.close(CloseCode.POLICY_VIOLATION, "dropped by the back-end")
+            connection.close(code, reason)
         return len(found)
+
+    def _find(self, number: int) -> Connection | None:
+        worker, serial = split_connection_number(number)
+        return self._environment.connections.get(serial) if worker == self._context.number else None
 
     def _measure(self) -> bytes:
         return self._gauges.snapshot()

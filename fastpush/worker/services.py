@@ -2,17 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
-from fastpush.applications.interface import Application
 from fastpush.applications.push import NO_HEADERS
 from fastpush.config import Config, open_keys
 from fastpush.errors import RequestError
 from fastpush.http.app import HttpApp
-from fastpush.http.auth import PushAuth
+from fastpush.http.auth import PushAuth, TokenAuth
 from fastpush.http.guard import Guard
 from fastpush.http.head import HEAD_END
 from fastpush.http.proxies import TrustedProxies, host_of
@@ -28,6 +27,7 @@ from fastpush.worker.tls import ServerTls
 
 if TYPE_CHECKING:
     from fastpush.worker.dispatch import HttpConnection
+    from fastpush.worker.mount import Mount
 
 log = logging.getLogger("fastpush.worker")
 
@@ -42,6 +42,7 @@ class Services:
 
     auth_headers:      headers of an upgrade request that authentication looks at later; None: all.
     lean_body_bytes:   a larger push goes to aiohttp.
+    mounts:            the applications by path.  nowhere: for clients that are told only why they may not come in.
     handshake_starts:  how the request lines of the applications' handshakes begin.
     trusted_proxies:   whose X-Forwarded-For is believed.
     tls:               None without [tls] certificate.
@@ -63,10 +64,12 @@ class Services:
     guard: Guard = field(init=False)
     trusted_proxies: TrustedProxies = field(init=False)
     push_auth: PushAuth = field(init=False)
+    token_auth: TokenAuth = field(init=False)
+    nowhere: "Mount" = field(init=False)
     push_auth_is_sync: bool = field(init=False)
     lean_body_bytes: int = field(init=False)
     auth_headers: tuple[str, ...] | None = field(init=False)
-    websocket_paths: Mapping[str, Application] = field(default_factory=dict)
+    mounts: "dict[str, Mount]" = field(default_factory=dict)
     handshake_starts: tuple[bytes, ...] = ()
     http_connections: "set[HttpConnection]" = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -76,19 +79,23 @@ class Services:
     _date: bytes = b""
     _date_second: int = -1
 
-    def configure(self, config: Config, push_auth: PushAuth) -> None:
-        """Serve by `config` from now on. push_auth: made of it."""
+    def configure(self, config: Config, token_auth: TokenAuth, push_auth: PushAuth) -> None:
+        """Serve by `config` from now on. token_auth, push_auth: made of it."""
         self.guard = Guard(open_keys(config), config.server.origins)
         self.trusted_proxies = TrustedProxies(config.server.trusted_proxies)
+        self.token_auth = token_auth
         self.push_auth = push_auth
+        for mount in self.mounts.values():
+            mount.configure(config)
         self.push_auth_is_sync = config.push.auth != "python"
         self.lean_body_bytes = min(config.limits.push_body_bytes, HELD_BYTES)
         self.auth_headers = _auth_headers(config)
 
-    def set_websocket_paths(self, paths: Mapping[str, Application]) -> None:
+    def serve(self, mounts: "Iterable[Mount]", nowhere: "Mount") -> None:
         """Serve these applications."""
-        self.websocket_paths = paths
-        self.handshake_starts = tuple(f"GET {path}{end}".encode() for path in paths for end in "? ")
+        self.mounts = {mount.path: mount for mount in mounts}
+        self.nowhere = nowhere
+        self.handshake_starts = tuple(f"GET {path}{end}".encode() for path in self.mounts for end in "? ")
 
     def date_header(self) -> bytes:
         """Return the Date header's line, made once a second."""
@@ -144,11 +151,12 @@ class Services:
             return headers
         return {name: headers[name] for name in self.auth_headers if name in headers} or NO_HEADERS
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` in the background; a failure is logged, never lost."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)

@@ -74,7 +74,7 @@ class ServerTls:
     def handshake_due(self) -> int:
         """Return by which tick a handshake that begins now has to be done."""
         environment = self.environment
-        return environment.wheel.now + min(environment.connection_ticks.head, ticks(HANDSHAKE_SECONDS))
+        return environment.wheel.now + min(environment.head_ticks, ticks(HANDSHAKE_SECONDS))
 
 
 class Stage(IntEnum):

@@ -19,20 +19,22 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from fastpush import errors
-from fastpush.applications.push import Push
+from fastpush.applications.interface import Request
+from fastpush.config import is_loopback
 from fastpush.errors import AuthUnavailable, CloseCode, RequestError, TokenRejected
-from fastpush.fanout import ENVELOPE, GZIP, PLAIN, Group
-from fastpush.http.auth import Identity
+from fastpush.fanout import Group
+from fastpush.http.auth import Identity, check_signed
 from fastpush.http.head import Head
 from fastpush.http.push import internal_error
 from fastpush.log import fields
 from fastpush.protocol.deflate import negotiate
-from fastpush.protocol.push import EVERYBODY, UrlOptions, parse_query, user_key
+from fastpush.protocol.push import parse_parameters
 from fastpush.worker.admission import address_name, user_name
 from fastpush.worker.connection import Connection
 
 if TYPE_CHECKING:
     from fastpush.worker.dispatch import HttpConnection
+    from fastpush.worker.mount import Asked, Mount
     from fastpush.worker.services import Services
 
 log = logging.getLogger("fastpush.upgrade")
@@ -50,7 +52,7 @@ class Handshake:
     """
 
     __slots__ = (
-        "_address", "_admitted", "_application", "_groups", "_head", "_http", "_identity", "_options", "_services",
+        "_address", "_admitted", "_asked", "_groups", "_head", "_http", "_identity", "_mount", "_request", "_services",
         "_unconfirmed", "due",
     )  # fmt: skip
 
@@ -59,7 +61,7 @@ class Handshake:
         self._http: HttpConnection | None = http
         self._head = head
         self._address = address
-        self._options: UrlOptions | None = None
+        self._mount: Mount = services.mounts[head.path]
         self._identity: Identity | None = None
         self._admitted: tuple[bytes, ...] = ()
         self._groups: list[Group] = []
@@ -100,10 +102,7 @@ class Handshake:
         assert self._http is not None
         if not services.guard.allows_origin(head.headers, is_tls=self._http.is_tls):
             raise errors.forbidden("this Origin is not in [server] origins")
-        self._application = application = services.websocket_paths[head.path]
-        if isinstance(application, Push):
-            limits = services.environment.config.limits
-            self._options = parse_query(head.query, name_bytes=limits.name_bytes, registrations=limits.registrations)
+        self._asked: Asked = self._mount.read(head.query)
         if services.admission.per_address:
             self._ask(address_name(self._address), self._on_address)
         else:
@@ -133,16 +132,29 @@ class Handshake:
             self._refuse(errors.too_many(text), "address_connections")
 
     def _authenticate(self) -> None:
-        options = self._options
-        if options is None or options.token is None:
-            self._open()
+        token = self._asked.token
+        if token is None:
+            self._admit_anonymous()
             return
-        assert isinstance(self._application, Push)
-        found = self._application.token_auth.authenticate(options.token, self._head.headers)
+        found = self._services.token_auth.authenticate(token, self._head.headers)
         if isinstance(found, Identity):
             self._identify(found)
         else:
             self._services.spawn(self._await_identity(found))
+
+    def _admit_anonymous(self) -> None:
+        """Let a client in that shows no token, where the application allows that."""
+        mount = self._mount
+        if mount.anonymous == "no":
+            raise TokenRejected("a token is needed: send it as the URL parameter token")
+        assert self._http is not None
+        if mount.anonymous == "loopback":
+            refusal = mount.guard.refusal(self._head.headers, is_tls=self._http.is_tls)
+            if refusal is not None:
+                raise refusal
+            if not is_loopback(self._http.local_host):
+                raise TokenRejected("a token is needed from other machines: send it as the URL parameter token")
+        self._announce()
 
     async def _await_identity(self, found: Awaitable[Identity]) -> None:
         try:
@@ -153,11 +165,19 @@ class Handshake:
             self._take(self._identify, identity)
 
     def _identify(self, identity: Identity) -> None:
+        if identity.signed:
+            self._check_signed(identity)
         self._identity = identity
         if self._services.admission.per_user:
             self._ask(user_name(identity.user), self._on_user)
         else:
             self._announce()
+
+    def _check_signed(self, identity: Identity) -> None:
+        parameters = parse_parameters(self._head.query)
+        names = [name for name, _ in parameters]
+        # One that is repeated could mean either.
+        check_signed(identity.signed, {name: value for name, value in parameters if names.count(name) == 1})
 
     def _on_user(self, is_admitted: bool) -> None:  # noqa: FBT001
         if is_admitted:
@@ -168,11 +188,11 @@ class Handshake:
 
     def _announce(self) -> None:
         """Hold the keys that the connection will join until the broker knows them."""
-        hub, identity, options = self._services.environment.hub, self._identity, self._options
-        assert identity is not None
-        assert options is not None
-        user = identity.user
-        keys = (EVERYBODY, *[user_key(user, event) for event in options.events])
+        hub, identity, head = self._services.environment.hub, self._identity, self._head
+        assert self._http is not None
+        user, signed = ("", {}) if identity is None else (identity.user, identity.signed or {})
+        self._request = Request(head.path, self._asked.query, head.headers, self._http.peer, user, signed)
+        keys = self._mount.keys(self._request, self._asked)
         self._groups = groups = [hub.hold(key) for key in keys]
         for group in groups:
             if not group.confirmed:
@@ -190,7 +210,7 @@ class Handshake:
 
     def _wait_for_broker(self) -> None:
         environment = self._services.environment
-        environment.wheel.schedule(self, environment.wheel.now + environment.connection_ticks.register_timeout)
+        environment.wheel.schedule(self, environment.wheel.now + environment.register_ticks)
 
     def on_timer(self, now: int) -> None:
         """The broker has not answered in time; see TimerWheel."""
@@ -201,37 +221,34 @@ class Handshake:
     def _open(self) -> None:
         """Have picows answer 101, and join."""
         # Nothing is waited for between the 101 and the join: no push can come in between.
-        connection = self._hand_over()
-        identity, options, application = self._identity, self._options, self._application
-        if connection is not None and connection.is_open and identity is not None:
-            assert options is not None
-            assert isinstance(application, Push)
-            application.enter(connection, identity, options.events)
+        mount = self._mount
+        taken = self._hand_over(mount)
+        if taken is not None:
+            connection, unread = taken
+            if connection.is_open:
+                mount.enter(connection, self._identity, [group.key for group in self._groups], self._asked)
+                connection.open(self._request)
+            connection.read(unread)
         self._end()
 
-    def _hand_over(self) -> Connection | None:
-        """Let a Connection own the transport; None when the client has gone."""
-        http, head, services, options = self._http, self._head, self._services, self._options
+    def _hand_over(self, mount: "Mount") -> tuple[Connection, bytes] | None:
+        """Let a Connection own the transport; return it and what came behind the request. None: the client has gone."""
+        http, head, services = self._http, self._head, self._services
         assert http is not None
         peer, taken = http.peer, http.hand_over()
         if taken is None:
             return None
         transport, unread = taken
-        connection = Connection(services.environment, self._application, peer, services.kept_headers(head.headers))
+        connection = Connection(services.environment, mount, peer, services.kept_headers(head.headers))
         if self._admitted:
             connection.admitted, self._admitted = self._admitted, ()
-        if options is not None:
-            connection.form = (ENVELOPE if options.envelope else PLAIN) | (GZIP if options.gzip else PLAIN)
-            connection.wants_confirm = options.confirm
-            if options.heartbeat:
-                connection.start_heartbeat(options.heartbeat)
         extensions = None
         if services.environment.config.compression.enabled and (
             offered := head.headers.get("sec-websocket-extensions")
         ):
             extensions = negotiate(offered)
-        connection.take_over(transport, head.headers["sec-websocket-key"], unread, extensions)
-        return connection
+        connection.take_over(transport, head.headers["sec-websocket-key"], extensions)
+        return connection, unread
 
     def _reject(self, error: TokenRejected | AuthUnavailable) -> None:
         """Tell of a bad token by status, or to a page by close code."""
@@ -245,10 +262,11 @@ class Handshake:
         self._services.environment.counters.count_handshake(outcome)
         if self._http is not None:
             self._log_refusal(self._http, outcome, code, str(error))
-        self._options = None
-        connection = self._hand_over()
-        if connection is not None:
+        taken = self._hand_over(self._services.nowhere)
+        if taken is not None:
+            connection, unread = taken
             connection.close(code, "token rejected" if is_rejected else "authentication is not available")
+            connection.read(unread)
         self._end()
 
     def _refuse(self, error: RequestError, outcome: str) -> None:

@@ -154,6 +154,19 @@ def test_4xx_rejects(run: Any, status: int) -> None:
     run(main())
 
 
+def test_the_backend_vouches_for_url_parameters(run: Any) -> None:
+    """S2-25: an answer may say which URL parameters the token vouches for, and it is remembered with them."""
+
+    async def main() -> None:
+        answer = {"userId": "alice", "params": {"specialKey": "room:7"}}
+        async with serving(replying(answer)) as backend, asking(backend.url) as auth:
+            for _ in range(2):
+                assert await ask(auth) == Identity("alice", None, {"specialKey": "room:7"})
+            assert len(backend.questions) == 1
+
+    run(main())
+
+
 @pytest.mark.parametrize("status", [201, 204, 302, 307, 408, 425, 429, 500, 502, 503])
 def test_other_statuses_are_unavailable(run: Any, status: int) -> None:
     """5xx, redirects (not followed), other successes and "not now" are no verdict on the token; never remembered."""
@@ -181,6 +194,9 @@ def test_other_statuses_are_unavailable(run: Any, status: int) -> None:
         b'{"userId":"a","expiresAt":"soon"}',
         b'{"userId":"a","expiresAt":true}',
         b'{"userId":"a","expiresAt":1e999}',
+        b'{"userId":"a","params":[]}',
+        b'{"userId":"a","params":{"room":7}}',
+        json.dumps({"userId": "a", "params": {str(number): "" for number in range(33)}}).encode(),
         b'{"userId":"\xff"}',
         b'{"userId":"a","x":' + b"[" * 20000,
     ],

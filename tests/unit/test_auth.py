@@ -21,11 +21,12 @@ from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from fastpush.config import Auth, Config, Jwt, JwtKey, Limits, Push, PythonAuth, Webhook
 from fastpush.errors import AuthUnavailable, ConfigError, TokenRejected
-from fastpush.http.auth import Identity, push_auth, token_auth
+from fastpush.http.auth import Identity, check_signed, push_auth, token_auth
 from fastpush.http.auth.answers import Answers
 from fastpush.http.auth.complaints import EVERY_SECONDS, Complaints
 from fastpush.http.auth.jwt import JwtAuth, read_key
 from fastpush.http.auth.keys import KeysPushAuth
+from fastpush.http.auth.signed import PARAMETERS_MAX
 from fastpush.http.auth.tables import StaticAuth, TokenIsUser
 from fastpush.http.auth.webhook import WebhookAuth
 
@@ -315,6 +316,68 @@ def test_user_claim() -> None:
         token = signed({"uid": value})
         assert "claim uid" in rejection(lambda token=token: auth.authenticate(token, {}))
     assert "claim uid" in rejection(lambda: auth.authenticate(signed({"sub": "a"}), {}))
+
+
+def test_signed_url_parameters() -> None:
+    """S2-25: the claim params says which URL parameters a token vouches for; without the claim it vouches for none."""
+    params = {"specialKey": "room:7", "support_gzip": "1", "größe": "ü & ü"}
+    assert hs256().authenticate(signed({"sub": "a", "params": params}), {}) == Identity("a", None, params)
+    assert hs256().authenticate(signed({"sub": "a", "params": {}}), {}).signed == {}
+    assert hs256().authenticate(signed({"sub": "a"}), {}).signed is None
+    assert TokenIsUser(NAME_BYTES).authenticate("a", {}).signed is None
+    assert StaticAuth({"t": "a"}, NAME_BYTES).authenticate("t", {}).signed is None
+
+
+def test_signed_parameters_cannot_be_changed() -> None:
+    """An identity may be remembered for others, so what it vouches for stays what the token said."""
+    found = hs256().authenticate(signed({"sub": "a", "params": {"room": "7"}}), {})
+    with pytest.raises(TypeError):
+        found.signed["room"] = "8"
+
+
+@pytest.mark.parametrize("value", [None, [], "room=7", 7, True, {"room": 7}, {"room": None}, {"room": ["7"]}])
+def test_signed_parameters_that_are_none(value: Any) -> None:
+    """A claim params of another form than text by text is refused, not ignored, and shows no value."""
+    token = signed({"sub": "a", "params": value})
+    reason = rejection(lambda: hs256().authenticate(token, {}))
+    assert reason == "token's claim params is no object of at most 32 texts"
+
+
+def test_signed_parameters_are_bounded() -> None:
+    """A token vouches for at most 32 parameters."""
+    params = {str(number): "" for number in range(PARAMETERS_MAX)}
+    assert hs256().authenticate(signed({"sub": "a", "params": params}), {}).signed == params
+    token = signed({"sub": "a", "params": params | {"more": ""}})
+    assert "at most 32" in rejection(lambda: hs256().authenticate(token, {}))
+
+
+def test_params_of_a_token_that_is_not_valid() -> None:
+    """A foreign signature or an end in the past is the reason, whatever the params."""
+    foreign = signed({"sub": "a", "params": 7}, OTHER_SECRET)
+    assert rejection(lambda: hs256().authenticate(foreign, {})) == "token has a wrong signature"
+    expired = signed({"sub": "a", "params": {"room": "7"}, "exp": NOW})
+    assert "expired" in rejection(lambda: hs256().authenticate(expired, {}))
+
+
+def test_url_parameters_are_compared_with_the_signed_ones() -> None:
+    """S2-25: each signed parameter must stand in the URL with exactly its value; others may be there as well."""
+    params = {"specialKey": "room:7", "empty": ""}
+    check_signed(params, params)
+    check_signed(params, {"token": "t", **params, "more": "1"})
+    check_signed({}, {"specialKey": "room:7"})
+    check_signed(None, {"specialKey": "room:7"})
+    for query in (
+        {},
+        {"empty": ""},
+        {"empty": "", "specialKey": ""},
+        {"empty": "", "specialKey": "room:8"},
+        {"empty": "", "specialKey": "ROOM:7"},
+        {"empty": "", "specialKey": "room:7 "},
+        {"empty": "", "specialkey": "room:7"},
+    ):
+        reason = rejection(lambda query=query: check_signed(params, query))
+        assert reason == "URL parameter specialKey is not what the token vouches for"
+    assert "parameter empty" in rejection(lambda: check_signed(params, {"specialKey": "room:7"}))
 
 
 def test_key_ids() -> None:

@@ -6,6 +6,7 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -50,11 +51,21 @@ ALWAYS = ["workers", "descriptors", "memory", "backlog", "outgoing ports"]
 pytestmark = pytest.mark.usefixtures("alone")
 
 
-def check(folder: Path, sections: dict[str, dict[str, Any]], *arguments: str) -> Result:
-    """Run the command with this configuration, on a port that the kernel chooses unless it says which."""
+def check(
+    folder: Path, sections: dict[str, dict[str, Any]], *arguments: str, applications: Sequence[dict[str, Any]] = ()
+) -> Result:
+    """Run the command with this configuration, on a port that the kernel chooses unless it says which.
+
+    applications: entries of [[application]], of the class Ticker in MODULE unless they name another.
+    """
     server = {"listen": "127.0.0.1:0", "workers": 1, "runtime_directory": str(folder / "run")}
     path = folder / "config.toml"
-    path.write_text(toml(sections | {"server": server | sections.get("server", {})}))
+    text = toml(sections | {"server": server | sections.get("server", {})})
+    for application in applications:
+        values = {"handler": "checked_applications:Ticker"} | application
+        options = values.pop("options", {})
+        text += toml({"[application]": values, "application.options": options})
+    path.write_text(text)
     result = CliRunner().invoke(main, ["check", *arguments, "--config", str(path)], prog_name="fastpush")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -151,6 +162,75 @@ def test_functions(tmp_path: Path) -> None:
     functions = next(f for f in json.loads(result.stdout)["findings"] if f["name"] == "functions")
     assert (result.exit_code, functions["text"]) == (0, "checked_module:who can be imported")
     assert result.stderr == "loud\n"
+
+
+MODULE = """
+from fastpush.applications import Application, Options
+
+class Prices(Options):
+    kept: int = 100
+
+class Ticker(Application):
+    options_class = Prices
+
+def no_class(server, options): return Ticker(server, options)
+
+print("loud")
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module in the current folder, imported by nobody yet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "checked_applications.py").write_text(MODULE)
+    yield "checked_applications"
+    sys.modules.pop("checked_applications", None)
+
+
+def test_applications(tmp_path: Path, module: str) -> None:
+    """Each application's path, class and who may come in are told, one a line; nothing without applications."""
+    assert "application" not in found(tmp_path, {})[1]
+    result = check(
+        tmp_path,
+        {},
+        applications=[
+            {"path": "/a", "options": {"kept": 3}},
+            {"path": "/b", "anonymous": "loopback"},
+            {"path": "/c", "anonymous": "everywhere"},
+        ],
+    )
+    assert (result.exit_code, result.stderr) == (0, "loud\n")
+    name = f"{module}:Ticker"
+    assert [line for line in result.stdout.splitlines() if " application " in line] == [
+        f"ok      application    /a: {name}, for clients with a token",
+        f"ok      application    /b: {name}, for clients with a token, and of this machine without",
+        f"ok      application    /c: {name}, for everybody, without a token",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("application", "text"),
+    [
+        ({"handler": "no_such_module:A"}, "handler: cannot import no_such_module: ModuleNotFoundError"),
+        ({"handler": "checked_applications:Nothing"}, "handler: checked_applications has no Nothing"),
+        (
+            {"handler": "checked_applications:no_class"},
+            "handler: checked_applications:no_class is no class that derives",
+        ),
+        ({"handler": "checked_applications:Prices"}, "handler: checked_applications:Prices is no class that derives"),
+        ({"options": {"keep": 3}}, "options: Object contains unknown field `keep`"),
+        ({"options": {"kept": "3"}}, "options: Expected `int`, got `str` - at `$.kept`"),
+    ],
+)
+@pytest.mark.usefixtures("module")
+def test_an_application_that_no_worker_could_start(tmp_path: Path, application: dict[str, Any], text: str) -> None:
+    """A class that cannot be imported, is none, or does not take its options: exit code 2, its number and its key."""
+    result = check(tmp_path, {}, "--json", applications=[{"path": "/good"}, {"path": "/bad"} | application])
+    good, bad = [f for f in json.loads(result.stdout)["findings"] if f["name"] == "application"]
+    assert (result.exit_code, good["severity"], bad["severity"]) == (2, "ok", "fails")
+    assert bad["text"].startswith(f"[[application]] number 2, {text}")
 
 
 def test_the_log_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import click
 import pytest
@@ -13,12 +14,15 @@ from joserfc.jwk import ECKey, OctKey, RSAKey
 from fastpush import __version__
 from fastpush.cli import main
 from fastpush.cli.common import Interval, count_of, server_url
-from fastpush.cli.status import _duration, _print
-from fastpush.config import Config, load
+from fastpush.cli.status import _print, duration
+from fastpush.config import Config, Jwt, JwtKey, load
+from fastpush.errors import TokenRejected
+from fastpush.http.auth import Identity, check_signed
+from fastpush.http.auth.jwt import JwtAuth
 from tests.server import toml
 
 COMMANDS = (
-    "serve", "check", "install-service", "status", "reload", "drain", "restart",
+    "serve", "check", "install-service", "status", "debug", "reload", "drain", "restart",
     "push", "drop", "listen", "token", "bench",
 )  # fmt: skip
 PUSH = ("push", "jack", "topic1", "hello")
@@ -88,9 +92,26 @@ def test_version() -> None:
         ((*PUSH, "--url", "http://ho\nst"), "is not a server"),
         ((*PUSH, "--key", "two\nlines"), "holds characters that no HTTP header can carry"),
         (("drop",), "Missing argument 'USER'"),
+        (("debug", "heap", "0"), "'heap' is not one of 'stacks', 'tasks', 'connections'"),
+        (("debug", "stacks"), "Missing argument 'WORKER'"),
+        (("debug", "stacks", "w0"), "'w0' is no process; name a worker by its number like 0, or as in logs"),
+        (("debug", "stacks", "0", "--limit", "1001"), "1001 is not in the range"),
         (("listen", "--token", "aaa"), "Missing option '--event'"),
         (("listen", "--token", "aaa", "--event", "e", "--count", "0"), "0 is not in the range"),
         (("token", "jack", "--expires", "soon"), "is not a valid integer"),
+        (("token", "jack", "--url", "ftp://host/"), "is not a URL of a server; write it like wss://host/path?"),
+        (("token", "jack", "--url", "host/broadcast"), "is not a URL of a server"),
+        (("token", "jack", "--url", "wss:///broadcast"), "is not a URL of a server"),
+        (("token", "jack", "--url", "wss://host:port/"), "is not a URL of a server"),
+        (("token", "jack", "--url", "wss://host/?a=b c"), "is not a URL of a server"),
+        (("token", "jack", "--url", "wss://host/?a=b\n"), "is not a URL of a server"),
+        (("token", "jack", "--url", "wss://host/?a=\udcff"), "is not a URL of a server"),
+        (("token", "jack", "--url", "wss://host/?a=1#"), "a fragment (# and what follows) never reaches a server"),
+        (("token", "jack", "--url", "wss://host/?a=1&%74oken="), "there is a parameter token already"),
+        (("token", "jack", "--url", "wss://host/?a=1&b=2&%61=1"), "the parameter 'a' is repeated"),
+        (("token", "jack", "--url", "wss://host/?a=%zz"), "not percent-encoded UTF-8"),
+        (("token", "jack", "--url", "wss://host/?a=%ff"), "not percent-encoded UTF-8"),
+        (("token", "jack", "--url", f"wss://host/?{'&'.join(f'p{n}=' for n in range(33))}"), "more than 32 parameters"),
     ],
 )
 def test_wrong_usage_is_named(arguments: tuple[str, ...], text: str) -> None:
@@ -269,7 +290,7 @@ def test_status_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_durations_are_short() -> None:
     """Seconds, minutes, hours, days."""
-    assert [_duration(seconds) for seconds in (5, 90, 5400, 129600)] == ["5 s", "1.5 min", "1.5 h", "1.5 d"]
+    assert [duration(seconds) for seconds in (5, 90, 5400, 129600)] == ["5 s", "1.5 min", "1.5 h", "1.5 d"]
 
 
 # -- token --------------------------------------------------------------------------
@@ -318,6 +339,95 @@ def test_token_of_another_mode_warns(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert '[auth] mode is "token-is-user"' in result.stderr
     assert claims_of(result.stdout.strip())["sub"] == "jack"
+
+
+SPECIAL = "wss://host/broadcast?specialKey=room:7&support_gzip=1"
+
+
+def signed_url(folder: Path, url: str, *more: str) -> str:
+    result = fastpush("token", "jack", "--url", url, *more, "--config", hs256(folder))
+    assert (result.exit_code, result.stderr, result.stdout.count("\n")) == (0, "", 1)
+    return result.stdout.strip()
+
+
+def opened(url: str) -> tuple[Identity, dict[str, str]]:
+    """Whom the token in `url` names, and all parameters of the URL, as a server sees them."""
+    query = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    found = JwtAuth(Jwt(key=[JwtKey(kid="one", secret=SECRET)]), 512).authenticate(query["token"], {})
+    assert isinstance(found, Identity)
+    return found, query
+
+
+@pytest.mark.parametrize(
+    ("url", "params"),
+    [
+        (SPECIAL, {"specialKey": "room:7", "support_gzip": "1"}),
+        ("ws://127.0.0.1:8080/b?z=1&a=2", {"z": "1", "a": "2"}),
+        ("http://[::1]:8080?a=", {"a": ""}),
+        ("https://host/b?a+b=c+d&e=%26%3D%23%25%2B&f=a=b", {"a b": "c d", "e": "&=#%+", "f": "a=b"}),
+        ("wss://host/b?room=größe&Raum=gr%C3%B6%c3%9fe", {"room": "größe", "Raum": "größe"}),
+        ("wss://host/b?emoji=%F0%9F%9A%80&path=/a;b?c", {"emoji": "🚀", "path": "/a;b?c"}),
+    ],
+)
+def test_a_signed_url_is_the_url_with_a_token(tmp_path: Path, url: str, params: dict[str, str]) -> None:
+    """S2-25: --url prints the URL as it was given, then the token, which vouches for its decoded parameters."""
+    printed = signed_url(tmp_path, url)
+    kept, _, token = printed.rpartition("&token=")
+    assert kept == url
+    claims = claims_of(token)
+    assert list(claims["params"].items()) == list(params.items())
+    assert (claims["sub"], claims["exp"] - claims["iat"]) == ("jack", 3600)
+    identity, query = opened(printed)
+    assert identity.signed == params
+    check_signed(identity.signed, query)
+
+
+def test_a_signed_url_without_parameters(tmp_path: Path) -> None:
+    """A URL without parameters gets the token as its first, and that vouches for nothing."""
+    for url in ("wss://host/hub", "wss://host", "wss://host/hub?"):
+        printed = signed_url(tmp_path, url)
+        base, _, token = printed.partition("?token=")
+        assert base == url.rstrip("?")
+        assert claims_of(token)["params"] == {}
+
+
+def test_a_signed_url_that_was_changed(tmp_path: Path) -> None:
+    """S2-25: a parameter changed or removed is found; one that is added is not among those vouched for."""
+    url = signed_url(tmp_path, SPECIAL)
+    for changed in (url.replace("room:7", "room:8"), url.replace("specialKey=room:7&", "")):
+        identity, query = opened(changed)
+        with pytest.raises(TokenRejected, match="URL parameter specialKey is not what the token vouches for"):
+            check_signed(identity.signed, query)
+    identity, query = opened(f"{url}&admin=1")
+    check_signed(identity.signed, query)
+    assert identity.signed == {"specialKey": "room:7", "support_gzip": "1"}
+    identity, query = opened(url.replace("room:7", "room%3A7"))  # the same value, spelled otherwise
+    check_signed(identity.signed, query)
+
+
+def test_a_signed_url_ends(tmp_path: Path) -> None:
+    """S2-25: --expires is the life of a signed URL as of a token: over, for ever, or a time."""
+    with pytest.raises(TokenRejected, match="token expired at"):
+        opened(signed_url(tmp_path, SPECIAL, "--expires", "-60"))
+    assert opened(signed_url(tmp_path, SPECIAL, "--expires", "0"))[0].expires_at is None
+    url = signed_url(tmp_path, SPECIAL, "--expires", "60")
+    claims = claims_of(url.rpartition("&token=")[2])
+    assert opened(url)[0].expires_at == claims["exp"] == claims["iat"] + 60
+
+
+def test_a_signed_url_that_no_server_would_take(tmp_path: Path) -> None:
+    """Parameters that make the token longer than a server reads: exit code 2, nothing printed."""
+    result = fastpush("token", "jack", "--url", f"{SPECIAL}&a={'x' * 8192}", "--config", hs256(tmp_path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: the token would have more than 8192 bytes; no server would take it\n"
+
+
+def test_a_signed_url_of_another_mode_warns(tmp_path: Path) -> None:
+    """As for a token alone: the URL is printed, the warning stands beside it."""
+    path = write(tmp_path, {}, f'[[auth.jwt.key]]\nsecret = "{SECRET}"\n')
+    result = fastpush("token", "jack", "--url", SPECIAL, "--config", path)
+    assert (result.exit_code, result.stdout.startswith(f"{SPECIAL}&token=")) == (0, True)
+    assert '[auth] mode is "token-is-user"' in result.stderr
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), [("RS256", RSAKey), ("ES256", ECKey)])

@@ -5,21 +5,38 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from fastpush import config as configuration
-from fastpush.config import Auth, Config, Echo, Jwt, JwtKey, Log, Push, Server, Tls
+from fastpush.config import (
+    Application,
+    Auth,
+    Bus,
+    Config,
+    Connections,
+    Jwt,
+    JwtKey,
+    Limits,
+    Log,
+    Push,
+    Server,
+    Tls,
+)
 from fastpush.config.file import DEFAULT_PATHS, key_lines
-from fastpush.config.schema import Key, keys, members, sections
+from fastpush.config.schema import Key, keys, members, overridable, sections
 from fastpush.errors import ConfigError
 from tools import config_toml
 
 PROJECT = Path(__file__).parents[2]
 LONG_SECRET = "0123456789abcdef0123456789abcdef"
 PUSH_KEY = "a-key-of-16-char"
+ECHO = "[[application]]\npath = '/echo'\nhandler = 'fastpush.applications.echo:Echo'\n"
+OVERRIDABLE = "messages_per_second, message_bytes, message_fragments, receive_queue_messages, receive_queue_bytes, "
+OVERRIDABLE += "send_queue_messages, send_queue_bytes, slow_policy"
 
 
 @pytest.fixture
@@ -62,10 +79,17 @@ def test_delivered_file_has_every_key() -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_example_of_the_delivered_file_works() -> None:
-    """The lines that start with # and no space are valid when the # is taken away."""
+def test_examples_of_the_delivered_file_work(load: Callable[..., Config]) -> None:
+    """The lines that start with # and no space are valid when the # is taken away, and hold every key of an entry."""
     text = re.sub(r"^#(?=[\[a-z])", "", (PROJECT / "config.toml").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert tomllib.loads(text)["auth"]["jwt"]["key"] == [msgspec.to_builtins(JwtKey())]
+    config, raw = load(text), tomllib.loads(text)
+    assert raw["auth"]["jwt"]["key"] == [msgspec.to_builtins(JwtKey())]
+    [example] = raw["application"]
+    assert list(example) == list(members(Application))
+    assert (example["path"], example["handler"]) == ("/echo", "fastpush.applications.echo:Echo")
+    [echo] = config.application
+    assert (list(echo.limits), list(echo.connections)) == (list(overridable(Limits)), list(overridable(Connections)))
+    assert (echo.limits_over(config.limits), echo.connections_over(config.connections)) == (Limits(), Connections())
 
 
 def test_generator_prints_the_file() -> None:
@@ -136,7 +160,7 @@ def test_environment_names_are_unique() -> None:
 @pytest.mark.parametrize(
     ("variable", "text", "dotted", "expected"),
     [
-        ("FASTPUSH_ECHO_ENABLED", "true", "echo.enabled", True),
+        ("FASTPUSH_COMPRESSION_ENABLED", "true", "compression.enabled", True),
         ("FASTPUSH_SERVER_LISTEN", "127.0.0.1:9", "server.listen", "127.0.0.1:9"),
         ("FASTPUSH_SERVER_LISTEN", '["127.0.0.1:9"]', "server.listen", ["127.0.0.1:9"]),
         ("FASTPUSH_SERVER_ORIGINS", '["*"]', "server.origins", ["*"]),
@@ -145,6 +169,12 @@ def test_environment_names_are_unique() -> None:
         ("FASTPUSH_AUTH_JWT_AUDIENCE", '"2024"', "auth.jwt.audience", "2024"),
         ("FASTPUSH_AUTH_JWT_AUDIENCE", "", "auth.jwt.audience", ""),
         ("FASTPUSH_AUTH_JWT_KEY", '[{kid = "a"}]', "auth.jwt.key", [JwtKey(kid="a")]),
+        (
+            "FASTPUSH_APPLICATION",
+            '[{path = "/a", handler = "a:B", limits = {message_bytes = 128}}]',
+            "application",
+            [Application(path="/a", handler="a:B", limits={"message_bytes": 128})],
+        ),
     ],
 )
 def test_environment_values(variable: str, text: str, dotted: str, expected: object) -> None:
@@ -175,7 +205,9 @@ def test_foreign_variables_are_ignored() -> None:
     [
         ("FASTPUSH_SERVER_WORKER", "3", "names no key; did you mean FASTPUSH_SERVER_WORKERS?"),
         ("FASTPUSH_SERVER_PORT", "80", "variable FASTPUSH_SERVER_PORT: names no key"),
-        ("FASTPUSH_ECHO_ZZ", "", "there are FASTPUSH_ECHO_ENABLED, FASTPUSH_ECHO_PATH"),
+        ("FASTPUSH_API_ZZ", "", "there are FASTPUSH_API_LISTEN, FASTPUSH_API_PAGE"),
+        ("FASTPUSH_ECHO_ENABLED", "true", "names no key; echo is an application now"),
+        ("FASTPUSH_APPLICATION", "[{path = 3}]", "[[application]] number 1, path: found 3 (integer)"),
         ("FASTPUSH_SEVER_LISTEN", "x", "did you mean FASTPUSH_SERVER_LISTEN?"),
         ("FASTPUSH_Q", "x", "the form is FASTPUSH_<SECTION>_<KEY>"),
         ("FASTPUSH_SERVER_WORKERS", "many", '[server] workers: found "many" (string); must be an integer from 0'),
@@ -210,9 +242,11 @@ def test_bad_override() -> None:
         ("[auth.jwtt]\nissuer = 'x'", 1, "[auth.jwtt]: no such section; did you mean [auth.jwt]?"),
         ("listen = 'x'\n[server]", 1, "listen: stands above all sections; it belongs in [server] or [api]"),
         ("[server]\nmessage_bytes = 1", 2, "no such key in this section; it belongs in [limits]"),
-        ("[bus]\nzzzz = 1", 2, "[bus] zzzz: no such key; there are queue_bytes, confirm_ms"),
+        ("[bus]\nzzzz = 1", 2, "[bus] zzzz: no such key; there are queue_bytes, confirm_ms, history_bytes"),
         ('[bus]\n"a\\u0007b" = 1', 2, '[bus] "a\\U00000007b": no such key'),
         ("[[auth.jwt.key]]\n[[auth.jwt.key]]\nalg = 'x'", 3, "number 2, alg: no such key; did you mean"),
+        ("[auth.jwt]\nsecret = 'x'", 2, "no such key in this section; it belongs in [[auth.jwt.key]]"),
+        ("[[auth.jwt.keys]]\nkid = 'x'", 1, "[[auth.jwt.keys]]: no such section; did you mean [[auth.jwt.key]]?"),
         # types and ranges
         ("[server]\nworkers = '4'", 2, 'workers: found "4" (string); must be an integer from 0 to 256 (default 0)'),
         ("[server]\nworkers = 257", 2, "found 257 (integer); must be an integer from 0 to 256 (default 0)"),
@@ -220,7 +254,7 @@ def test_bad_override() -> None:
         ("[server]\nhang_seconds = nan", 2, "found nan (float); must be a number from 1 to 600 (default 10)"),
         ("[server]\nhang_seconds = inf", 2, "found inf (float)"),
         ("[bus]\nqueue_bytes = 1", 2, "an integer from 65536 (64 KiB) to 1073741824 (1 GiB) (default 8388608 (8 MiB))"),
-        ("[echo]\nenabled = 1979-05-27", 2, "found 1979-05-27 (date); must be true or false (default false)"),
+        ("[compression]\nenabled = 1979-05-27", 2, "found 1979-05-27 (date); must be true or false (default false)"),
         ("[log]\n# x\nlevel = 'trace'", 3, 'must be one of "debug", "info", "warning", "error" (default "info")'),
         ("[server]\norigins = [\n '*',\n 3,\n]", 2, "[server] origins: found 3 (integer) as entry 2; must be an array"),
         ("[server]\nlisten = 8080", 2, 'found 8080 (integer); must be a string "host:port" or an array of them'),
@@ -299,8 +333,20 @@ def test_mistake_in_file(
         ("[server]\npush_path = '/ws'", '"/ws" is also [server] websocket_path; every path must differ'),
         ("[server]\ndrop_path = '/ws'", '"/ws" is also [server] websocket_path'),
         ("[server]\ndrop_path = '/push/all'", '"/push/all" is also [server] push_path with /all'),
-        ("[echo]\nenabled = true\npath = '/push'", '[echo] path: "/push" is also [server] push_path'),
-        ("[server]\nwebsocket_path = '/'", "the server's own pages are there (/, /health, /ready, /metrics, /assets"),
+        ("[[application]]\nhandler = 'a:B'\npath = '/push'", 'number 1, path: "/push" is also [server] push_path'),
+        ("[[application]]\nhandler = 'a:B'\npath = '/push/all'", '"/push/all" is also [server] push_path with /all'),
+        ("[[application]]\nhandler = 'a:B'\npath = '/ws'", '"/ws" is also [server] websocket_path'),
+        ("[[application]]\nhandler = 'a:B'\npath = 'a'", 'must start with a slash: "/a"'),
+        ("[[application]]\nhandler = 'a:B'\npath = '/a b'", "must consist of letters, digits and"),
+        ("[[application]]\nhandler = 'a:B'\npath = '/online'", "the server's own pages are there"),
+        (
+            ECHO + "[[application]]\nhandler = 'a:B'\npath = '/echo'",
+            'number 2, path: "/echo" is also [[application]] number 1, path; every path must differ from the others',
+        ),
+        (
+            "[server]\nwebsocket_path = '/'",
+            "the server's own pages are there (/, /health, /ready, /metrics, /online, /assets",
+        ),
         ("[server]\nwebsocket_path = '/metrics'", "the server's own pages are there"),
         ("[server]\nwebsocket_path = '/assets/x'", "the server's own pages are there"),
         ("[server]\nwebsocket_path = '/w s'", "must consist of letters, digits and"),
@@ -313,11 +359,6 @@ def test_paths(load: Callable[..., Config], tmp_path: Path, text: str, expected:
     told = complaint(load, text)
     assert told.startswith(f"{tmp_path / 'config.toml'}:{len(text.splitlines())}: ")
     assert expected in told
-
-
-def test_path_of_a_disabled_application_is_free(load: Callable[..., Config]) -> None:
-    """S0-38: an application that is off takes no path."""
-    assert load("[server]\nwebsocket_path = '/echo'").server.websocket_path == "/echo"
 
 
 def test_all_mistakes_at_once(load: Callable[..., Config]) -> None:
@@ -345,6 +386,8 @@ def test_flood_of_mistakes_is_cut(load: Callable[..., Config]) -> None:
         "[auth]\nmode = 'jwt'\n[[auth.jwt.key]]\nsecret = 'SECRET-SECRET'",
         "push = 'SECRET-SECRET'",
         "[push]\nkeys = [SECRET-SECRET]",
+        "[[application]]\noptions = 'SECRET-SECRET'",
+        "[[application]]\n[application.option]\nkey = 'SECRET-SECRET'",
     ],
 )
 def test_secrets_are_not_told(load: Callable[..., Config], text: str) -> None:
@@ -358,6 +401,8 @@ def test_secrets_are_not_printed() -> None:
     assert LONG_SECRET not in repr(config)
     assert PUSH_KEY not in repr(config)
     assert "JwtKey(kid='k1', algorithm='HS256', secret='hidden'" in str(config)
+    application = Application(path="/a", handler="a:B", options={"password": LONG_SECRET})
+    assert LONG_SECRET not in repr(Config(application=[application])), "what an application's options hold is its own"
 
 
 def test_long_values_are_cut(load: Callable[..., Config]) -> None:
@@ -409,6 +454,160 @@ def test_lines_are_exact() -> None:
         ("k", 1): 14,
         ("k", 1, "n"): 15,
     }
+
+
+# Applications
+
+
+def test_no_application_by_default() -> None:
+    """Without [[application]] only [server] websocket_path is served."""
+    assert Config().application == []
+
+
+def test_applications(load: Callable[..., Config]) -> None:
+    """Each [[application]] has a path, a class, who may come in, and tables that are its own."""
+    text = (
+        ECHO
+        + "[[application]]\npath = '/chat'\nhandler = 'my.chat:Rooms.Chat'\nanonymous = 'loopback'\n"
+        + "heartbeat_seconds = 0.5\n[application.options]\nwords = ['a']\nnested.since = 1979-05-27\n"
+        + "[application.limits]\nslow_policy = 'drop-oldest'\n[application.connections]\nwrite_timeout_seconds = 60"
+    )
+    echo, chat = load(text).application
+    assert echo == Application(path="/echo", handler="fastpush.applications.echo:Echo")
+    assert (echo.anonymous, echo.heartbeat_seconds, echo.options, echo.limits, echo.connections) == (
+        "no",
+        0,
+        {},
+        {},
+        {},
+    )
+    assert chat == Application(
+        path="/chat",
+        handler="my.chat:Rooms.Chat",
+        anonymous="loopback",
+        heartbeat_seconds=0.5,
+        options={"words": ["a"], "nested": {"since": date(1979, 5, 27)}},
+        limits={"slow_policy": "drop-oldest"},
+        connections={"write_timeout_seconds": 60},
+    )
+
+
+def test_limits_of_an_application(load: Callable[..., Config]) -> None:
+    """An application's own limits stand over the general ones; every other limit is the general one."""
+    text = "[limits]\nmessage_bytes = 1000\nsend_queue_messages = 7\n[connections]\npong_timeout_seconds = 3\n" + ECHO
+    text += "[application.limits]\nmessage_bytes = 128\n[application.connections]\nping_interval_seconds = 9"
+    config = load(text)
+    [echo] = config.application
+    assert echo.limits_over(config.limits) == Limits(message_bytes=128, send_queue_messages=7)
+    assert echo.limits_over(Limits(name_bytes=9)) == Limits(message_bytes=128, name_bytes=9), "those of a reload too"
+    kept = Connections(ping_interval_seconds=9, pong_timeout_seconds=3)
+    assert echo.connections_over(config.connections) == kept
+
+
+def test_what_an_application_may_override() -> None:
+    """What belongs to one connection may be overridden; what is counted for a worker, user or address may not."""
+    assert ", ".join(overridable(Limits)) == OVERRIDABLE
+    assert list(overridable(Connections)) == [
+        "ping_interval_seconds",
+        "pong_timeout_seconds",
+        "close_timeout_seconds",
+        "write_timeout_seconds",
+    ]
+    others = [table for table, section in sections() if section not in {Limits, Connections} and overridable(section)]
+    assert others == []
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "expected"),
+    [
+        # the entry itself
+        ("[[application]]\npath = '/a'", 1, 'number 1, handler: is missing; must be a string "package.module:Class"'),
+        (ECHO + "[[application]]\nhandler = 'a:B'", 4, "number 2, path: is missing; must be a string that starts with"),
+        ("[[application]]\npath = '/a'\nhandler = 'a.B'", 3, 'found "a.B" (string); must have the form "package.modu'),
+        ("[[application]]\npath = '/a'\nhandler = 'a:B()'", 3, 'must have the form "package.module:Class"'),
+        (ECHO + "anonymous = true", 4, 'must be one of "no", "loopback", "everywhere" (default "no")'),
+        (ECHO + "heartbeat_seconds = -1", 4, "found -1 (integer); must be a number from 0 to 3600 (default 0)"),
+        (ECHO + "paths = '/b'", 4, 'did you mean path (a string that starts with "/", default none)?'),
+        (ECHO + "options = 3", 4, "found an integer; must be a table headed [application.options]"),
+        (ECHO + f"options.a = [{2**64}]", 4, "number 1, options: holds an integer of more than 64 bits"),
+        (ECHO + "limits = 3", 4, "limits: found 3 (integer); must be a table headed [application.limits]"),
+        (
+            "[application]\npath = '/a'",
+            1,
+            "[application]: found a table; must be tables headed [[application]], in dou",
+        ),
+        ("[[applications]]\npath = '/a'", 1, "[[applications]]: no such section; did you mean [[application]]?"),
+        ("handler = 'a:B'", 1, "handler: stands above all sections; it belongs in [[application]]"),
+        (
+            ECHO + "[application.limit]\nx = 1",
+            4,
+            "[application.limit]: no such section; did you mean [application.limits]",
+        ),
+        (
+            ECHO + "message_bytes = 128",
+            4,
+            "no such key in this section; it belongs in [limits] or [application.limits]",
+        ),
+        # overrides
+        (
+            ECHO + "[application.limits]\n# c\nmessage_bytes = '1'",
+            6,
+            'limits.message_bytes: found "1" (string); must be an integer from 128 to 67108864 (64 MiB) (default',
+        ),
+        (ECHO + "limits.message_bytes = 127", 4, "found 127 (integer); must be an integer from 128"),
+        (ECHO + "[application.limits]\nslow_policy = 'x'", 5, 'must be one of "disconnect", "drop-oldest"'),
+        (
+            ECHO + "[application.connections]\npong_timeout_seconds = 0",
+            5,
+            "number 1, connections.pong_timeout_seconds: found 0 (integer); must be a number from 1 to 3600",
+        ),
+        (
+            ECHO + "[application.limits]\nregistrations = 3",
+            5,
+            f"limits.registrations: an application cannot override it; what it can override is {OVERRIDABLE}",
+        ),
+        (
+            ECHO + "[application.limits]\nmesage_bytes = 3",
+            5,
+            "what it can override is messages_per_second, message_bytes,",
+        ),
+        (
+            ECHO + "[application.connections]\nsocket_send_bytes = 0",
+            5,
+            "what it can override is ping_interval_seconds,",
+        ),
+        # the second entry is not taken for the first
+        (ECHO + "[application.limits]\n" + ECHO + "[application.limits]\nmessage_bytes = 1", 9, "number 2, limits.mes"),
+        (
+            ECHO
+            + '[application.options]\na = """\n[x]\n"""\n[[application.options.b]]\n'
+            + "[application.limits]\nx = 1",
+            10,
+            "number 1, limits.x: an application cannot",
+        ),
+        # the section of earlier releases
+        (
+            "[echo]\nenabled = true",
+            1,
+            "[echo]: no such section; echo is an application now; where it was enabled write, each on a line of its ",
+        ),
+    ],
+)
+def test_mistake_in_an_application(
+    load: Callable[..., Config], tmp_path: Path, text: str, line: int, expected: str
+) -> None:
+    """Each mistake in an [[application]] is told with its line, its number, what was found and what is allowed."""
+    told = complaint(load, text)
+    assert told.startswith(f"{tmp_path / 'config.toml'}:{line}: ")
+    assert expected in told
+    assert "\n" not in told, "one mistake, one line"
+
+
+def test_hint_for_echo_is_right(load: Callable[..., Config]) -> None:
+    """The three lines that replace [echo] are a valid configuration."""
+    lines = complaint(load, "[echo]\nenabled = true").partition("of its own, ")[2].split(" and ")
+    [echo] = load("\n".join(lines)).application
+    assert (echo.path, echo.handler) == ("/echo", "fastpush.applications.echo:Echo")
 
 
 # Secrets and tokens from files
@@ -634,6 +833,7 @@ def test_what_is_live() -> None:
         "connections.socket_send_bytes",
         "bus.queue_bytes",
         "bus.confirm_ms",
+        "application",
         "log.format",
         "log.file",
     ]
@@ -671,11 +871,18 @@ def test_a_reload_never_opens_a_server() -> None:
     assert configuration.merge_live(Config(), old) == old
 
 
-def test_merge_that_contradicts_itself() -> None:
-    """A live key that only fits together with one that waits for a restart cannot be taken over alone."""
-    new = Config(server=Server(websocket_path="/socket"), echo=Echo(enabled=True, path="/ws"))
-    with pytest.raises(ConfigError, match=r"^nothing is reloaded: .* server.websocket_path"):
-        configuration.merge_live(Config(), new)
+def test_applications_wait_for_a_restart() -> None:
+    """Any change of an application, in its own tables too, waits for a restart; the general limits do not."""
+    old = Config(application=[Application(path="/a", handler="a:B")])
+    new = Config(
+        limits=Limits(message_bytes=128),
+        bus=Bus(history_bytes=65536),
+        application=[Application(path="/a", handler="a:B", limits={"message_bytes": 256})],
+    )
+    assert configuration.changes(old, new) == (["limits.message_bytes", "bus.history_bytes"], ["application"])
+    merged = configuration.merge_live(old, new)
+    assert (merged.application, merged.limits, merged.bus) == (old.application, new.limits, new.bus)
+    assert configuration.changes(old, Config()) == ([], ["application"])
 
 
 # The schema
@@ -689,12 +896,13 @@ def test_check_names_keys_without_a_file() -> None:
 
 def test_every_key_is_described() -> None:
     """Each key has a sentence, a default that its own limits allow, and a name that ends in its unit."""
-    for section in [section for _, section in sections()] + [JwtKey]:
+    for section in [section for _, section in sections()] + [Config, JwtKey, Application]:
         assert section.__doc__
         for key in members(section).values():
             if isinstance(key, Key):
                 assert key.meaning.endswith("."), key.name
                 assert key.allowed
-                assert msgspec.convert(key.default, key.annotation) == key.default
+                example = key.default if key.example is None else key.example
+                assert msgspec.convert(example, key.annotation) == example
                 if isinstance(key.default, float):
                     assert key.name.endswith("_seconds")

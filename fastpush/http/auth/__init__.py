@@ -4,6 +4,7 @@
     head  ─► PushAuth.authorize     ─► True | False (401)                    | AuthUnavailable (503)
 
     contract.py    Identity, the two protocols, what every mode checks
+    signed.py      URL parameters that a token vouches for
     tables.py      token-is-user, static                    answers at once
     jwt.py         signed tokens; jwks.py keeps a key set   answers at once while the key is known
     webhook.py     asks a back-end; answers.py remembers    answers at once while remembered
@@ -25,11 +26,12 @@ from fastpush.http.auth.contract import Identity, PushAuth, TokenAuth
 from fastpush.http.auth.jwt import JwtAuth
 from fastpush.http.auth.keys import KeysPushAuth, NoPushAuth
 from fastpush.http.auth.python import PythonPushAuth, PythonTokenAuth, Watch
+from fastpush.http.auth.signed import check_signed
 from fastpush.http.auth.tables import StaticAuth, TokenIsUser
 from fastpush.http.auth.webhook import WebhookAuth
 from fastpush.metrics import Counters
 
-__all__ = ["Identity", "PushAuth", "TokenAuth", "push_auth", "token_auth"]
+__all__ = ["Identity", "PushAuth", "TokenAuth", "check_signed", "push_auth", "token_auth"]
 
 
 def token_auth(

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
@@ -12,10 +13,15 @@ MAX_TOKEN_BYTES = 8192  # of tokens that are parsed here or sent on; a request h
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Whom a token names. expires_at: unix seconds, or None for never."""
+    """Whom a token names.
+
+    expires_at: unix seconds, or None for never.  signed: the URL parameters that the token vouches for,
+    as signed.py has it, and nobody can change; None: it vouches for none.
+    """
 
     user: str
     expires_at: float | None = None
+    signed: Mapping[str, str] | None = None
 
 
 class TokenAuth(Protocol):
@@ -61,7 +67,7 @@ def check_size(token: str) -> None:
         raise TokenRejected(f"token is longer than {MAX_TOKEN_BYTES} bytes")
 
 
-def identity(user: str, expires_at: float | None, name_bytes: int) -> Identity:
+def identity(user: str, expires_at: float | None, name_bytes: int, signed: dict[str, str] | None = None) -> Identity:
     """Return the Identity of `user`, which is not empty (S0-15) and at most `name_bytes` of UTF-8."""
     if not user:
         raise TokenRejected("token names an empty user")
@@ -73,7 +79,7 @@ def identity(user: str, expires_at: float | None, name_bytes: int) -> Identity:
         raise TokenRejected("token names a user that is not valid Unicode")
     if size > name_bytes:
         raise TokenRejected(f"token names a user of more than {name_bytes} bytes")
-    return Identity(user, expires_at)
+    return Identity(user, expires_at, None if signed is None else MappingProxyType(signed))
 
 
 def date(unix_seconds: float) -> str:

@@ -22,6 +22,7 @@ from fastpush.config import Jwt, JwtKey
 from fastpush.errors import AuthUnavailable, ConfigError, TokenRejected
 from fastpush.http.auth.contract import MAX_TOKEN_BYTES, Identity, check_present, check_size, date, identity
 from fastpush.http.auth.jwks import PUBLISHED_ALGORITHMS, JwkKey, JwkSet, VerifyingKey
+from fastpush.http.auth.signed import read_signed
 
 MIN_SECRET_BYTES = 32  # RFC 7518 section 3.2: as long as the hash
 
@@ -160,7 +161,7 @@ class JwtAuth:
             user = str(user)
         if not isinstance(user, str):
             raise TokenRejected(f"token has no text in its claim {jwt.user_claim}")
-        return identity(user, expires_at, self._name_bytes)
+        return identity(user, expires_at, self._name_bytes, read_signed(claims))
 
 
 def read_key(key: JwtKey) -> VerifyingKey:

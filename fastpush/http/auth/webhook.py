@@ -1,7 +1,8 @@
 """Asks a back-end whom a token names.
 
     POST {"token": "…", "headers": {"cookie": "…"}}     the chosen headers that the client sent, names in lower case
-    200  {"userId": "…", "expiresAt": 1767225600}       expiresAt: unix seconds, optional
+    200  {"userId": "…", "expiresAt": 1767225600,       expiresAt: unix seconds, optional
+          "params": {"specialKey": "room:7"}}           params: what signed.py is about, optional
     4xx  the token names nobody
 
 Anything else (5xx, a redirect, no answer, no JSON), and 408, 425 and 429, which speak of the
@@ -28,6 +29,7 @@ from fastpush.http.auth import outgoing
 from fastpush.http.auth.answers import Answers
 from fastpush.http.auth.complaints import Complaints
 from fastpush.http.auth.contract import Identity, check_present, check_size, date, identity
+from fastpush.http.auth.signed import Parameters
 
 ANSWER_BYTES = 65536
 WAITING_PER_SLOT = 10
@@ -39,6 +41,7 @@ class Answer(msgspec.Struct, rename="camel"):
 
     user_id: str
     expires_at: float | None = None
+    params: Parameters | None = None
 
 
 class _Unavailable(msgspec.Struct, frozen=True):
@@ -160,10 +163,11 @@ class WebhookAuth:
         except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
             answer = None
         if answer is None or (answer.expires_at is not None and not math.isfinite(answer.expires_at)):
-            raise AuthUnavailable('the auth webhook did not answer {"userId": text, "expiresAt": optional number}')
+            form = '{"userId": text, "expiresAt": optional number, "params": optional object of texts}'
+            raise AuthUnavailable(f"the auth webhook did not answer {form}")
         if answer.expires_at is not None and answer.expires_at <= self._wall_clock():
             return f"token expired at {date(answer.expires_at)}"
         try:
-            return identity(answer.user_id, answer.expires_at, self._name_bytes)
+            return identity(answer.user_id, answer.expires_at, self._name_bytes, answer.params)
         except TokenRejected as error:
             return str(error)

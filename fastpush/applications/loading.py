@@ -1,0 +1,57 @@
+"""From an [[application]] to its class: for workers, and for `fastpush check`."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from fastpush.applications.interface import Application, Options
+from fastpush.config import Application as Entry
+from fastpush.config import Connections, Limits, Section
+from fastpush.errors import ConfigError
+from fastpush.http.auth.python import import_function
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+class Loaded(NamedTuple):
+    """An application's class, and the options that it is to be given."""
+
+    entry: Entry
+    application_class: type[Application]
+    options: Options
+
+    def limits(self, limits: Limits) -> Limits:
+        """Return what applies to it: [limits], over them its class's, over these its own table's."""
+        return self.entry.limits_over(_over(limits, self.application_class.default_limits, self.entry))
+
+    def connections(self, connections: Connections) -> Connections:
+        """Return what applies to it: [connections], over them its class's, over these its own table's."""
+        return self.entry.connections_over(_over(connections, self.application_class.default_connections, self.entry))
+
+
+def load(number: int, entry: Entry) -> Loaded:
+    """Import the class of the [[application]] of this number, counted from 1, and have it judge its options.
+
+    Raises: ConfigError.
+    """
+    key = f"[[application]] number {number}"
+    found = import_function(entry.handler, f"{key}, handler")
+    if not (isinstance(found, type) and issubclass(found, Application)):
+        text = f"{entry.handler} is no class that derives from fastpush.applications.Application"
+        raise ConfigError(f"{key}, handler: {text}")
+    try:
+        options = msgspec.convert(entry.options, found.options_class)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{key}, options: {error}") from None
+    loaded = Loaded(entry, found, options)
+    loaded.limits(Limits())
+    loaded.connections(Connections())
+    return loaded
+
+
+def _over(section: AnySection, overrides: Mapping[str, Any], entry: Entry) -> AnySection:
+    try:
+        return msgspec.convert({**msgspec.structs.asdict(section), **overrides}, type(section))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{entry.handler}: its {type(section).__name__.lower()}: {error}") from None

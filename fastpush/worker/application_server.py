@@ -1,0 +1,274 @@
+"""The Server that an application is given: everything reaches over all workers, through the broker."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+
+from fastpush.applications.interface import Connection, Online
+from fastpush.bus.client import BusClient, BusUnavailable
+from fastpush.errors import ConnectionClosed, PublishFailed
+from fastpush.fanout import Group
+from fastpush.http.push import PUBLICATION_KEYS_MAX
+from fastpush.log import fields
+from fastpush.protocol import bus
+from fastpush.protocol.bus import Status, encode_publication
+from fastpush.protocol.frames import data_frame, message_of
+from fastpush.protocol.push import channel_key, claim_name, user_key
+
+if TYPE_CHECKING:
+    from fastpush.worker.connection import Connection as OwnConnection
+    from fastpush.worker.environment import Environment
+    from fastpush.worker.membership import Memberships
+
+log = logging.getLogger("fastpush.application")
+
+KEEP_MAX = 65535
+GRACE_SECONDS_MAX = 3600
+CHANNEL_BYTES_MAX = 255
+_NOT_TAKEN = {
+    Status.NOT_READY: "the broker, or a worker with such connections, is being replaced",
+    Status.OVERLOADED: "a worker is overloaded",
+}
+
+
+class Done:
+    """An awaitable of what is true already."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return iter(())  # type: ignore[return-value]
+
+
+DONE = Done()
+
+
+class Outgoing:
+    """A publication, or a request to close, under way; see Publishing. A failure that nobody awaits is logged."""
+
+    __slots__ = ("_error", "_is_over", "_path", "_sent", "_waiter", "_was_awaited")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._sent = 0
+        self._error: PublishFailed | None = None
+        self._is_over = self._was_awaited = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def on_result(self, status: int, sent: int, unconfirmed: int) -> None:
+        """Take what the broker has answered."""
+        if status == Status.DONE:
+            self._end(sent, None)
+        elif status == Status.UNKNOWN:
+            self._end(0, PublishFailed("the broker was lost meanwhile", may_have_arrived=True))
+        else:
+            self._end(0, PublishFailed(_NOT_TAKEN[Status(status)]))
+
+    def fail(self, reason: str) -> None:
+        """It was not taken."""
+        self._end(0, PublishFailed(reason))
+
+    def _end(self, sent: int, error: PublishFailed | None) -> None:
+        self._sent, self._error, self._is_over = sent, error, True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        elif error is not None and not self._was_awaited:
+            # Whoever awaits it, does so at once.
+            asyncio.get_running_loop().call_soon(self._complain)
+
+    def _complain(self) -> None:
+        if not self._was_awaited:
+            log.warning("not published", extra=fields(path=self._path, reason=str(self._error)))
+
+    def __await__(self) -> Generator[Any, None, int]:
+        self._was_awaited = True
+        if not self._is_over:
+            self._waiter = asyncio.get_running_loop().create_future()
+            yield from self._waiter
+        if self._error is not None:
+            raise self._error
+        return self._sent
+
+
+class ApplicationServer:
+    """See fastpush.applications.Server."""
+
+    def __init__(self, path: str, environment: "Environment", client: BusClient, memberships: "Memberships") -> None:
+        self.path = path
+        self.worker = environment.number
+        self._environment = environment
+        self._bus = client
+        self._memberships = memberships
+        self._event = path.encode()
+        self._own_key = channel_key(path)
+
+    # -- channels ------------------------------------------------------------------
+
+    def join(
+        self,
+        connection: Connection,
+        channel: str,
+        *,
+        replay: bool = False,
+        presence: bool = False,
+        grace_seconds: float = 2,
+        keep: int = 0,
+    ) -> Awaitable[None]:
+        key = self._key(channel)
+        own = _own(connection)
+        if not own.is_open:
+            raise ConnectionClosed
+        if presence and not own.user:
+            raise ValueError("presence needs a connection with a user")
+        if not 0 <= grace_seconds <= GRACE_SECONDS_MAX:
+            raise ValueError(f"grace_seconds must be 0 to {GRACE_SECONDS_MAX}, found {grace_seconds}")
+        _check_keep(keep)
+        if any(group.key == key for group in own.groups):
+            return DONE
+        if not (replay or presence):
+            return self._confirmed(self._environment.hub.join(own, key))
+        user = own.user if presence else ""
+        join = bus.Join(key, own.number, self.path, replay, user, round(grace_seconds * 1000), keep)
+        try:
+            return self._memberships.join(own, join)
+        except BusUnavailable as error:
+            raise PublishFailed(str(error)) from None
+
+    def _confirmed(self, group: Group) -> Awaitable[None]:
+        if group.confirmed:
+            return DONE
+        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._environment.hub.when_confirmed(group, lambda: None if confirmed.done() else confirmed.set_result(None))
+        return confirmed
+
+    def leave(self, connection: Connection, channel: str) -> None:
+        self._memberships.leave(_own(connection), self._key(channel))
+
+    def publish(self, channel: str, data: str | bytes, *, exclude: Connection | None = None, keep: int = 0) -> Outgoing:
+        return self._send([self._key(channel)], data, channel.encode(), exclude, keep)
+
+    def broadcast(self, data: str | bytes, *, exclude: Connection | None = None, keep: int = 0) -> Outgoing:
+        return self._send([self._own_key], data, self._event, exclude, keep)
+
+    async def history(self, channel: str) -> list[str | bytes]:
+        entries = bus.unpack_entries(await self._ask(bus.HISTORY, self._key(channel)))
+        return [message_of(data) for is_notice, data in entries if not is_notice]
+
+    # -- users and keys --------------------------------------------------------------
+
+    def push(
+        self,
+        users: str | Iterable[str],
+        data: str | bytes,
+        *,
+        event: str | None = None,
+        exclude: Connection | None = None,
+    ) -> Outgoing:
+        if event is not None and not (event and isinstance(data, str)):
+            raise ValueError("with event, which is not empty, the message is a text")
+        named = event or self.path
+        keys = [user_key(user, named) for user in ((users,) if isinstance(users, str) else dict.fromkeys(users))]
+        if not 1 <= len(keys) <= PUBLICATION_KEYS_MAX:
+            raise ValueError(f"push to 1 to {PUBLICATION_KEYS_MAX} users at once, found {len(keys)}")
+        return self._send(keys, data, named.encode(), exclude, 0)
+
+    def claim(self, connection: Connection, key: str) -> Awaitable[None]:
+        if not connection.is_open:
+            raise ConnectionClosed
+        return self._memberships.claim(_own(connection), claim_name(self.path, key))
+
+    def close_user(self, user: str, code: int = 1008, reason: str = "") -> Outgoing:
+        return self._close(["user", user, self.path, code, reason])
+
+    def close_key(self, key: str, code: int = 1008, reason: str = "") -> Outgoing:
+        return self._close(["key", key, self.path, code, reason])
+
+    async def online(self, channel: str | None = None) -> Online:
+        counts, _ = await self.look_up([self.path if channel is None else channel])
+        return counts[0]
+
+    async def online_users(self, channel: str | None = None, most: int = 1000) -> list[str]:
+        _, users = await self.look_up([self.path if channel is None else channel], most)
+        return users
+
+    async def look_up(self, channels: list[str], most: int = 0) -> tuple[list[Online], list[str]]:
+        """Return how many are online in each channel, and the first `most` users of the first one.
+
+        Raises: PublishFailed: the bus takes no more.  ValueError: no name of a channel.
+        """
+        question = bus.Online([self._key(channel) for channel in channels], most)
+        answer = bus.unpack_online_answer(await self._ask(bus.ONLINE, bus.pack(question)))
+        return [Online(*counts) for counts in answer.counts], answer.users
+
+    # -- time ------------------------------------------------------------------------
+
+    def call_later(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, self._call, function, arguments)
+
+    def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        try:
+            result = function(*arguments)
+        except Exception:
+            self._environment.counters.handler_errors += 1
+            log.exception("timer failed", extra=fields(path=self.path))
+            return
+        if inspect.isawaitable(result):
+            self._environment.spawn(self._await_timer(result))
+
+    async def _await_timer(self, result: Awaitable[Any]) -> None:
+        try:
+            await result
+        except Exception:
+            self._environment.counters.handler_errors += 1
+            log.exception("timer failed", extra=fields(path=self.path))
+
+    # -- the bus ---------------------------------------------------------------------
+
+    def _key(self, channel: str) -> bytes:
+        key = channel_key(channel)
+        if not 1 < len(key) <= CHANNEL_BYTES_MAX + 1:
+            raise ValueError(f"a channel's name has 1 to {CHANNEL_BYTES_MAX} bytes as UTF-8, found {len(key) - 1}")
+        return key
+
+    def _send(
+        self, keys: list[bytes], data: str | bytes, event: bytes, exclude: Connection | None, keep: int
+    ) -> Outgoing:
+        _check_keep(keep)
+        spared = 0 if exclude is None else _own(exclude).number
+        frame = data_frame(data)
+        body = encode_publication(keys, event, frame, taken_seconds=monotonic(), spared=spared, keep=keep)
+        outgoing = Outgoing(self.path)
+        try:
+            self._bus.publish(body, outgoing.on_result)
+        except BusUnavailable as error:
+            outgoing.fail(str(error))
+        return outgoing
+
+    def _close(self, order: list[Any]) -> Outgoing:
+        outgoing = Outgoing(self.path)
+        try:
+            self._bus.drop(orjson.dumps(order), outgoing.on_result)
+        except BusUnavailable as error:
+            outgoing.fail(str(error))
+        return outgoing
+
+    async def _ask(self, kind: int, body: bytes) -> bytes:
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        try:
+            self._bus.ask(kind, body, lambda data: None if answer.done() else answer.set_result(data))
+        except BusUnavailable as error:
+            raise PublishFailed(str(error)) from None
+        return await answer
+
+
+def _own(connection: Connection) -> "OwnConnection":
+    """Return a connection as what it is: applications see only a part of it."""
+    return cast("OwnConnection", connection)
+
+
+def _check_keep(keep: int) -> None:
+    if not 0 <= keep <= KEEP_MAX:
+        raise ValueError(f"keep must be 0 to {KEEP_MAX}, found {keep}")

@@ -1,0 +1,182 @@
+"""What connections have on the whole host beside routing keys: presence in channels, and claimed keys.
+
+Each connection that has some carries a Standing; Memberships speaks of them with the broker, and tells a
+new broker all of them.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING
+
+from fastpush.bus.client import BusClient
+from fastpush.errors import CloseCode
+from fastpush.log import fields
+from fastpush.protocol import bus
+from fastpush.protocol.bus import Publication
+from fastpush.worker.environment import Environment
+
+if TYPE_CHECKING:
+    from fastpush.worker.connection import Connection
+    from fastpush.worker.mount import Mount
+
+log = logging.getLogger("fastpush.application")
+
+
+class Standing:
+    """One connection's presence and claims.
+
+    joins: what the broker was told of each channel that it is present in, by routing key.
+    claims: numbers by name; 0 until the broker has answered.
+    """
+
+    __slots__ = ("_memberships", "claims", "joins", "waiters")
+
+    def __init__(self, memberships: "Memberships") -> None:
+        self._memberships = memberships
+        self.joins: dict[bytes, bytes] = {}
+        self.claims: dict[bytes, int] = {}
+        self.waiters: dict[bytes, asyncio.Future[None]] = {}
+
+    def give_up(self, connection: "Connection") -> None:
+        """The connection has ended: leave everything."""
+        self._memberships.give_up(connection, self)
+
+
+class Memberships:
+    """Joins and claims for all connections of a worker; what BusClient asks of its `members`.
+
+    mounts(): the applications by path, which word notices.
+    """
+
+    def __init__(self, environment: Environment, client: BusClient, mounts: "Callable[[], dict[str, Mount]]") -> None:
+        self._environment = environment
+        self._bus = client
+        self._mounts = mounts
+
+    # -- what applications ask for -------------------------------------------------
+
+    def join(self, connection: "Connection", join: bus.Join) -> Awaitable[None]:
+        """Let a connection into a channel with what that has kept, with presence, or both.
+
+        Raises: BusUnavailable: the bus takes no more.
+        """
+        environment = self._environment
+        group = environment.hub.hold(join.key)
+        packed = bus.pack(join)
+        joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def on_answer(entries: bytes) -> None:
+            if connection.is_open:
+                for frame in self._frames(join.path, join.key, entries):
+                    connection.send_frame(frame)
+            if connection.is_open:
+                environment.hub.join(connection, join.key)
+                if join.user:
+                    self._standing(connection).joins[join.key] = packed
+            elif join.user:
+                self._bus.depart(packed)
+            environment.hub.release(group)
+            if not joined.done():
+                joined.set_result(None)
+
+        try:
+            self._bus.ask(bus.JOIN, packed, on_answer)
+        except Exception:
+            environment.hub.release(group)
+            raise
+        return joined
+
+    def leave(self, connection: "Connection", key: bytes) -> None:
+        """Take a connection out of a channel."""
+        self._environment.hub.leave_one(connection, key)
+        if connection.standing is not None:
+            join = connection.standing.joins.pop(key, None)
+            if join is not None:
+                self._bus.depart(join)
+
+    def claim(self, connection: "Connection", name: bytes) -> Awaitable[None]:
+        """Make a connection the only one of a name."""
+        standing = self._standing(connection)
+        waiter = standing.waiters.get(name)
+        if waiter is None:
+            waiter = standing.waiters[name] = asyncio.get_running_loop().create_future()
+            standing.claims[name] = 0
+            self._bus.claim(connection.serial, name)
+        return asyncio.shield(waiter)
+
+    def give_up(self, connection: "Connection", standing: Standing) -> None:
+        """Leave everything."""
+        connection.standing = None
+        for join in standing.joins.values():
+            self._bus.depart(join)
+        for name in standing.claims:
+            self._bus.unclaim(connection.serial, name)
+        for waiter in standing.waiters.values():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def holders(self, name: bytes) -> "list[Connection]":
+        """Return the connections here that have claimed a name: one, or two while one is being replaced."""
+        return [
+            connection
+            for connection in self._environment.connections.values()
+            if connection.standing is not None and name in connection.standing.claims
+        ]
+
+    def _standing(self, connection: "Connection") -> Standing:
+        if connection.standing is None:
+            connection.standing = Standing(self)
+        return connection.standing
+
+    # -- what the broker asks, and says ----------------------------------------------
+
+    def joins(self) -> Iterator[bytes]:
+        """See Members."""
+        for connection in self._environment.connections.values():
+            if connection.standing is not None:
+                yield from connection.standing.joins.values()
+
+    def claims(self) -> Iterator[tuple[int, int, bytes]]:
+        """See Members."""
+        for connection in self._environment.connections.values():
+            if connection.standing is not None:
+                for name, number in connection.standing.claims.items():
+                    yield connection.serial, number, name
+
+    def on_claimed(self, connection: int, number: int, name: bytes) -> None:
+        """See Members."""
+        claimant = self._environment.connections.get(connection)
+        if claimant is None or claimant.standing is None:  # it has ended, and said so
+            return
+        claimant.standing.claims[name] = number
+        log.debug("claimed", extra=fields(connection=claimant.id, user=claimant.user, number=number))
+        waiter = claimant.standing.waiters[name]
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def on_replaced(self, connection: int, name: bytes) -> None:
+        """See Members."""
+        loser = self._environment.connections.get(connection)
+        if loser is not None:
+            loser.close(CloseCode.REPLACED, "replaced by a newer connection")
+
+    def on_notice(self, notice: Publication, counted: Callable[[int], None]) -> None:
+        """See Members."""
+        path, key = notice.event.decode(), notice.keys[0]
+        frame = self._worded(path, key, notice.frame)
+        if frame is None:
+            counted(0)
+        else:
+            self._environment.hub.deliver(notice._replace(frame=frame), counted)
+
+    def _frames(self, path: str, key: bytes, entries: bytes) -> Iterator[bytes]:
+        """Yield what a channel has kept as frames."""
+        for is_notice, data in bus.unpack_entries(entries):
+            frame = self._worded(path, key, data) if is_notice else data
+            if frame is not None:
+                yield frame
+
+    def _worded(self, path: str, key: bytes, data: bytes) -> bytes | None:
+        mount = self._mounts().get(path)
+        return None if mount is None else mount.word(key, bus.unpack_notice(data))
