@@ -1,4 +1,5 @@
 # make serve   run the server on config.toml (own .venv)
+# make demo    run every application on http://127.0.0.1:12345/
 # make test    install what the tests need and run everything
 # make check   lint, types, import layering
 
@@ -6,7 +7,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check fmt clean bench
+.PHONY: serve demo test check fmt clean bench
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	test -x $(BIN)/pip || tools/make_venv.sh $(PYTHON) $(VENV)
@@ -20,6 +21,9 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 
 serve: $(VENV)/.run
 	exec $(BIN)/fastpush serve --config config.toml
+
+demo: $(VENV)/.run
+	exec $(BIN)/fastpush serve --config demo.toml
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

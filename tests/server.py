@@ -35,13 +35,26 @@ def eventually(condition: Callable[[], T], seconds: float = 10, what: str = "con
         time.sleep(0.005)
 
 
-def toml(sections: dict[str, dict[str, Any]]) -> str:
-    """Return sections as TOML; nested tables by dotted section names."""
-    lines = []
-    for section, values in sections.items():
-        lines.append(f"[{section}]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+Sections = dict[str, Any]
+"""Tables by (dotted) name; an array of tables is a list."""
+
+
+def toml(sections: Sections) -> str:
+    """Return sections as TOML."""
+    lines: list[str] = []
+    for section, content in sections.items():
+        for values in content if isinstance(content, list) else [content]:
+            lines.append(f"[[{section}]]" if isinstance(content, list) else f"[{section}]")
+            tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if key not in tables]
+            lines.append(toml({f"{section}.{key}": table for key, table in tables.items()}))
     return "\n".join(lines) + "\n"
+
+
+def application(name: str, **keys: Any) -> dict[str, Any]:
+    """Return the [[application]] of a shipped class, at the path of its name, open to this machine."""
+    handler = f"fastpush.applications.{name.lower()}:{name}"
+    return {"path": f"/{name.lower()}", "handler": handler, "anonymous": "loopback"} | keys
 
 
 class Server:
@@ -53,7 +66,7 @@ class Server:
     """
 
     def __init__(
-        self, folder: Path, workers: int = 2, sections: dict[str, dict[str, Any]] | None = None, **kwargs: Any
+        self, folder: Path, workers: int = 2, sections: Sections | None = None, **kwargs: Any
     ) -> None:
         self.folder = folder
         self.config_path = folder / "config.toml"
@@ -67,8 +80,8 @@ class Server:
         if kwargs.pop("start", True):
             self.start()
 
-    def write_config(self, workers: int, sections: dict[str, dict[str, Any]]) -> None:
-        merged: dict[str, dict[str, Any]] = {
+    def write_config(self, workers: int, sections: Sections) -> None:
+        merged: Sections = {
             "server": {
                 "listen": f"127.0.0.1:{self.port}",
                 "workers": workers,

@@ -1,307 +1,505 @@
-// The test page: registers at a WebSocket, shows every push, comes back when the connection is lost.
+// The page: picks an application, connects, and puts its talks, members and states on the screen.
 //
-// States: idle -> connecting -> open -> registered, from each of them -> waiting (and connecting
-// again) or -> closed, when the server said that coming back is no use.
-"use strict";
-
-const SHOWN_MESSAGES = 500;
-const HEARTBEAT_SECONDS = 25;
-const SILENT_SECONDS = 60; // JavaScript sees no pings: without a heartbeat for so long nobody is there
-const FIRST_WAIT_SECONDS = 1;
-const BUSY_WAIT_SECONDS = 4; // after "overloaded"
-const LONGEST_WAIT_SECONDS = 30;
-const STEADY_SECONDS = 10; // a connection that lasted so long starts the waits anew
-const CONNECT_SECONDS = 15;
-const PUSH_SECONDS = 15;
-
-// What each close code means; the same table is in fastpush/errors.py and in README.md.
-const CLOSE_CODES = {
-  1000: "closed normally",
-  1001: "the other side went away",
-  1002: "protocol error",
-  1006: "connection lost or refused",
-  1007: "text that is not UTF-8",
-  1008: "policy: registration time-out, rate limit or drop",
-  1009: "message too big",
-  1011: "a handler failed on the server",
-  1012: "the server restarts or stops",
-  1013: "overloaded, too slow, or authentication cannot be reached",
-  4500: "replaced by a newer connection",
-  4501: "token rejected",
-  4502: "token expired",
-};
-// Coming back with the same token is no use.
-const FINAL_CODES = {
-  4500: "Connecting again would replace the newer one.",
-  4501: "Enter another token and connect again.",
-  4502: "Enter a fresh token and connect again.",
-};
+// Data flows one way: what happens on the connection changes the talks (talks.js, by way of an
+// application of applications.js), and every change draws the parts that show it.
+import { applicationOf } from "./applications.js";
+import { LineView, Talks, element, hueOf } from "./talks.js";
+import { meaning, momentOf, randomName, say, switchLanguage, translate } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
+const MEMBERS_SHOWN = 1000;
+const TICK_MS = 250; // of the countdown
 
-// -- Messages -----------------------------------------------------------------------
+// -- State ---------------------------------------------------------------------------
 
-class MessageList {
-  // Newest first. What arrives between two frames of the screen is drawn at once.
-  constructor() {
-    this.total = 0;
-    this.waiting = [];
-    $("clear").addEventListener("click", () => this.clear());
-  }
+let entries = []; // { path, handler, anonymous } of each application of the server
+let picked = null; // one of them
+let application = null; // the picked one, while it is connected or coming back
+let connection = null;
+let until = 0; // when the next attempt comes
+let ticking = 0;
+const drafts = new Map(); // talk -> what is written and not sent
+const talks = new Talks(onTalks);
+const view = new LineView($("lines"), $("new-lines"), $("empty"));
 
-  add(event, text) {
-    this.total += 1;
-    this.waiting.push({ when: new Date(), event, text });
-    // A tab in the background draws nothing: it must not grow meanwhile.
-    if (this.waiting.length > 2 * SHOWN_MESSAGES) this.waiting.splice(0, SHOWN_MESSAGES);
-    if (!this.frame) this.frame = requestAnimationFrame(() => this.draw());
-  }
+// What an application sees of this page.
+const page = {
+  talks,
+  me: "",
+  say: (talk, line) => talk && talks.add(talk, line),
+  refresh: drawSide,
+};
 
-  draw() {
-    this.frame = 0;
-    const list = $("messages");
-    const rows = document.createDocumentFragment();
-    for (const message of this.waiting.splice(0).slice(-SHOWN_MESSAGES)) rows.prepend(row(message));
-    list.prepend(rows);
-    while (list.childElementCount > SHOWN_MESSAGES) list.lastElementChild.remove();
-    const shown = list.childElementCount;
-    $("count").textContent = shown < this.total ? `${this.total}, the last ${shown} shown` : `${this.total}`;
-    $("empty").hidden = shown > 0;
-    list.hidden = shown === 0;
-    $("clear").disabled = shown === 0;
-  }
+// -- Connecting ----------------------------------------------------------------------
 
-  clear() {
-    this.total = 0;
-    this.waiting = [];
-    $("messages").replaceChildren();
-    this.draw();
-  }
+function pick(entry) {
+  if (application) end();
+  picked = entry;
+  closeMenu();
+  drawStart();
+  drawSide();
 }
 
-function row({ when, event, text }) {
-  const item = document.createElement("li");
-  const time = document.createElement("time");
-  time.dateTime = when.toISOString();
-  time.textContent = `${when.toLocaleTimeString([], { hour12: false })}.${String(when.getMilliseconds()).padStart(3, "0")}`;
-  const label = document.createElement("b");
-  label.textContent = event;
-  const body = document.createElement("span");
-  body.textContent = text; // never as HTML: anybody may have written it
-  item.append(time, label, body);
+function connect(values) {
+  application = applicationOf(picked);
+  page.me = "";
+  try {
+    connection = application.connect(values, page);
+  } catch (error) {
+    application = null;
+    $("outcome").textContent = error.message;
+    return;
+  }
+  application.connection = connection;
+  connection.onState(onState);
+  connection.onMessage((data, event) => application.received(data, event));
+  $("push-user").value = values.token ?? ""; // right where the token is the user
+  connection.connect();
+  if (connection.state.name !== "idle") onState(connection.state);
+  drawStart();
+  drawTalk();
+  $("text").focus();
+}
+
+/** Leave the application: back to its form. */
+function end() {
+  const ended = connection;
+  application = connection = null;
+  ended?.close();
+  drafts.clear();
+  talks.clear();
+  clearInterval(ticking);
+  showStatus("idle", say("idle"));
+  $("banner").hidden = true;
+  drawStart();
+}
+
+// -- States --------------------------------------------------------------------------
+
+let lastState = "";
+
+function onState(state) {
+  if (!application) return; // it was left
+  clearInterval(ticking);
+  if (state.name === "open" && lastState !== "open") {
+    talks.active && page.say(talks.active, { kind: "system", say: "lineOpen" });
+    application.opened();
+  }
+  if (state.name === "waiting" || (state.name === "closed" && state.why !== "closed by this side")) {
+    const { readyState } = connection;
+    const why = reasonOf(state);
+    if (lastState === "open" || state.name === "closed") {
+      page.say(talks.active, { kind: "system", say: "lineClosed", values: { code: state.code, why, readyState } });
+    }
+  }
+  lastState = state.name;
+  if (state.name === "waiting") {
+    until = performance.now() + state.seconds * 1000;
+    ticking = setInterval(drawState, TICK_MS);
+  }
+  drawState();
+  drawSide();
+}
+
+function reasonOf({ code, reason }) {
+  const words = meaning(code);
+  const extra = reason && reason !== words ? ` (${reason})` : "";
+  return `${code === 1006 ? `${say("error")} ` : ""}${words}${extra}`;
+}
+
+function drawState() {
+  if (!connection) return;
+  const state = connection.state;
+  const words = {
+    idle: () => say("idle"),
+    connecting: () => say("connecting"),
+    open: () => openWords(state),
+    waiting: () => say("waiting", { seconds: Math.max(1, Math.ceil((until - performance.now()) / 1000)) }),
+    closed: () => say("closed"),
+  };
+  const isLost = state.name === "waiting" || state.name === "closed";
+  const why = isLost ? `${state.code}: ${reasonOf(state)}` : "";
+  const text = words[state.name]();
+  // Not every second of a countdown is read out.
+  showStatus(state.name, text, isLost ? `${say("closed")} ${why}` : text);
+  // While it tries, the banner stays as it is: it would flicker.
+  if (state.name === "connecting" && !$("banner").hidden) return;
+  $("banner").hidden = !isLost;
+  if (isLost) drawBanner(state, text, why);
+}
+
+function openWords({ registered }) {
+  if (!registered) return say("open");
+  return registered.length ? say("openReceiving", { events: registered.join(", ") }) : say("registering");
+}
+
+function drawBanner(state, text, why) {
+  $("banner").dataset.state = state.name;
+  const rest = state.name === "closed" ? say("final") : "";
+  setText($("banner-text"), `${text}${/[。.]$/.test(text) ? "" : ". "} ${why}. ${rest}`.trim());
+  setText($("banner-now"), say(state.name === "closed" ? "again" : "reconnectNow"));
+  setText($("banner-stop"), say(state.name === "closed" ? "change" : "stop"));
+}
+
+function showStatus(state, text, spoken = text) {
+  $("status").dataset.state = state;
+  setText($("status-text"), text);
+  setText($("spoken"), spoken);
+  $("disconnect").hidden = !application;
+  $("send").disabled = state !== "open" && application?.push === undefined;
+}
+
+// Only a text that has changed is touched: screen readers read what changes.
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+// -- Drawing -------------------------------------------------------------------------
+
+function onTalks(talk, line) {
+  if (line && talk === talks.active) view.update(line);
+  if (!line || talk.unread) drawSide();
+  if (!line) drawTalk();
+}
+
+function drawStart() {
+  $("start").hidden = Boolean(application) || !picked;
+  $("talk").hidden = !application;
+  document.body.dataset.view = application ? "talk" : "start";
+  if (!picked || application) return;
+  $("start-title").textContent = nameOf(picked);
+  $("start-about").textContent = say(`about${capital(kindOf(picked))}`);
+  $("fields").replaceChildren(...applicationOf(picked).fields.filter(isAsked).map(fieldOf));
+  if (picked.handler === "ask") $("fields").prepend(...pathFields());
+}
+
+// Where no token is needed nobody is asked for one, unless it is who one is.
+function isAsked(field) {
+  return !(field.optional && picked.anonymous);
+}
+
+function fieldOf({ name, say: key, hint, random, optional, check }) {
+  const input = element("input", { name, autocomplete: "off", autocapitalize: "none", spellcheck: false });
+  if (check) {
+    input.type = "checkbox";
+    return element("label", { className: "check" }, input, element("span", {}, say(key)));
+  }
+  input.required = !optional;
+  const label = element("label", {}, element("span", {}, say(key)), input);
+  if (hint) label.append(element("small", { className: "soft" }, say(hint)));
+  if (!random) return label;
+  input.value = remembered.get(name) ?? randomName();
+  const another = element("button", { type: "button", className: "small" }, say("anotherName"));
+  another.addEventListener("click", () => (input.value = randomName()));
+  return element("div", { className: "with-button" }, label, another);
+}
+
+// For a server that does not say what it serves.
+function pathFields() {
+  const path = element("input", { name: "path", value: "/chat", required: true, pattern: "/.*", autocomplete: "off" });
+  const kinds = ["chat", "echo", "hub", "broadcast", "push", "other"];
+  const options = kinds.map((kind) => element("option", { value: kind }, say(kind)));
+  const kind = element("select", { name: "kind" }, ...options);
+  return [
+    element("label", {}, element("span", {}, say("path")), path),
+    element("label", {}, element("span", {}, say("applications")), kind),
+  ];
+}
+
+const remembered = new Map(); // what was typed, for as long as the page is open
+
+function drawTalk() {
+  const talk = talks.active;
+  if (!application || !talk) return;
+  view.show(talk);
+  $("talk-title").textContent = talkTitle(talk);
+  setText($("empty"), say(application.push ? "emptyPush" : "empty"));
+  $("attach").hidden = !application.hasMedia;
+  $("push-target").hidden = !application.push;
+  $("push-event").value = application.push ? talk.name : "";
+  const canLeave = talk.kind === "private" || (application.leave !== undefined && talk.name !== "");
+  $("leave").hidden = !canLeave;
+  $("leave").textContent = say(talk.kind === "private" ? "closeTalk" : "leave", { name: talk.name });
+  drawOnline(talk);
+}
+
+function drawOnline(talk) {
+  setText($("talk-online"), talk.members ? say("membersOf", { count: talk.online }) : "");
+}
+
+function drawSide() {
+  const items = entries.map((entry) => pickItem(nameOf(entry), entry === picked, () => pick(entry), { note: entry.path }));
+  keepFocus($("applications"), items);
+  const hasRooms = Boolean(application?.hasRooms);
+  $("rooms-section").hidden = !hasRooms;
+  const privates = talks.all().filter((talk) => talk.kind === "private");
+  $("private-section").hidden = !privates.length;
+  $("members-section").hidden = !talks.active?.members;
+  drawTitle();
+  if (!hasRooms) return;
+  const isPush = Boolean(application.push);
+  setText($("rooms-title"), say(isPush ? "events" : "rooms"));
+  setText($("enter-button"), say(isPush ? "register" : "enter"));
+  $("enter-name").placeholder = say(isPush ? "registerEvent" : "enterRoom");
+  $("enter-name").setAttribute("aria-label", say(isPush ? "registerEvent" : "enterRoom"));
+  keepFocus($("rooms"), talks.all().filter((talk) => talk.kind === "room").map(talkItem));
+  keepFocus($("privates"), privates.map(talkItem));
+  drawMembers(talks.active);
+}
+
+function drawMembers(talk) {
+  if (!talk?.members) return;
+  setText($("members-count"), String(talk.online));
+  drawOnline(talk);
+  const names = [...talk.members].sort((one, other) => one.localeCompare(other)).slice(0, MEMBERS_SHOWN);
+  keepFocus($("members"), names.map(memberItem));
+}
+
+function drawTitle() {
+  const unread = talks.unread();
+  document.title = `${unread ? `(${unread}) ` : ""}${say("title")}`;
+  $("menu-unread").hidden = !unread;
+  setText($("menu-unread"), String(unread));
+}
+
+function talkItem(talk) {
+  return pickItem(talkName(talk), talk === talks.active, () => activate(talk), { unread: talk.unread, name: talk.name });
+}
+
+function memberItem(name) {
+  const isMe = name === page.me;
+  const item = pickItem(name, false, () => activate(application.talkWith(name)), {
+    note: isMe ? say("you") : "",
+    label: isMe ? undefined : say("writeTo", { name }),
+    hue: hueOf(name),
+  });
+  if (isMe) item.firstChild.disabled = true;
   return item;
 }
 
-// -- Receiving ----------------------------------------------------------------------
-
-class Receiver {
-  constructor(messages) {
-    this.messages = messages;
-    this.socket = null;
-    this.wish = null; // what to register; null: the user wants no connection
-    this.attempts = 0;
+function pickItem(text, isCurrent, onClick, { note, unread, label, hue } = {}) {
+  const button = element("button", { type: "button", className: "pick" });
+  if (hue !== undefined) button.append(element("span", { className: "face", ariaHidden: "true" }, faceOf(text)));
+  button.append(element("span", { className: "pick-name" }, text));
+  if (hue !== undefined) button.firstChild.dataset.hue = hue;
+  if (note) button.append(element("span", { className: "soft pick-note" }, note));
+  if (unread) {
+    const badge = element("span", { className: "badge" }, element("span", { ariaHidden: "true" }, String(unread)));
+    badge.append(element("span", { className: "unseen" }, say("unread", { count: unread })));
+    button.append(badge);
   }
-
-  connect(wish) {
-    this.forget();
-    this.wish = wish;
-    this.attempts = 0;
-    this.open();
-  }
-
-  disconnect() {
-    this.wish = null;
-    const socket = this.socket;
-    this.forget();
-    if (socket) socket.close(1000);
-    this.show("idle", "Disconnected");
-  }
-
-  retryNow() {
-    if (this.wish && !this.socket) this.open();
-  }
-
-  open() {
-    this.forget();
-    this.refusal = "";
-    this.registeredAt = 0;
-    this.show("connecting", this.attempts ? "Reconnecting…" : "Connecting…");
-    const url = new URL(this.wish.url);
-    const wanted = { envelope: 1, confirm: 1, heartbeat: HEARTBEAT_SECONDS };
-    if (this.wish.how === "url") Object.assign(wanted, { token: this.wish.token, event: this.wish.event });
-    for (const [name, value] of Object.entries(wanted)) url.searchParams.set(name, value);
-    let socket;
-    try {
-      socket = new WebSocket(url);
-    } catch (error) {
-      this.stop(`Cannot connect: ${error.message}`);
-      return;
-    }
-    this.socket = socket;
-    // Handlers of a socket that was given up do nothing.
-    const mine = (handle) => (event) => this.socket === socket && handle(event);
-    socket.addEventListener("open", mine(() => this.onOpen()));
-    socket.addEventListener("message", mine((event) => this.onMessage(event.data)));
-    socket.addEventListener("close", mine((event) => this.onClose(event.code, event.reason)));
-    this.expectWithin(CONNECT_SECONDS);
-  }
-
-  onOpen() {
-    this.show("connecting", "Connected, registering…");
-    const { how, token, event } = this.wish;
-    if (how === "message") this.socket.send(JSON.stringify({ token, event }));
-    this.expectWithin(SILENT_SECONDS);
-  }
-
-  onMessage(data) {
-    this.expectWithin(SILENT_SECONDS);
-    if (data === "heartbeat") return;
-    let fields;
-    try {
-      fields = JSON.parse(data);
-    } catch {
-      fields = null;
-    }
-    if (typeof fields?.event === "string" && typeof fields.message === "string") {
-      this.messages.add(fields.event, fields.message);
-    } else if (typeof fields?.registered === "string") {
-      this.registeredAt = Date.now();
-      this.show("registered", `Connected: receiving ${fields.registered}`);
-    } else if (typeof fields?.error === "string") {
-      this.refusal = fields.error;
-      this.show("refused", `Not registered: ${fields.error}`);
-    } else {
-      this.messages.add("?", String(data)); // a server of another kind
-    }
-  }
-
-  onClose(code, reason) {
-    const words = CLOSE_CODES[code] ?? "unknown code";
-    const detail = reason && reason !== words ? ` (${reason})` : "";
-    const what = `Closed with ${code}, ${words}${detail}`;
-    if (FINAL_CODES[code]) this.stop(`${what}. Not reconnecting. ${FINAL_CODES[code]}`);
-    else if (code === 1008 && this.refusal) this.stop(`${what}. Correct token or event and connect again.`);
-    else this.wait(code, what);
-  }
-
-  wait(code, what) {
-    const lasted = this.registeredAt ? (Date.now() - this.registeredAt) / 1000 : 0;
-    if (lasted > STEADY_SECONDS) this.attempts = 0;
-    const first = code === 1013 ? BUSY_WAIT_SECONDS : FIRST_WAIT_SECONDS;
-    const longest = Math.min(LONGEST_WAIT_SECONDS, first * 2 ** this.attempts);
-    this.attempts += 1;
-    // Jitter: after a restart not all clients come back in the same moment.
-    const until = Date.now() + 1000 * longest * (0.5 + Math.random() / 2);
-    this.forget();
-    const tick = () => {
-      const left = until - Date.now();
-      if (left <= 0) this.open();
-      else {
-        this.show("waiting", `Reconnecting in ${Math.ceil(left / 1000)} s. ${what}`, `Reconnecting. ${what}`);
-        this.timer = setTimeout(tick, Math.min(left, 250));
-      }
-    };
-    tick();
-  }
-
-  stop(text) {
-    this.wish = null;
-    this.forget();
-    this.show("closed", text);
-  }
-
-  // Give up the socket and every timer.
-  forget() {
-    clearTimeout(this.timer);
-    const socket = this.socket;
-    this.socket = null;
-    if (socket && socket.readyState <= WebSocket.OPEN) socket.close();
-  }
-
-  expectWithin(seconds) {
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.onClose(1006, `nothing heard for ${seconds} s`), seconds * 1000);
-  }
-
-  // spoken: for screen readers, which would read every second of a countdown.
-  show(state, text, spoken = text) {
-    const status = $("status");
-    status.dataset.state = state;
-    if (status.textContent !== text) status.textContent = text;
-    if ($("spoken").textContent !== spoken) $("spoken").textContent = spoken;
-    $("disconnect").disabled = !this.wish;
-    $("connect").textContent = state === "waiting" ? "Connect now" : this.wish ? "Reconnect" : "Connect";
-    document.title = `${state === "registered" ? "●" : "○"} fastpush`;
-  }
+  if (isCurrent) button.setAttribute("aria-current", "true");
+  if (label) button.title = label;
+  button.addEventListener("click", onClick);
+  return element("li", {}, button);
 }
 
-// -- Sending ------------------------------------------------------------------------
-
-async function push(path, key, body) {
-  const headers = { "Content-Type": "application/json", Accept: "application/json" };
-  if (key) headers["X-API-Key"] = key;
-  const response = await fetch(path, {
-    method: "POST",
-    headers,
-    body: JSON.stringify(body),
-    credentials: "omit",
-    signal: AbortSignal.timeout(PUSH_SECONDS * 1000),
-  });
-  const reply = await response.json().catch(() => null);
-  if (response.ok && reply) return reply;
-  throw new Error(`${response.status}: ${reply?.error?.message ?? "the answer is not fastpush's"}`);
+function faceOf(name) {
+  return [...name][0]?.toUpperCase() ?? "";
 }
 
-function outcome({ sent, unconfirmed }) {
-  const reached = `Sent to ${sent} ${sent === 1 ? "connection" : "connections"}`;
-  if (unconfirmed) return `${reached}; ${unconfirmed} worker(s) did not confirm`;
-  return sent ? reached : `${reached}: this user is not registered for this event`;
+// A list that is drawn anew keeps the keyboard where it was.
+function keepFocus(list, items) {
+  const place = [...list.children].findIndex((item) => item.contains(document.activeElement));
+  list.replaceChildren(...items);
+  if (place >= 0) list.children[Math.min(place, items.length - 1)]?.querySelector("button")?.focus();
 }
 
-async function onPush(event) {
-  event.preventDefault();
-  const result = $("push-result");
-  result.dataset.state = "";
-  result.textContent = "Pushing…";
-  const body = { userId: $("push-user").value, event: $("push-event").value, message: $("push-message").value };
-  try {
-    const reply = await push($("push-path").value, $("push-key").value, body);
-    result.dataset.state = reply.sent && !reply.unconfirmed ? "good" : "";
-    result.textContent = outcome(reply);
-  } catch (error) {
-    result.dataset.state = "bad";
-    result.textContent = error.name === "TimeoutError" ? `No answer within ${PUSH_SECONDS} s` : `Failed: ${error.message}`;
+function kindOf({ handler }) {
+  return ["chat", "push", "echo", "hub", "broadcast"].includes(handler) ? handler : "other";
+}
+
+function capital(word) {
+  return word[0].toUpperCase() + word.slice(1);
+}
+
+function nameOf(entry) {
+  return kindOf(entry) === "other" && entry.handler !== "ask" ? entry.path : say(kindOf(entry));
+}
+
+function talkName(talk) {
+  return talk.kind === "room" && talk.name === "" ? say("hall") : talk.name;
+}
+
+function talkTitle(talk) {
+  return talk.kind === "private" ? say("privateWith", { name: talk.name }) : talkName(talk);
+}
+
+// -- What the reader does ------------------------------------------------------------
+
+function activate(talk) {
+  drafts.set(talks.active?.id, $("text").value);
+  talks.activate(talk.id);
+  $("text").value = drafts.get(talk.id) ?? "";
+  closeMenu();
+  drawSide();
+  $("text").focus();
+}
+
+function leave() {
+  const talk = talks.active;
+  if (talk.kind === "private") talks.close(talk.id);
+  else application.leave(talk);
+  activate(talks.active);
+}
+
+async function send() {
+  const text = $("text").value;
+  const media = attachment();
+  if (media === undefined || (!text.trim() && !media)) return;
+  if (application.push) {
+    await sendPush(text);
+    return;
   }
+  if (!application.send(text, media, talks.active)) {
+    $("outcome").textContent = say("notSent");
+    return;
+  }
+  $("outcome").textContent = "";
+  $("text").value = "";
+  $("attachment-url").value = "";
+  showAttachment(false);
 }
 
-// -- The page -----------------------------------------------------------------------
+async function sendPush(text) {
+  const fields = { userId: $("push-user").value, event: $("push-event").value, message: text };
+  $("text").value = "";
+  $("outcome").textContent = await application.push($("push-path").value, $("push-key").value, fields);
+}
 
-const receiver = new Receiver(new MessageList());
+/** The image or file to send; null: none; undefined: its address is not one. */
+function attachment() {
+  if ($("attachment").hidden || !$("attachment-url").value) return null;
+  const url = $("attachment-url").value.trim();
+  if (/^https?:\/\/./i.test(url) && URL.canParse(url)) return { kind: $("attachment-kind").value, url };
+  $("outcome").textContent = say("notUrl");
+  $("attachment-url").focus();
+  return undefined;
+}
+
+function showAttachment(isShown) {
+  $("attachment").hidden = !isShown;
+  $("attach").setAttribute("aria-expanded", String(isShown));
+  if (isShown) $("attachment-url").focus();
+}
+
+function closeMenu() {
+  document.body.classList.remove("menu-open");
+  $("menu").setAttribute("aria-expanded", "false");
+}
 
 function onConnect(event) {
   event.preventDefault();
-  const wish = {
-    url: $("websocket-url").value,
-    how: $("receive").elements.how.value,
-    token: $("token").value,
-    event: $("event").value,
-  };
-  if (!$("push-user").value) $("push-user").value = wish.token; // right where the token is the user
-  if (!$("push-event").value) $("push-event").value = wish.event;
-  receiver.connect(wish);
+  const values = Object.fromEntries(new FormData($("connect-form")));
+  for (const [name, value] of Object.entries(values)) remembered.set(name, value);
+  if (picked.handler === "ask") picked = { path: values.path, handler: values.kind, anonymous: false };
+  connect(values);
 }
 
-$("websocket-url").value = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`;
-$("receive").addEventListener("submit", onConnect);
-$("push").addEventListener("submit", onPush);
-$("disconnect").addEventListener("click", () => receiver.disconnect());
-$("push-message").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("push").requestSubmit();
-});
-addEventListener("online", () => receiver.retryNow());
+function onLanguage() {
+  switchLanguage();
+  translate();
+  drawStart();
+  drawSide();
+  drawTalk();
+  view.redraw();
+  if (connection) drawState();
+  else showStatus("idle", say("idle"));
+}
 
-// /#token=aaa&event=topic1 connects at once; what follows # is not sent to the server and not logged.
-const preset = new URLSearchParams(location.hash.slice(1));
-for (const name of ["token", "event"]) $(name).value = preset.get(name) ?? $(name).value;
-if (preset.get("how") === "url") $("receive").elements.how.value = "url";
-if (preset.get("token") && preset.get("event")) $("receive").requestSubmit();
+function listen() {
+  $("connect-form").addEventListener("submit", onConnect);
+  $("disconnect").addEventListener("click", () => {
+    end();
+    drawSide();
+    $("fields").querySelector("input")?.focus();
+  });
+  $("language").addEventListener("click", onLanguage);
+  $("banner-now").addEventListener("click", () => connection.connect());
+  $("banner-stop").addEventListener("click", () => {
+    end();
+    drawSide();
+  });
+  $("leave").addEventListener("click", leave);
+  $("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
+  $("text").addEventListener("keydown", (event) => {
+    // An Enter that ends the choice of a Chinese word sends nothing.
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+    event.preventDefault();
+    send();
+  });
+  $("attach").addEventListener("click", () => showAttachment($("attachment").hidden));
+  $("attachment-cancel").addEventListener("click", () => {
+    $("attachment-url").value = "";
+    showAttachment(false);
+    $("text").focus();
+  });
+  $("enter").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const name = $("enter-name").value.trim();
+    $("enter-name").value = "";
+    if (name) activate(application.enter(name));
+  });
+  $("menu").addEventListener("click", () => {
+    const isOpen = document.body.classList.toggle("menu-open");
+    $("menu").setAttribute("aria-expanded", String(isOpen));
+  });
+  addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !document.body.classList.contains("menu-open")) return;
+    closeMenu();
+    $("menu").focus();
+  });
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden || !talks.active) return;
+    talks.active.unread = 0;
+    drawSide();
+  });
+}
+
+// -- The start -----------------------------------------------------------------------
+
+async function served() {
+  try {
+    const reply = await fetch("/applications.json");
+    if (reply.ok) return (await reply.json()).applications;
+  } catch {
+    // As below.
+  }
+  return [
+    { path: "/ws", handler: "push", anonymous: false },
+    { path: "…", handler: "ask", anonymous: false },
+  ];
+}
+
+/** /#app=/ws&token=aaa&event=topic1 connects at once; what follows # is not sent to the server and not logged. */
+function preset() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  if (!given.has("token") && !given.has("app")) return;
+  const path = given.get("app") ?? "/ws";
+  const entry = entries.find((one) => one.path === path);
+  if (!entry) return;
+  pick(entry);
+  const values = Object.fromEntries(given);
+  for (const [name, value] of Object.entries(values)) remembered.set(name, value);
+  if (given.has("room")) values.rooms = given.getAll("room");
+  const needed = applicationOf(entry).fields.filter((field) => !field.optional && !field.check);
+  drawStart();
+  if (needed.every(({ name }) => values[name])) connect(values);
+}
+
+translate();
+listen();
+if (!("WebSocket" in window)) {
+  $("connect-form").hidden = true;
+  $("no-websocket").hidden = false;
+  showStatus("closed", say("closed"));
+} else {
+  showStatus("idle", say("idle"));
+}
+entries = await served();
+const favourite = entries.find((entry) => entry.handler === "chat") ?? entries[0];
+if (favourite) pick(favourite);
+preset();
