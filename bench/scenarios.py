@@ -70,7 +70,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Case:
-    """A load on some servers. sections: fastpush's configuration.  watched: see Record.
+    """A load on some servers. sections: fastpush's configuration.  path: of its application.  watched: see Record.
 
     rounds: None for as many as asked for.
     """
@@ -79,6 +79,7 @@ class Case:
     load: Load
     servers: Sequence[str] = (FASTPUSH,)
     sections: Sections = field(default_factory=dict)
+    path: str = "/ws"
     workers: int = 1
     placement: Placement = "apart"
     watched: bool = False
@@ -142,6 +143,9 @@ def three_times_what_is_held(load: Load, _: RunsOf) -> float:
 
 _NO_PINGS: Sections = {"connections": {"ping_interval_seconds": 3600}}
 _PINGS: Sections = {"connections": {"ping_interval_seconds": 25}}
+_HUB: Sections = {
+    "application": [{"path": "/hub", "handler": "fastpush.applications.hub:Hub", "anonymous": "loopback"}]
+}
 _SHORT_QUEUE: Sections = {"limits": {"send_queue_bytes": _SLOW_QUEUE_BYTES}}
 _DROP_OLDEST: Sections = {"limits": {"send_queue_bytes": _SLOW_QUEUE_BYTES, "slow_policy": "drop-oldest"}}
 _SLOW_LOAD = Load(1000, seconds=15, size_bytes=8192, slow=100, rate=three_times_what_is_held)
@@ -346,7 +350,21 @@ TLS_COST = Scenario(
     verdict=verdicts.tls,
 )
 
+HUB = Scenario(
+    name="hub",
+    title="Fan-out by an application against fan-out by POST /push",
+    target="CPU a delivery through /hub within 5 % of that of /push",
+    how="1,000 receivers, one message in flight: a back-end pushes it, or a client of /hub says it, and a handler in "
+    "Python sends it to everybody.",
+    cases=(
+        Case("push", Load(1000, window=1), sections=_HUB),
+        Case("hub", Load(1000, mode="broadcast", window=1), sections=_HUB, path="/hub"),
+    ),
+    columns=(f.CPU_A_DELIVERY, f.DELIVERIES, f.P50, f.P99, f.LOST),
+    verdict=verdicts.hub,
+)
+
 SCENARIOS = (
     FANOUT_1, FANOUT_32, OPEN_PEER, OPEN_OWN, BROADCAST, UNICAST, IDLE_MEMORY, IDLE_PINGS, HANDSHAKES, SLOW, CHURN,
-    STORM, SCALING, TLS_COST,
+    STORM, SCALING, TLS_COST, HUB,
 )  # fmt: skip

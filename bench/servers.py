@@ -36,7 +36,7 @@ LABELS = {
 
 CACHE = peers.PEERS[0].build_folder.parent
 
-Sections = Mapping[str, Mapping[str, Any]]
+Sections = Mapping[str, Any]  # tables by name; an array of tables is a list
 TLS: Sections = {"tls": {"certificate": "certificate.pem"}}  # made for each run
 
 _PEERS = {peer.name: peer for peer in peers.PEERS}
@@ -84,14 +84,14 @@ def unavailable(name: str) -> str | None:
 
 
 @contextmanager
-def running(name: str, cores: tuple[int, ...], sections: Sections, workers: int) -> Iterator[Server]:
-    """Run a server on `cores`, a peer on the first of them. sections: fastpush's configuration.
+def running(name: str, cores: tuple[int, ...], sections: Sections, workers: int, path: str = "/ws") -> Iterator[Server]:
+    """Run a server on `cores`, a peer on the first of them. sections: fastpush's configuration; path: what it serves.
 
     Raises: RuntimeError: it did not start.
     """
     tree: list[psutil.Process] = []
     try:
-        with _fastpush(cores, sections, workers) if name == FASTPUSH else _peer(name, cores[0]) as server:
+        with _fastpush(cores, sections, workers, path) if name == FASTPUSH else _peer(name, cores[0]) as server:
             try:
                 yield server
             finally:
@@ -109,7 +109,7 @@ def _children(pid: int) -> list[psutil.Process]:
 
 
 @contextmanager
-def _fastpush(cores: tuple[int, ...], sections: Sections, workers: int) -> Iterator[Server]:
+def _fastpush(cores: tuple[int, ...], sections: Sections, workers: int, path: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="fastpush-bench-") as name:
         folder = Path(name)
         log = folder / "log"
@@ -135,18 +135,22 @@ def _fastpush(cores: tuple[int, ...], sections: Sections, workers: int) -> Itera
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             port = _wait_until_ready(process, log)
-            url = f"127.0.0.1:{port}/ws"
+            url = f"127.0.0.1:{port}{path}"
             driving = (f"wss://{url}", "--insecure") if "tls" in sections else (f"ws://{url}",)
+            if path != "/ws":
+                driving = (*driving, "--push-via", "websocket")
             yield Server(FASTPUSH, __version__, port, process.pid, driving, log)
         finally:
             peers.stop(process, _STOP_SECONDS)
 
 
 def _toml(sections: Sections) -> str:
-    return "\n".join(
-        "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())])
-        for name, values in sections.items()
-    )
+    lines = []
+    for name, content in sections.items():
+        for values in content if isinstance(content, list) else [content]:
+            lines.append(f"[[{name}]]" if isinstance(content, list) else f"[{name}]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    return "\n".join(lines)
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", log: Path) -> int:

@@ -168,3 +168,9 @@ def tls(runs: Runs) -> Verdict:
         return NOT_MEASURED
     more = memory.median - plain.median
     return Verdict(f"CPU {over(cpu, times)}; {figures.kilobytes(more)} more", cpu.median <= 3 and more <= 20)
+
+
+def hub(runs: Runs) -> Verdict:
+    """At most 5 % more CPU a delivery than a push."""
+    ratio = runs.ratio(figures.CPU_A_DELIVERY.value, ("hub", FASTPUSH), ("push", FASTPUSH))
+    return NOT_MEASURED if ratio is None else Verdict(over(ratio, times), ratio.median <= 1.05)
