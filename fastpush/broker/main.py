@@ -81,7 +81,7 @@ class Broker:
                 self._channel.send(control.Prepared(message.reload))
             case control.Reload():
                 self._config = message.config
-                self._router.histories.limit_bytes = message.config.bus.history_bytes
+                self._router.channels.histories.limit_bytes = message.config.bus.history_bytes
                 logs.set_level(message.config.log.level)
                 self._channel.send(control.Reloaded(message.reload))
             case control.Inspect():

@@ -19,89 +19,25 @@ A table that does not come within resync_seconds is reported, so that its worker
 
 import logging
 from collections.abc import Callable
-from time import monotonic
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import orjson
 
+from fastpush.broker.channels import Channels
+from fastpush.broker.peer import NO_LINK, Delivery, Peer, WorkerLink
 from fastpush.log import fields
 from fastpush.metrics import Figure, add_snapshots
 from fastpush.protocol import bus, control
 from fastpush.protocol.bus import Status
 from fastpush.state.admissions import Admissions
-from fastpush.state.claims import Claim, Claims
-from fastpush.state.history import Entry, Histories
-from fastpush.state.presence import Habits, Place, Presence
 from fastpush.state.routes import Routes
 
 log = logging.getLogger("fastpush.broker")
 
+Handler = Callable[[Peer, int, Any], None]
+
 SCRAPE_SECONDS = 0.25  # a worker that has not measured by then is shown with its last figures
-
-
-class WorkerLink(Protocol):
-    """What the router needs of a connection to a worker."""
-
-    @property
-    def is_full(self) -> bool: ...
-    @property
-    def queued_bytes(self) -> int: ...
-    def send(self, *parts: bus.Body) -> None: ...
-    def close(self) -> None: ...
-
-
-class _NoLink:
-    """Stands for the link of a worker that is expected back."""
-
-    is_full = True
-    queued_bytes = 0
-
-    def send(self, *parts: bus.Body) -> None: ...
-
-    def close(self) -> None: ...
-
-
-NO_LINK = _NoLink()
-
-
-class Peer:
-    """A worker process as the broker sees it, over one link.
-
-    link:        NO_LINK once it is lost.
-    is_complete: its key table has come; until then nothing of it has been confirmed.
-    is_leaving:  it has drained; its link closes on purpose.
-    uncounted_bytes: of the publications it has not counted yet, late ones too: what may wait in it for busy
-    connections.
-    """
-
-    __slots__ = ("is_complete", "is_leaving", "late", "link", "number", "snapshot", "uncounted", "uncounted_bytes")
-
-    def __init__(self, link: WorkerLink, number: int) -> None:
-        self.link = link
-        self.number = number
-        self.is_complete = False
-        self.is_leaving = False
-        # Publications this worker has not counted yet, oldest first.
-        self.uncounted: dict[int, Delivery] = {}
-        # Sizes of those that were reported as unconfirmed, and that it still has to count.
-        self.late: dict[int, int] = {}
-        self.uncounted_bytes = 0
-        self.snapshot: dict[str, Any] = {}
-
-
-class Delivery:
-    """A push or drop under way."""
-
-    __slots__ = ("deadline", "origin", "request", "sent", "size", "unconfirmed", "waiting")
-
-    def __init__(self, origin: WorkerLink, request: int, waiting: int, size: int, deadline: float) -> None:
-        self.origin = origin
-        self.request = request
-        self.waiting = waiting
-        self.size = size
-        self.deadline = deadline
-        self.sent = 0
-        self.unconfirmed = 0
 
 
 class Scrape:
@@ -146,11 +82,16 @@ class Router:
         self.epoch = epoch
         self.routes: Routes[Peer] = Routes()
         self.admissions: Admissions[Peer] = Admissions()
-        self.presence: Presence[Peer] = Presence()
-        self.claims: Claims[Peer] = Claims()
-        self.histories = Histories(history_bytes)
+        self.channels = Channels(
+            history_bytes=history_bytes,
+            queue_bytes=queue_bytes,
+            clock=clock,
+            wall_clock=wall_clock,
+            subscribers=self.routes.subscribers,
+            hand_out=partial(self._hand_out, NO_LINK, 0, bus.NOTICE),
+        )
         # Of whoever asks for what nobody knows while a table is missing: at most what the workers ask at once.
-        self._askers: list[tuple[Callable[[Peer, int, bytes], None], Peer, int, bytes]] = []
+        self._askers: list[tuple[Handler, Peer, int, bytes]] = []
         self._clock = clock
         self._peers: dict[WorkerLink, Peer] = {}
         self._lost: dict[int, Peer] = {}
@@ -164,19 +105,13 @@ class Router:
         self._confirm_seconds = confirm_seconds
         self._queue_bytes = queue_bytes
         self._started_seconds = started_seconds
-        self._wall_clock = wall_clock
         self._on_stalled = on_stalled
         self._last_number = 0
-        # Of claims: grows over the lives of brokers, so that of two that were told the later one is known.
-        self._last_claim = int(monotonic() * 1e9)
         self._scrapes: dict[int, Scrape] = {}
         self._departed: dict[str, Figure] = {}
-        self.counts = {
-            "publications": 0, "refused": 0, "unconfirmed": 0, "workers_lost": 0,
-            "notices": 0, "notices_dropped": 0, "connections_replaced": 0,
-        }  # fmt: skip
+        self.counts = {"publications": 0, "refused": 0, "unconfirmed": 0, "workers_lost": 0}
         self.restarts = control.Restarts(0, 0)
-        self._handlers: dict[int, Callable[[Peer, int, Any], None]] = {
+        self._handlers: dict[int, Handler] = {
             bus.SUBSCRIBE: self._subscribe,
             bus.UNSUBSCRIBE: self._unsubscribe,
             bus.COMPLETE: self._complete,
@@ -185,17 +120,17 @@ class Router:
             bus.COUNT: self._count,
             bus.SCRAPE: self._scrape,
             bus.SNAPSHOT: self._snapshot,
-            bus.ADMIT: self._admit,
+            bus.ADMIT: self._once_complete(self._admit),
             bus.RELEASE: self._release,
             bus.HOLD: self._hold,
-            bus.JOIN: self._join,
-            bus.LEAVE: self._leave,
-            bus.PRESENT: self._present,
-            bus.CLAIM: self._claim,
-            bus.UNCLAIM: self._unclaim,
-            bus.CLAIMED: self._claimed,
-            bus.HISTORY: self._history,
-            bus.ONLINE: self._online,
+            bus.JOIN: self._once_complete(self.channels.join),
+            bus.LEAVE: self.channels.leave,
+            bus.PRESENT: self.channels.present,
+            bus.CLAIM: self.channels.claim,
+            bus.UNCLAIM: self.channels.unclaim,
+            bus.CLAIMED: self.channels.claimed,
+            bus.HISTORY: self.channels.history,
+            bus.ONLINE: self._once_complete(self.channels.online),
             bus.GOODBYE: self._goodbye,
         }
 
@@ -253,8 +188,7 @@ class Router:
     def _discard_table(self, peer: Peer) -> None:
         self.routes.remove(peer)
         self.admissions.forget(peer)
-        self.claims.forget(peer)
-        self.presence.forget(peer, self._clock())
+        self.channels.forget(peer)
 
     def _forget(self, peer: Peer) -> None:
         self._discard_table(peer)
@@ -285,11 +219,16 @@ class Router:
             for handler, peer, request, body in askers:
                 handler(peer, request, body)
 
-    def _must_wait(self, handler: Callable[[Peer, int, bytes], None], peer: Peer, request: int, body: bytes) -> bool:
-        """Keep a question for later while a table is missing."""
-        if self._due:
-            self._askers.append((handler, peer, request, body))
-        return bool(self._due)
+    def _once_complete(self, handler: Handler) -> Handler:
+        """Return a handler of questions that nobody can answer while a table is missing: they wait."""
+
+        def handle(peer: Peer, request: int, body: bytes) -> None:
+            if self._due:
+                self._askers.append((handler, peer, request, body))
+            else:
+                handler(peer, request, body)
+
+        return handle
 
     def tick(self) -> None:
         """Apply deadlines; called every few tens of milliseconds."""
@@ -303,8 +242,8 @@ class Router:
         for number, scrape in list(self._scrapes.items()):
             if scrape.deadline <= now:
                 self._report(number)
-        for place, habits in self.presence.left(now):
-            self._notify(place, habits, is_online=False)
+        if not self._due:  # else a table that is missing may hold who seems to have left
+            self.channels.tick(now)
         for worker, due in self._due.items():
             if due <= now:
                 self._due[worker] = now + self._resync_seconds
@@ -340,8 +279,6 @@ class Router:
         self.routes.discard(peer, key)
 
     def _admit(self, peer: Peer, request: int, body: bytes) -> None:
-        if self._must_wait(self._admit, peer, request, body):
-            return
         name, limit = bus.decode_admit(body)
         admitted = self.admissions.admit(peer, name, limit)
         peer.link.send(bus.encode(bus.ADMITTED, request, b"\1" if admitted else b"\0"))
@@ -377,7 +314,7 @@ class Router:
         else:
             targets = tuple(dict.fromkeys(target for key in keys for target in subscribers(key)))
         if self._send_out(peer, request, bus.DELIVER, targets, body) and keep:
-            self.histories.append(keys[0], Entry(is_notice=False, data=bus.decode_publication(body).frame), keep)
+            self.channels.keep(keys[0], bus.decode_publication(body).frame, keep)
 
     def _drop(self, peer: Peer, request: int, body: bytes) -> None:
         self._send_out(peer, request, bus.CLOSE, (*self._peers.values(), *self._lost.values()), body)
@@ -430,68 +367,6 @@ class Router:
         if delivery.waiting == 0:
             delivery.origin.send(bus.encode_result(delivery.request, Status.DONE, delivery.sent, delivery.unconfirmed))
 
-    # -- channels ----------------------------------------------------------------
-
-    def _join(self, peer: Peer, request: int, body: bytes) -> None:
-        if self._must_wait(self._join, peer, request, body):
-            return
-        join = bus.unpack_join(body)
-        peer.link.send(bus.encode(bus.ANSWER, request, bus.pack(self.histories.read(join.key) if join.replay else ())))
-        if join.user and self.presence.enter(peer, Place(join.key, join.user), _habits(join)):
-            self._notify(Place(join.key, join.user), _habits(join), is_online=True, spared=join.connection)
-
-    def _leave(self, peer: Peer, number: int, body: bytes) -> None:
-        join = bus.unpack_join(body)
-        self.presence.leave(peer, Place(join.key, join.user), self._clock())
-
-    def _present(self, peer: Peer, number: int, body: bytes) -> None:
-        join = bus.unpack_join(body)
-        self.presence.enter(peer, Place(join.key, join.user), _habits(join))
-
-    def _notify(self, place: Place, habits: Habits, *, is_online: bool, spared: int = 0) -> None:
-        """Tell a channel, and what it keeps, that a user came or left. A worker that takes no more is not told."""
-        notice = bus.pack(bus.Notice(place.user, is_online, self._wall_clock()))
-        if habits.keep:
-            self.histories.append(place.channel, Entry(is_notice=True, data=notice), habits.keep)
-        self.counts["notices"] += 1
-        told = self.routes.subscribers(place.channel)
-        targets = tuple(peer for peer in told if not peer.link.is_full and peer.uncounted_bytes < self._queue_bytes)
-        self.counts["notices_dropped"] += len(told) - len(targets)
-        if targets:
-            body = bus.encode_publication(
-                [place.channel], habits.path.encode(), notice, taken_seconds=monotonic(), spared=spared
-            )
-            self._hand_out(NO_LINK, 0, bus.NOTICE, targets, body)
-
-    def _claim(self, peer: Peer, connection: int, name: bytes) -> None:
-        self._last_claim = number = max(self._last_claim + 1, int(monotonic() * 1e9))
-        peer.link.send(bus.encode_claimed(connection, number, name))
-        self._settle_claim(name, Claim(peer, connection, number))
-
-    def _claimed(self, peer: Peer, connection: int, body: bytes) -> None:
-        number, name = bus.decode_claimed(body)
-        self._settle_claim(name, Claim(peer, connection, number))
-
-    def _settle_claim(self, name: bytes, claim: Claim[Peer]) -> None:
-        loser = self.claims.claim(name, claim)
-        if loser is not None:
-            self.counts["connections_replaced"] += 1
-            loser.holder.link.send(bus.encode(bus.REPLACED, loser.connection, name))
-
-    def _unclaim(self, peer: Peer, connection: int, name: bytes) -> None:
-        self.claims.release(peer, name, connection)
-
-    def _history(self, peer: Peer, request: int, key: bytes) -> None:
-        peer.link.send(bus.encode(bus.ANSWER, request, bus.pack(self.histories.read(key))))
-
-    def _online(self, peer: Peer, request: int, body: bytes) -> None:
-        if self._must_wait(self._online, peer, request, body):
-            return
-        question = bus.unpack_online(body)
-        users = self.presence.users(question.keys[0], question.users) if question.users else []
-        answer = bus.OnlineAnswer([self.presence.counts(key) for key in question.keys], users)
-        peer.link.send(bus.encode(bus.ANSWER, request, bus.pack(answer)))
-
     # -- figures -----------------------------------------------------------------
 
     def _scrape(self, peer: Peer, request: int, body: bytes) -> None:
@@ -520,10 +395,7 @@ class Router:
             "broker": {
                 **self.counts,
                 "routes": len(self.routes),
-                "present": self.presence.connections,
-                "claims": len(self.claims),
-                "history_bytes": self.histories.kept_bytes,
-                "history_dropped": self.histories.dropped,
+                **self.channels.figures(),
                 "workers": len(self._peers),
                 "start_time_seconds": self._started_seconds,
                 "restarts_worker": self.restarts.workers,
@@ -534,10 +406,6 @@ class Router:
             "stale": sorted({*scrape.missing, *self._lost}),
         }
         scrape.origin.send(bus.encode(bus.REPORT, scrape.request, orjson.dumps(report)))
-
-
-def _habits(join: bus.Join) -> Habits:
-    return Habits(join.path, join.grace_ms / 1000, join.keep)
 
 
 def _figures(peer: Peer) -> dict[str, Any]:
