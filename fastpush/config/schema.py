@@ -165,7 +165,7 @@ class Api(Section, frozen=True):
     ] = ""
     page: Annotated[
         Literal["loopback", "on", "off"],
-        setting("The test page at /: on loopback addresses only, on every address, or nowhere."),
+        setting("The chat page at /: on loopback addresses only, on every address, or nowhere."),
     ] = "loopback"
 
 
