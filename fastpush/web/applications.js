@@ -31,7 +31,8 @@ class Plain {
     this.talk = page.talks.open("all", "room", this.path);
     const url = new URL(this.path, location.href);
     for (const [name, value] of Object.entries(this.parameters(values))) url.searchParams.set(name, value);
-    return new Connection(url, { token: values.token || undefined });
+    this.connection = new Connection(url, { token: values.token || undefined });
+    return this.connection;
   }
 
   parameters() {
@@ -174,7 +175,8 @@ class Chat {
     page.me = values.token;
     page.talks.open(roomId(""), "room", "");
     for (const room of values.rooms ?? []) page.talks.open(roomId(room), "room", room);
-    return new Connection(this.path, { token: values.token });
+    this.connection = new Connection(this.path, { token: values.token });
+    return this.connection;
   }
 
   opened() {

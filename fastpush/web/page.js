@@ -4,11 +4,12 @@
 // application of applications.js), and every change draws the parts that show it.
 import { applicationOf } from "./applications.js";
 import { LineView, Talks, element, hueOf } from "./talks.js";
-import { meaning, momentOf, randomName, say, switchLanguage, translate } from "./words.js";
+import { meaning, randomName, say, switchLanguage, translate } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const MEMBERS_SHOWN = 1000;
 const TICK_MS = 250; // of the countdown
+const SIDE_MS = 50; // however many come and go, and write in other talks: the side is drawn so often at most
 
 // -- State ---------------------------------------------------------------------------
 
@@ -18,6 +19,7 @@ let application = null; // the picked one, while it is connected or coming back
 let connection = null;
 let until = 0; // when the next attempt comes
 let ticking = 0;
+let drawingSide = 0;
 const drafts = new Map(); // talk -> what is written and not sent
 const talks = new Talks(onTalks);
 const view = new LineView($("lines"), $("new-lines"), $("empty"));
@@ -27,7 +29,7 @@ const page = {
   talks,
   me: "",
   say: (talk, line) => talk && talks.add(talk, line),
-  refresh: drawSide,
+  refresh: drawSideSoon,
 };
 
 // -- Connecting ----------------------------------------------------------------------
@@ -50,7 +52,6 @@ function connect(values) {
     $("outcome").textContent = error.message;
     return;
   }
-  application.connection = connection;
   connection.onState(onState);
   connection.onMessage((data, event) => application.received(data, event));
   $("push-user").value = values.token ?? ""; // right where the token is the user
@@ -101,10 +102,10 @@ function onState(state) {
   drawSide();
 }
 
-function reasonOf({ code, reason }) {
-  const words = meaning(code);
-  const extra = reason && reason !== words ? ` (${reason})` : "";
-  return `${code === 1006 ? `${say("error")} ` : ""}${words}${extra}`;
+// The server's reason, unless it only says what the code means.
+function reasonOf({ code, reason, why }) {
+  const extra = reason && reason !== why ? ` (${reason})` : "";
+  return `${code === 1006 ? `${say("error")} ` : ""}${meaning(code)}${extra}`;
 }
 
 function drawState() {
@@ -136,7 +137,7 @@ function openWords({ registered }) {
 function drawBanner(state, text, why) {
   $("banner").dataset.state = state.name;
   const rest = state.name === "closed" ? say("final") : "";
-  setText($("banner-text"), `${text}${/[。.]$/.test(text) ? "" : ". "} ${why}. ${rest}`.trim());
+  setText($("banner-text"), say("banner", { text: text.replace(/[.。]$/, ""), why, rest }).trim());
   setText($("banner-now"), say(state.name === "closed" ? "again" : "reconnectNow"));
   setText($("banner-stop"), say(state.name === "closed" ? "change" : "stop"));
 }
@@ -158,8 +159,13 @@ function setText(node, text) {
 
 function onTalks(talk, line) {
   if (line && talk === talks.active) view.update(line);
-  if (!line || talk.unread) drawSide();
+  drawTitle();
+  if (!line || talk.unread) drawSideSoon();
   if (!line) drawTalk();
+}
+
+function drawSideSoon() {
+  drawingSide ||= setTimeout(drawSide, SIDE_MS);
 }
 
 function drawStart() {
@@ -224,12 +230,15 @@ function drawTalk() {
 }
 
 function drawOnline(talk) {
-  setText($("talk-online"), talk.members ? say("membersOf", { count: talk.online }) : "");
+  const isKnown = talk.members && connection?.state.name === "open";
+  setText($("talk-online"), isKnown ? say("membersOf", { count: talk.online }) : "");
 }
 
 function drawSide() {
-  const items = entries.map((entry) => pickItem(nameOf(entry), entry === picked, () => pick(entry), { note: entry.path }));
-  keepFocus($("applications"), items);
+  clearTimeout(drawingSide);
+  drawingSide = 0;
+  const itemOf = (entry) => pickItem(nameOf(entry), entry === picked, () => pick(entry), { note: entry.path });
+  put($("applications"), entries.map(itemOf));
   const hasRooms = Boolean(application?.hasRooms);
   $("rooms-section").hidden = !hasRooms;
   const privates = talks.all().filter((talk) => talk.kind === "private");
@@ -240,10 +249,10 @@ function drawSide() {
   const isPush = Boolean(application.push);
   setText($("rooms-title"), say(isPush ? "events" : "rooms"));
   setText($("enter-button"), say(isPush ? "register" : "enter"));
-  $("enter-name").placeholder = say(isPush ? "registerEvent" : "enterRoom");
+  $("enter-name").placeholder = say(isPush ? "event" : "enterRoom");
   $("enter-name").setAttribute("aria-label", say(isPush ? "registerEvent" : "enterRoom"));
-  keepFocus($("rooms"), talks.all().filter((talk) => talk.kind === "room").map(talkItem));
-  keepFocus($("privates"), privates.map(talkItem));
+  put($("rooms"), talks.all().filter((talk) => talk.kind === "room").map(talkItem));
+  put($("privates"), privates.map(talkItem));
   drawMembers(talks.active);
 }
 
@@ -252,7 +261,7 @@ function drawMembers(talk) {
   setText($("members-count"), String(talk.online));
   drawOnline(talk);
   const names = [...talk.members].sort((one, other) => one.localeCompare(other)).slice(0, MEMBERS_SHOWN);
-  keepFocus($("members"), names.map(memberItem));
+  put($("members"), names.map(memberItem));
 }
 
 function drawTitle() {
@@ -263,7 +272,7 @@ function drawTitle() {
 }
 
 function talkItem(talk) {
-  return pickItem(talkName(talk), talk === talks.active, () => activate(talk), { unread: talk.unread, name: talk.name });
+  return pickItem(talkName(talk), talk === talks.active, () => activate(talk), talk);
 }
 
 function memberItem(name) {
@@ -277,7 +286,8 @@ function memberItem(name) {
   return item;
 }
 
-function pickItem(text, isCurrent, onClick, { note, unread, label, hue } = {}) {
+// id: tells apart what looks the same.
+function pickItem(text, isCurrent, onClick, { id, note, unread, label, hue }) {
   const button = element("button", { type: "button", className: "pick" });
   if (hue !== undefined) button.append(element("span", { className: "face", ariaHidden: "true" }, faceOf(text)));
   button.append(element("span", { className: "pick-name" }, text));
@@ -291,18 +301,24 @@ function pickItem(text, isCurrent, onClick, { note, unread, label, hue } = {}) {
   if (isCurrent) button.setAttribute("aria-current", "true");
   if (label) button.title = label;
   button.addEventListener("click", onClick);
-  return element("li", {}, button);
+  const item = element("li", {}, button);
+  item.dataset.key = text;
+  item.dataset.shows = JSON.stringify([id, text, isCurrent, note, unread, document.documentElement.lang]);
+  return item;
 }
 
 function faceOf(name) {
   return [...name][0]?.toUpperCase() ?? "";
 }
 
-// A list that is drawn anew keeps the keyboard where it was.
-function keepFocus(list, items) {
-  const place = [...list.children].findIndex((item) => item.contains(document.activeElement));
+// A list that shows the same is left alone, and one that is drawn anew keeps the keyboard where it was.
+function put(list, items) {
+  const shown = [...list.children];
+  const isSame = (item, place) => item.dataset.shows === items[place]?.dataset.shows;
+  if (shown.length === items.length && shown.every(isSame)) return;
+  const focused = shown.find((item) => item.contains(document.activeElement));
   list.replaceChildren(...items);
-  if (place >= 0) list.children[Math.min(place, items.length - 1)]?.querySelector("button")?.focus();
+  if (focused) items.find((item) => item.dataset.key === focused.dataset.key)?.firstChild.focus();
 }
 
 function kindOf({ handler }) {
@@ -500,6 +516,5 @@ if (!("WebSocket" in window)) {
   showStatus("idle", say("idle"));
 }
 entries = await served();
-const favourite = entries.find((entry) => entry.handler === "chat") ?? entries[0];
-if (favourite) pick(favourite);
+pick(entries.find((entry) => entry.handler === "chat") ?? entries[0]);
 preset();

@@ -127,6 +127,7 @@ export class LineView {
   #shown = new Map(); // line -> its element
   #frame = 0;
   #missed = 0;
+  #isAtEnd = true; // stays, unless the reader scrolls
 
   constructor(list, newButton, empty) {
     this.#list = list;
@@ -136,8 +137,10 @@ export class LineView {
       this.toEnd();
       list.focus({ preventScroll: true });
     });
-    list.addEventListener("scroll", () => this.#isAtEnd() && this.#reached(), { passive: true });
-    new ResizeObserver(() => !this.#missed && this.toEnd()).observe(list);
+    list.addEventListener("scroll", () => this.#onScroll(), { passive: true });
+    const stay = () => this.#isAtEnd && this.toEnd();
+    list.addEventListener("load", stay, { capture: true }); // an image has its height now
+    new ResizeObserver(stay).observe(list);
   }
 
   /** Show this talk's lines from its end. */
@@ -150,10 +153,12 @@ export class LineView {
   /** Draw everything anew, in the language of now. */
   redraw() {
     this.#shown.clear();
+    this.#list.ariaBusy = "true"; // what was read out before is not read again
     this.#list.replaceChildren();
     this.#missed = 0;
     this.#draw();
     this.toEnd();
+    requestAnimationFrame(() => (this.#list.ariaBusy = "false"));
   }
 
   /** A line was added or has changed. What comes between two frames of the screen is drawn at once. */
@@ -177,7 +182,6 @@ export class LineView {
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
     const lines = this.#talk?.lines ?? [];
-    const wasAtEnd = !this.#missed && this.#isAtEnd();
     const kept = new Set(lines);
     for (const [line, drawn] of this.#shown) {
       if (kept.has(line)) continue;
@@ -193,13 +197,14 @@ export class LineView {
     }
     this.#list.append(rows);
     this.#empty.hidden = lines.length > 0;
-    if (wasAtEnd || added.some((line) => line.kind === "own")) this.toEnd();
+    if (this.#isAtEnd || added.some((line) => line.kind === "own")) this.toEnd();
     else this.#miss(added.length);
   }
 
-  #isAtEnd() {
+  #onScroll() {
     const { scrollHeight, scrollTop, clientHeight } = this.#list;
-    return scrollHeight - scrollTop - clientHeight < NEAR_END;
+    this.#isAtEnd = scrollHeight - scrollTop - clientHeight < NEAR_END;
+    if (this.#isAtEnd) this.#reached();
   }
 
   #miss(count) {
@@ -209,6 +214,7 @@ export class LineView {
   }
 
   #reached() {
+    this.#isAtEnd = true;
     this.#missed = 0;
     this.#newButton.hidden = true;
   }
@@ -222,8 +228,9 @@ export function hueOf(name) {
 }
 
 function drawLine(line, before) {
-  const item = element("li", { className: `line ${line.kind}` });
+  const item = element("div", { className: `line ${line.kind}` });
   const time = element("time", { dateTime: line.when.toISOString(), title: momentOf(line.when) }, timeOf(line.when));
+  if (line.fold) item.setAttribute("aria-live", "off"); // it is not read out again and again
   if (line.kind === "system") {
     item.append(element("span", { className: "text" }, systemText(line)), time);
     return item;
@@ -245,11 +252,12 @@ function drawLine(line, before) {
 }
 
 function systemText(line) {
-  if (line.fold) return say(line.fold, { count: line.count });
+  if (line.fold) return line.count > 1 ? `${line.fold} × ${line.count}` : line.fold;
   return line.say ? say(line.say, line.values) : line.text;
 }
 
-function drawMedia({ media, text, url, author }) {
+function drawMedia(line) {
+  const { media, text, url } = line;
   const address = webUrl(url);
   const box = element("div", { className: "media" });
   if (!address) {
@@ -262,19 +270,27 @@ function drawMedia({ media, text, url, author }) {
   row.append(element("span", { className: "media-kind" }, say(media)), link);
   if (text) row.append(element("span", { className: "media-host" }, address.host));
   box.append(row);
-  if (media === "image") box.append(imageButton(address, text || author || ""));
+  if (media === "image") box.append(line.isShown ? imageOf(line, address) : imageOffer(line, address));
   return box;
 }
 
-function imageButton(address, name) {
+function imageOffer(line, address) {
   const button = element("button", { type: "button", className: "small" }, say("showImage"));
   const warning = element("span", { className: "media-note" }, say("hostLearns", { host: address.host }));
   const offer = element("div", { className: "media-row" }, button, warning);
   button.addEventListener("click", () => {
-    const image = element("img", { alt: `${say("image")} ${name}`.trim(), referrerPolicy: "no-referrer" });
-    image.addEventListener("error", () => image.replaceWith(element("span", {}, say("imageFailed"))));
-    image.src = address.href;
+    line.isShown = true;
+    const image = imageOf(line, address);
     offer.replaceWith(image);
+    image.focus();
   });
   return offer;
+}
+
+function imageOf({ text, author }, address) {
+  const alt = `${say("image")} ${text || author || ""}`.trim();
+  const image = element("img", { alt, referrerPolicy: "no-referrer", tabIndex: -1 });
+  image.addEventListener("error", () => image.replaceWith(element("span", {}, say("imageFailed"))));
+  image.src = address.href;
+  return image;
 }

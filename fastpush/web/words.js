@@ -43,6 +43,7 @@ const WORDS = {
     lineOpen: "Connected.",
     lineClosed: "Connection closed. {code}: {why} (readyState {readyState})",
     error: "WebSocket error!",
+    banner: "{text}. {why}. {rest}",
     final: "It will not reconnect by itself.",
     noWebSocket: "This browser has no WebSocket, so there is nothing to connect with.",
     rooms: "Rooms",
@@ -54,7 +55,7 @@ const WORDS = {
     enter: "Enter",
     register: "Register",
     leave: "Leave {name}",
-    closeTalk: "Close {name}",
+    closeTalk: "Close",
     unread: "{count} unread",
     members: "Online",
     membersOf: "{count} online",
@@ -67,14 +68,14 @@ const WORDS = {
     emptyPush: "Nothing yet. What is pushed to this event appears here.",
     newMessages: "{count} new ↓",
     message: "Message",
-    placeholder: "Enter sends, Shift+Enter starts a new line",
+    placeholder: "Write a message",
+    hint: "Enter sends, Shift+Enter starts a new line",
     send: "Send",
     attach: "Image or file",
     attachImage: "Image",
     attachFile: "File",
     attachUrl: "Web address",
     attachUrlHint: "https://…",
-    attachName: "Name of it",
     attachCancel: "Without",
     notUrl: "Only addresses that begin with http:// or https://",
     showImage: "Show image",
@@ -86,7 +87,6 @@ const WORDS = {
     notSent: "Not sent: there is no connection.",
     came: "{name} came in",
     left: "{name} left",
-    heartbeat: "heartbeat × {count}",
     bytes: "{count} bytes",
     pushTo: "Send a test push",
     user: "User",
@@ -158,6 +158,7 @@ const WORDS = {
     lineOpen: "连接了",
     lineClosed: "连接已关闭。{code}：{why}（readyState {readyState}）",
     error: "WebSocket异常!",
+    banner: "{text}。{why}。{rest}",
     final: "不会自动重新连接。",
     noWebSocket: "此浏览器不支持 WebSocket，无法连接。",
     rooms: "房间",
@@ -169,7 +170,7 @@ const WORDS = {
     enter: "进入",
     register: "注册",
     leave: "离开 {name}",
-    closeTalk: "关闭 {name}",
+    closeTalk: "关闭",
     unread: "{count} 条未读",
     members: "在线",
     membersOf: "{count} 人在线",
@@ -182,14 +183,14 @@ const WORDS = {
     emptyPush: "还没有消息。推送给此事件的内容会显示在这里。",
     newMessages: "{count} 条新消息 ↓",
     message: "消息内容",
-    placeholder: "回车发送，Shift+回车换行",
+    placeholder: "说点什么…",
+    hint: "回车发送，Shift+回车换行",
     send: "发送",
     attach: "图片或文件",
     attachImage: "图片",
     attachFile: "文件",
     attachUrl: "网址",
     attachUrlHint: "https://…",
-    attachName: "名称",
     attachCancel: "不附加",
     notUrl: "只能使用以 http:// 或 https:// 开头的网址",
     showImage: "显示图片",
@@ -201,7 +202,6 @@ const WORDS = {
     notSent: "未发送：没有连接。",
     came: "{name} 进来了",
     left: "{name} 离开了",
-    heartbeat: "heartbeat × {count}",
     bytes: "{count} 字节",
     pushTo: "发送测试推送",
     user: "用户",
@@ -269,14 +269,23 @@ export function meaning(code) {
   return say(`code${code}` in WORDS.en ? `code${code}` : "codeOther");
 }
 
+// Making a format takes longer than a message may.
+const timeForm = { timeStyle: "medium", hourCycle: "h23" };
+const times = formats(timeForm);
+const moments = formats({ dateStyle: "medium", ...timeForm });
+
+function formats(form) {
+  return { en: new Intl.DateTimeFormat("en", form), zh: new Intl.DateTimeFormat("zh-CN", form) };
+}
+
 /** The time of day, as it is written here. */
 export function timeOf(date) {
-  return date.toLocaleTimeString(locale(), { hour12: false });
+  return times[language].format(date);
 }
 
 /** Day and time, as they are written here. */
 export function momentOf(date) {
-  return date.toLocaleString(locale(), { hour12: false });
+  return moments[language].format(date);
 }
 
 /** A name for somebody who has none. */

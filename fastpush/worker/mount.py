@@ -112,19 +112,18 @@ class Mount:
 
     def word(self, key: bytes, notice: Notice) -> bytes | None:
         """Return the frame that tells a channel's members who came or left; None for nothing."""
-        channel = channel_of(key)
-        try:
-            said = self.application.on_presence(channel, notice.user, notice.is_online, notice.seconds)
-            return None if said is None else data_frame(said)
-        except Exception:
-            log.exception("on_presence failed", extra=fields(path=self.path, user=notice.user))
-            return None
+        said = self.application.on_presence(channel_of(key), notice.user, notice.is_online, notice.seconds)
+        return None if said is None else data_frame(said)
 
 
 class PushMount(Mount):
     """The simple protocol of /ws, whose URL has registrations in it."""
 
     application: Push
+
+    def __init__(self, path: str, application: Push, config: Config) -> None:
+        super().__init__(path, application, config)
+        self.anonymous = "everywhere"  # at first: a client may register, and show its token, by message
 
     def read(self, query: str) -> Asked:
         options = parse_query(query, name_bytes=self.limits.name_bytes, registrations=self.limits.registrations)

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 from websockets.sync.server import Server as WebSocketServer
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
 from tests.conformance.test_registration import jwt, jwt_sections
-from tests.programs import CLIENTS, Program, need, need_module, run
-from tests.server import SCALE, Server, eventually
+from tests.programs import CLIENTS, Browser, Program, need, need_module, run
+from tests.server import SCALE, Server, application, eventually
 
 Serve = Callable[..., Server]
 WEB = Path(__file__).parents[2] / "fastpush" / "web"
@@ -435,3 +436,52 @@ def test_plain_messages() -> None:
         client.do("readyState")
         assert client.next("readyState") == 1
     assert script.paths == ["/app?room=tea"]
+
+
+# -- docs/javascript.md -------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "javascript.md").read_text(encoding="utf-8")
+
+
+def examples() -> list[str]:
+    """The examples of the page as expressions: what a module may do at its top is done in a function."""
+    blocks = re.findall(r"^```js\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    modules = [re.sub(r'import (\{.*\}) from (".*");', r"const \1 = await import(\2);", block) for block in blocks]
+    return [f"(async () => {{ {module} }})()" for module in modules]
+
+
+def test_examples_in_chromium(serve: Serve) -> None:
+    """Each example of the page does, in a browser, what the page says; what was closed by 1012 is back."""
+    server = serve(workers=2, sections={"application": [application("Chat")]})
+    receiving, expiring, chatting = examples()
+    logged: list[str] = []
+
+    with Browser(server.url) as browser:
+
+        def console(line: str) -> bool:
+            logged.extend(browser.do("logged"))
+            return any(line in each for each in logged)
+
+        browser.do("evaluate", expression=receiving)
+        assert console("log: registered")
+        assert server.push("aaa", "topic1", "hello")["sent"] == 1
+        eventually(lambda: console("log: pushed: hello"), what="push")
+        browser.do("evaluate", expression=expiring)
+        eventually(lambda: console("log: no token could be had; trying again in 1 s"), what="wait")
+        with connect(server.ws_url("token=bbb&room=tea", "/chat")) as client:
+            browser.do("evaluate", expression=chatting)
+            eventually(lambda: json.loads(client.recv(timeout=10)).get("content") == "hello", what="greeting")
+        server.request("POST", "/drop", {"userId": "aaa"})
+        eventually(lambda: console("log: state: waiting"), what="loss")
+        eventually(lambda: server.push("aaa", "topic1", "again")["sent"] == 1, 20, "back")
+        eventually(lambda: console("log: pushed: again"), what="push")
+
+
+def test_table_of_the_page() -> None:
+    """docs/javascript.md names every code that the program knows, and every option with its default."""
+    program = (WEB / "fastpush.js").read_text(encoding="utf-8")
+    known = set(re.findall(r"^  (\d{4}): \"", program, re.MULTILINE))
+    assert known <= set(re.findall(r"\b\d{4}\b", PAGE.partition("## What it does when")[2].partition("## ")[0]))
+    types = (WEB / "fastpush.d.ts").read_text(encoding="utf-8")
+    options = re.findall(r"^  (\w+)\?: ", types, re.MULTILINE)
+    assert len(options) == 5 and all(f"| `{option}` |" in PAGE for option in options)

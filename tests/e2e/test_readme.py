@@ -19,7 +19,7 @@ from tests.server import Server, eventually
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGE = (ROOT / "fastpush" / "web" / "page.js").read_text(encoding="utf-8")
+WEB = ROOT / "fastpush" / "web"
 
 
 def blocks(language: str) -> list[str]:
@@ -109,13 +109,16 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 def test_close_codes_are_those_of_the_code() -> None:
-    """README, page and errors.py have the same codes, and agree on the two that nobody comes back from."""
-    sent = {int(code) for code in CloseCode if code != CloseCode.NORMAL}
+    """README, page and errors.py have the same codes, and agree on those that nobody comes back from."""
+    sent = {int(code) for code in CloseCode}
     table = {int(row[0]): row[2] for row in rows(section("Close codes"))}
     assert set(table) == sent
-    assert sorted(code for code, advice in table.items() if advice == "no") == [4500, 4501]
-    in_page = {int(code) for code in re.findall(r"^  (\d{4}): \"", PAGE.partition("FINAL_CODES")[0], re.MULTILINE)}
-    assert in_page == sent | {1000, 1001, 1006}
+    assert sorted(code for code, advice in table.items() if advice == "no") == [1000, 4500, 4501]
+    known = sent | {1001, 1005, 1006}
+    program = (WEB / "fastpush.js").read_text(encoding="utf-8")
+    assert {int(code) for code in re.findall(r"^  (\d{4}): \"", program, re.MULTILINE)} == known
+    words = re.findall(r"^    code(\d{4}): \"", (WEB / "words.js").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(map(int, words)) == sorted([*known, *known])  # in both languages
 
 
 def test_commands_are_those_of_the_code() -> None:
