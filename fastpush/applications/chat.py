@@ -8,7 +8,7 @@ One JSON object a message, both ways:
                  1  to a room; to = "" is the hall, in which everybody is
                  2  a notice of the system
                  3  a user came   4  a user left     (from = user, to = room) once a user, on the whole host
-                 5  enter the room `to`   6  leave it   7  who is in it: "members" and "online"
+                 5  enter the room `to`   6  leave it   7  who is in it: "members" and "online", and who "you" are
     mediaType    0  text   1  image   2  file        images and files are links (`url`), never bodies
 
 `from` and `updateAt` are the server's. The hall and each room give a newcomer their last messages and notices.
@@ -191,8 +191,10 @@ class Chat(Application):
         members = await self.server.online_users(channel, MEMBERS_MAX)
         online = await self.server.online(channel)
         if connection.is_open:
-            text = _worded(MessageType.MEMBERS, sender="", to=room, members=members, online=online.users)
-            connection.send(text)
+            told = _worded(
+                MessageType.MEMBERS, sender="", to=room, members=members, online=online.users, you=connection.user
+            )
+            connection.send(told)
 
     def _notice(self, connection: Connection, text: str, room: str) -> None:
         if connection.is_open:

@@ -295,6 +295,7 @@ class Chat {
   #onMembers(message) {
     const talk = this.page.talks.get(roomId(message.to));
     if (!talk || !Array.isArray(message.members)) return;
+    if (typeof message.you === "string") this.page.me = message.you; // a token may name another user than it looks
     talk.members = new Set(message.members.map(String));
     talk.online = Number(message.online ?? talk.members.size);
     this.page.refresh();
