@@ -1,6 +1,6 @@
 # make serve   run the server on config.toml (own .venv)
 # make demo    run every application on http://127.0.0.1:12345/
-# make test    install what the tests need and run everything
+# make test    install what the tests need and run everything; PYTEST="tests/unit -x" runs some
 # make check   lint, types, import layering
 
 PYTHON ?= python3.11
@@ -31,9 +31,11 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Whether every behaviour is proven, only a whole run can tell.
 test: check
 	tests/install_packages.sh
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest --junit-xml=build/tests.xml $(PYTEST)
+	$(if $(PYTEST),,$(BIN)/python -m tools.behaviours build/tests.xml)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(BENCH)

@@ -65,7 +65,7 @@ def _rows() -> Rows:
     gc.unfreeze()  # the worker has frozen what was there at its start, and gc would not see it
     objects = gc.get_objects()
     environment = next(found for found in objects if type(found) is Environment)
-    connections = list(environment.connections)
+    connections = list(environment.connections.values())
     sizes = _own_objects(connections[:_SAMPLE])
     rows: Rows = [(f"worker: {name}", size) for name, size in sizes.most_common()]
     rows.append(("worker: libuv's uv_tcp_t and watcher", _UV_TCP_BYTES + _UV_WATCHER_BYTES))

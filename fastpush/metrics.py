@@ -123,7 +123,8 @@ WORKER_METRICS: dict[str, Metric] = {
         "Times that a client was not read from because its application was behind.",
     ),
     "handler_errors": Metric(
-        "fastpush_handler_errors_total", "counter", "errors", "Exceptions in applications; each closes a connection."
+        "fastpush_handler_errors_total", "counter", "errors",
+        "Exceptions in applications; one in a call for a connection closes it.",
     ),
     "messages_over_rate": Metric(
         "fastpush_messages_over_rate_total", "counter", "connections",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.server import Server, application
+from tests.server import ECHO, Server
 
 
 @pytest.fixture
@@ -41,6 +41,6 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server with two workers and /echo for all tests of a module that leave it as it was."""
-    running = Server(tmp_path_factory.mktemp("server"), workers=2, sections={"application": [application("Echo", options={"binary": "binary"})]})
+    running = Server(tmp_path_factory.mktemp("server"), workers=2, sections=ECHO)
     yield running
     running.stop()

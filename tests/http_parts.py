@@ -6,18 +6,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+from fastpush.applications import Application, Online
 from fastpush.child import ListenerRole
 from fastpush.config import Config, Limits
 from fastpush.http.app import HttpApp
-from fastpush.http.auth import push_auth
+from fastpush.http.auth import push_auth, token_auth
 from fastpush.http.guard import Guard
 from fastpush.http.push import OnResult, PushService
 from fastpush.http.refusals import RefusalLog
 from fastpush.metrics import Counters
 from fastpush.protocol.bus import Status
 from fastpush.worker.admission import Admission
+from fastpush.worker.application_server import ApplicationServer
 from fastpush.worker.dispatch import HttpConnection
 from fastpush.worker.environment import Environment
+from fastpush.worker.mount import Mount
 from fastpush.worker.overload import Overload
 from fastpush.worker.services import Services
 from fastpush.worker.timers import TICK_SECONDS, TimerWheel
@@ -118,7 +121,7 @@ class Parts:
             admission=Admission(config.limits, cast(Any, None), environment.connections),
             tls=None,
         )
-        self.services.configure(config, push_auth(config))
+        self.services.configure(config, token_auth(config), push_auth(config))
         self.services.guard = Guard([], [])
         self.services.app = HttpApp(
             config,
@@ -128,12 +131,26 @@ class Parts:
             epoch=lambda: 1,
             unready=lambda: "",
             on_refused=self.services.log_refusal,
+            served=list,
+            look_up=self.look_up,
         )
 
     def connect(self, role: ListenerRole = "all") -> tuple[HttpConnection, Pipe]:
         connection, pipe = HttpConnection(self.services, role), Pipe()
         connection.connection_made(pipe)
         return connection, pipe
+
+    def serve(self, application: type[Application], path: str = "/ws") -> None:
+        """Have an application at a path; its clients need no token."""
+        environment = self.services.environment
+        server = ApplicationServer(path, environment, cast(Any, None), cast(Any, None))
+        mount = Mount(path, application(server, application.options_class()), environment.config)
+        mount.anonymous = "everywhere"
+        self.services.serve([mount], mount)
+
+    async def look_up(self, channels: list[str], most: int) -> tuple[list[Any], list[str]]:
+        """Nobody is anywhere."""
+        return [Online(0, 0) for _ in channels], []
 
     def advance(self, seconds: float) -> None:
         """Let the clock tick."""

@@ -57,6 +57,10 @@ def application(name: str, **keys: Any) -> dict[str, Any]:
     return {"path": f"/{name.lower()}", "handler": handler, "anonymous": "loopback"} | keys
 
 
+ECHO: Sections = {"application": [application("Echo", options={"binary": "binary"})]}
+"""/echo, which returns every message as it came."""
+
+
 class Server:
     """`fastpush serve` on a free port of 127.0.0.1, logging JSON at debug level into `log_path`.
 
@@ -65,9 +69,7 @@ class Server:
     prefix:   command that becomes the server.  pass_fds: descriptors for it.
     """
 
-    def __init__(
-        self, folder: Path, workers: int = 2, sections: Sections | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, folder: Path, workers: int = 2, sections: Sections | None = None, **kwargs: Any) -> None:
         self.folder = folder
         self.config_path = folder / "config.toml"
         self.log_path = folder / "server.log"
@@ -90,7 +92,7 @@ class Server:
             "log": {"level": "debug", "format": "json", "file": str(self.log_path)},
         }
         for section, values in sections.items():
-            merged[section] = merged.get(section, {}) | values
+            merged[section] = merged[section] | values if section in merged else values
         self.config_path.write_text(toml(merged))
 
     def start(self) -> None:

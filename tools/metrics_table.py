@@ -29,8 +29,8 @@ def _rows(metrics: Iterable[Metric], source_label: str) -> Iterator[str]:
     for name, series in by_name.items():
         first = series[0]
         labels = [f"`{source_label}`"] if source_label else []
-        if first.label == "version":
-            labels.append("`version`")
+        if first.label in {"application", "version"}:  # it has any values
+            labels.append(f"`{first.label}`")
         elif first.label:
             labels.append(f"`{first.label}`: {', '.join(metric.value for metric in series)}")
         across = _across(first) if source_label else "one"

@@ -6,10 +6,11 @@ Both together are its identity, of which one connection lives on the whole host:
 
 import json
 import logging
+from collections.abc import Awaitable
 from typing import ClassVar
 
-from fastpush.applications.interface import Application, Connection, Options, Request
-from fastpush.errors import CloseCode
+from fastpush.applications.interface import Application, Connection, Options, Publishing, Request
+from fastpush.errors import CloseCode, PublishFailed
 from fastpush.log import fields
 
 log = logging.getLogger("fastpush.application")
@@ -45,8 +46,19 @@ class Broadcast(Application):
         # Taken apart by nobody, and different for any two identities: a key may hold whatever it likes.
         await self.server.claim(connection, json.dumps([key, gzip]))
 
-    def on_message(self, connection: Connection, data: str | bytes) -> None:
+    def on_message(self, connection: Connection, data: str | bytes) -> Awaitable[None] | None:
         """Say a text to everybody; what is binary goes nowhere (S2-12)."""
-        if isinstance(data, str):
-            log.debug("said", extra=fields(connection=connection.id, user=connection.user, characters=len(data)))
-            self.server.broadcast(data)
+        if isinstance(data, bytes):
+            return None
+        publishing = self.server.broadcast(data)
+        return self._log(connection, len(data), publishing) if log.isEnabledFor(logging.DEBUG) else None
+
+    async def _log(self, connection: Connection, characters: int, publishing: Publishing) -> None:
+        """Log who has said something, and how many it was sent to (S2-21)."""
+        log.debug("said", extra=fields(connection=connection.id, user=connection.user, characters=characters))
+        try:
+            reached = await publishing
+        except PublishFailed as failure:
+            log.warning("not published", extra=fields(path=self.server.path, reason=str(failure)))
+        else:
+            log.debug("sent", extra=fields(connection=connection.id, connections=reached))

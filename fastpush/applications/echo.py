@@ -4,6 +4,7 @@ Up to 1,000 messages wait to be handled and up to 1,000 to be sent. A client tha
 from either, once both are full: nothing is dropped, and nobody else waits.
 """
 
+from collections.abc import Awaitable
 from typing import ClassVar, Literal
 
 from fastpush.applications.interface import Application, Connection, Options
@@ -22,9 +23,17 @@ class Echo(Application):
     default_limits: ClassVar = {"receive_queue_messages": 1000, "send_queue_messages": 1000}
     options: EchoOptions
 
-    async def on_message(self, connection: Connection, data: str | bytes) -> None:
-        """Wait until there is room for an answer, then send it."""
+    def on_message(self, connection: Connection, data: str | bytes) -> Awaitable[None] | None:
+        """Answer, once there is room for that: nearly always at once, before anything else of the client is looked at,
+        be it a close frame.
+        """
         if isinstance(data, bytes) and self.options.binary == "text":
             data = data.decode(errors="replace")
+        if not connection.has_room:
+            return self._answer_later(connection, data)
+        connection.send(data)
+        return None
+
+    async def _answer_later(self, connection: Connection, data: str | bytes) -> None:
         await connection.drain()
         connection.send(data)

@@ -72,6 +72,13 @@ class Connection(Protocol):
         """The channels that it is in."""
         ...
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `drain` would return at once: the next `send` is taken, be the message as long as a client's may be
+        or half of the send queue.
+        """
+        ...
+
     def send(self, data: str | bytes) -> bool:
         """Send a text or a binary message; False when it goes because it is too slow.
 

@@ -47,9 +47,9 @@ def drain(worker: int | None, seconds: float | None, config_path: str | None) ->
 def restart(seconds: float | None, config_path: str | None) -> None:
     """Replace every worker by a new process, one at a time, while the server goes on.
 
-    For workers that have grown, or for your own auth functions to be imported anew. The program itself stays the one
-    that was started: after an upgrade use `systemctl restart fastpush`, during which connects wait and none is
-    refused.
+    For workers that have grown, for a changed [[application]], or for your own classes and functions to be imported
+    anew. The program itself stays the one that was started: after an upgrade use `systemctl restart fastpush`, during
+    which connects wait and none is refused.
     """
     path, reply = command(config_path, {"command": "restart", "seconds": seconds}, TIMEOUT_SECONDS)
     click.echo(f"{count_of(reply['workers'], 'worker')}, {reply['seconds']:g} s each; the program is not loaded anew")

@@ -88,8 +88,15 @@ def binary_frame(payload: bytes) -> bytes:
 
 
 def data_frame(data: str | bytes) -> bytes:
-    """Return a text frame for str, a binary one for bytes. Raises: UnicodeEncodeError: half a surrogate."""
-    return text_frame(data.encode()) if isinstance(data, str) else binary_frame(data)
+    """Return a text frame for str, a binary one for bytes.
+
+    Raises: UnicodeEncodeError: half a surrogate.  TypeError: anything else.
+    """
+    if isinstance(data, str):
+        return text_frame(data.encode())
+    if not isinstance(data, bytes):
+        raise TypeError(f"a message is str or bytes, found {type(data).__name__}")
+    return binary_frame(data)
 
 
 def message_of(built: bytes) -> str | bytes:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from fastpush import log as logs
 from fastpush.config import Config, changes, check_exposure, merge_live
 from fastpush.errors import EXIT_USAGE, ConfigError
@@ -34,6 +36,7 @@ class Changes:
         self._reloads = 0
         self._reload_again = False
         self._replacement: Replacement | None = None
+        self._applications = config.application  # before the replacement
 
     def begin(self, children: Children, listeners: Listeners) -> None:
         """Carry out changes of these from now on."""
@@ -55,6 +58,9 @@ class Changes:
             self._reload.attend(now)
         if self._replacement is not None and not self._replacement.is_done:
             self._replacement.attend(self._children, self.config, now)
+            if self._replacement.failure and not self._replacement.replaced:
+                # Perhaps they are why: who has to be restarted goes by those that it ran with.
+                self.config = msgspec.structs.replace(self.config, application=self._applications)
 
     # Reload
 
@@ -125,11 +131,22 @@ class Changes:
     # Replacing workers
 
     def restart(self, request: dict[str, Any], reply: Reply) -> None:
-        """{"command": "restart", "seconds": S or null}: replace all workers, one after the other."""
+        """{"command": "restart", "seconds": S or null}: replace all workers, one after the other; [[application]] is
+        read anew for them.
+        """
         seconds = self.seconds_of(request)
         workers = len(self._listeners.slots)
-        self._replace("rolling restart", list(range(workers)), seconds)
+        self._replace("rolling restart", list(range(workers)), seconds, self._with_applications())
         reply({"seconds": seconds, "workers": workers})
+
+    def _with_applications(self) -> Config:
+        """Return what the server runs by, with the applications of the configuration of now. Raises: CommandError."""
+        try:
+            config = msgspec.structs.replace(self.config, application=self._config_source().application)
+            self._listeners.check_exposure(config)
+        except ConfigError as error:
+            raise CommandError(f"no worker is replaced: {error}", EXIT_USAGE) from None
+        return config
 
     def drain_worker(self, request: dict[str, Any], reply: Reply) -> None:
         """{"command": "drain", "worker": SLOT, "seconds": S or null}: replace one worker."""
@@ -137,11 +154,12 @@ class Changes:
         worker, workers = request["worker"], len(self._listeners.slots)
         if isinstance(worker, bool) or not isinstance(worker, int) or not 0 <= worker < workers:
             raise CommandError(f"there is no worker {worker}; there are 0 to {workers - 1}", EXIT_USAGE)
-        self._replace("drain", [worker], seconds)
+        self._replace("drain", [worker], seconds, self.config)
         reply({"seconds": seconds})
 
-    def _replace(self, name: str, slots: list[int], seconds: float) -> None:
+    def _replace(self, name: str, slots: list[int], seconds: float, config: Config) -> None:
         self.check_idle()
+        self._applications, self.config = self.config.application, config
         self._replacement = Replacement(name, slots, seconds, self.config.connections.close_timeout_seconds)
 
     def check_idle(self) -> None:

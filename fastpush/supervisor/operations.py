@@ -98,6 +98,11 @@ class Replacement:
         return bool(self.failure) or self._position == len(self._slots)
 
     @property
+    def replaced(self) -> int:
+        """How many workers have been replaced."""
+        return self._position
+
+    @property
     def deadline(self) -> float:
         """When `attend` has something to do, should nothing happen before."""
         return float("inf") if self._new is None or self._new.ready else self._ready_by

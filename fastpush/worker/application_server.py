@@ -17,7 +17,7 @@ from fastpush.http.push import PUBLICATION_KEYS_MAX
 from fastpush.log import fields
 from fastpush.protocol import bus
 from fastpush.protocol.bus import Status, encode_publication
-from fastpush.protocol.frames import data_frame, message_of
+from fastpush.protocol.frames import close_frame, data_frame, message_of
 from fastpush.protocol.push import channel_key, claim_name, user_key
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class ApplicationServer:
         self._memberships = memberships
         self._event = path.encode()
         self._own_key = channel_key(path)
+        self._timers: set[asyncio.Task[None]] = set()
 
     # -- channels ------------------------------------------------------------------
 
@@ -170,21 +171,27 @@ class ApplicationServer:
         if event is not None and not (event and isinstance(data, str)):
             raise ValueError("with event, which is not empty, the message is a text")
         named = event or self.path
-        keys = [user_key(user, named) for user in ((users,) if isinstance(users, str) else dict.fromkeys(users))]
+        names = (users,) if isinstance(users, str) else tuple(dict.fromkeys(users))
+        for name in names:
+            _check_text(name, "a user's name")
+        keys = [user_key(name, named) for name in names]
         if not 1 <= len(keys) <= PUBLICATION_KEYS_MAX:
             raise ValueError(f"push to 1 to {PUBLICATION_KEYS_MAX} users at once, found {len(keys)}")
         return self._send(keys, data, named.encode(), exclude, 0)
 
     def claim(self, connection: Connection, key: str) -> Awaitable[None]:
+        _check_text(key, "a key")
         if not connection.is_open:
             raise ConnectionClosed
         return self._memberships.claim(_own(connection), claim_name(self.path, key))
 
     def close_user(self, user: str, code: int = 1008, reason: str = "") -> Outgoing:
-        return self._close(["user", user, self.path, code, reason])
+        _check_text(user, "a user's name")
+        return self._close("user", user, code, reason)
 
     def close_key(self, key: str, code: int = 1008, reason: str = "") -> Outgoing:
-        return self._close(["key", key, self.path, code, reason])
+        _check_text(key, "a key")
+        return self._close("key", key, code, reason)
 
     async def online(self, channel: str | None = None) -> Online:
         counts, _ = await self.look_up([self.path if channel is None else channel])
@@ -197,8 +204,10 @@ class ApplicationServer:
     async def look_up(self, channels: list[str], most: int = 0) -> tuple[list[Online], list[str]]:
         """Return how many are online in each channel, and the first `most` users of the first one.
 
-        Raises: PublishFailed: the bus takes no more.  ValueError: no name of a channel.
+        Raises: PublishFailed: the bus takes no more.  TypeError, ValueError: no name of a channel, or no number.
         """
+        if not isinstance(most, int) or most < 0:
+            raise ValueError(f"most must be a whole number from 0 on, found {most!r}")
         question = bus.Online([self._key(channel) for channel in channels], most)
         answer = bus.unpack_online_answer(await self._ask(bus.ONLINE, bus.pack(question)))
         return [Online(*counts) for counts in answer.counts], answer.users
@@ -216,7 +225,10 @@ class ApplicationServer:
             log.exception("timer failed", extra=fields(path=self.path))
             return
         if inspect.isawaitable(result):
-            self._environment.spawn(self._await_timer(result))
+            # Not among what a worker waits for before it ends: it may go on for ever.
+            task = asyncio.get_running_loop().create_task(self._await_timer(result))
+            self._timers.add(task)
+            task.add_done_callback(self._timers.discard)
 
     async def _await_timer(self, result: Awaitable[Any]) -> None:
         try:
@@ -228,6 +240,7 @@ class ApplicationServer:
     # -- the bus ---------------------------------------------------------------------
 
     def _key(self, channel: str) -> bytes:
+        _check_text(channel, "a channel's name")
         key = channel_key(channel)
         if not 1 < len(key) <= CHANNEL_BYTES_MAX + 1:
             raise ValueError(f"a channel's name has 1 to {CHANNEL_BYTES_MAX} bytes as UTF-8, found {len(key) - 1}")
@@ -247,10 +260,11 @@ class ApplicationServer:
             outgoing.fail(str(error))
         return outgoing
 
-    def _close(self, order: list[Any]) -> Outgoing:
+    def _close(self, kind: str, name: str, code: int, reason: str) -> Outgoing:
+        close_frame(code, reason)  # refuses what the workers could not send
         outgoing = Outgoing(self.path)
         try:
-            self._bus.drop(orjson.dumps(order), outgoing.on_result)
+            self._bus.drop(orjson.dumps([kind, name, self.path, code, reason]), outgoing.on_result)
         except BusUnavailable as error:
             outgoing.fail(str(error))
         return outgoing
@@ -270,5 +284,10 @@ def _own(connection: Connection) -> "OwnConnection":
 
 
 def _check_keep(keep: int) -> None:
-    if not 0 <= keep <= KEEP_MAX:
-        raise ValueError(f"keep must be 0 to {KEEP_MAX}, found {keep}")
+    if not isinstance(keep, int) or not 0 <= keep <= KEEP_MAX:
+        raise ValueError(f"keep must be a whole number from 0 to {KEEP_MAX}, found {keep!r}")
+
+
+def _check_text(value: object, what: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a str, found {type(value).__name__}")

@@ -329,7 +329,7 @@ class Connection(Sender):
         awaited = self._begin(handler, *arguments)
         if awaited is not None:
             inbox = self.inbox = Inbox()
-            inbox.task = self.environment.spawn(self._work(inbox, awaited))
+            self.environment.spawn(self._work(inbox, awaited))
 
     def _begin(self, handler: Callable[..., Any], *arguments: object) -> Awaitable[Any] | None:
         """Call the application; return what there is to wait for."""
@@ -345,18 +345,35 @@ class Connection(Sender):
     async def _work(self, inbox: Inbox, awaited: Awaitable[Any] | None) -> None:
         """Wait for what the application has begun, then hand over what came meanwhile."""
         while awaited is not None:
-            try:
+            error = await self._outcome(inbox, awaited)
+            failure = None if error is None else self._fail_call(error)
+            awaited = self._next_call(inbox) if failure is None else failure
+
+    async def _outcome(self, inbox: Inbox, awaited: Awaitable[Any]) -> Exception | None:
+        """Wait for a call, once the connection has ended at most close_timeout_seconds; return what it has raised."""
+        seconds = None if self.state == State.OPEN else self.mount.connections.close_timeout_seconds
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                inbox.limit = limit
                 await timed(awaited, self.mount.observe)
-            except asyncio.CancelledError:
-                if inbox.close is None:
+        except asyncio.CancelledError as cancelled:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # the worker ends
+                if self.state == State.OPEN:
                     raise
-                log.warning("handler cancelled", extra=fields(connection=self.id, user=self.user, path=self.mount.path))
-            except Exception as error:  # noqa: BLE001 - whatever an application raises
-                failure = self._fail_call(error)
-                if failure is not None:
-                    awaited = failure
-                    continue
-            awaited = self._next_call(inbox)
+                inbox.clear()
+                return None
+            error = RuntimeError("what the handler waited for was cancelled")
+            error.__cause__ = cancelled
+            return error
+        except Exception as error:  # noqa: BLE001 - whatever an application raises
+            if not limit.expired():
+                return error
+            inbox.clear()  # or each message that waits might take as long
+            log.warning("handler cancelled", extra=fields(connection=self.id, user=self.user, path=self.mount.path))
+        finally:
+            inbox.limit = None
+        return None
 
     def _next_call(self, inbox: Inbox) -> Awaitable[Any] | None:
         for _ in range(_TURN_MESSAGES):
@@ -382,6 +399,7 @@ class Connection(Sender):
 
     def _resume_reading(self, inbox: Inbox) -> None:
         inbox.is_paused = False
+        self.on_sign_of_life()  # a pong may be among what has not been read yet
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -397,6 +415,7 @@ class Connection(Sender):
         try:
             awaited = self.mount.application.on_error(self, error)
         except Exception:
+            self.environment.counters.handler_errors += 1
             log.exception("on_error failed", extra=told)
             awaited = None
         self.close(CloseCode.INTERNAL_ERROR, "")
@@ -406,19 +425,15 @@ class Connection(Sender):
         try:
             await awaited
         except Exception:
+            self.environment.counters.handler_errors += 1
             log.exception("on_error failed", extra=fields(connection=self.id, user=self.user, path=self.mount.path))
 
     def _end_calls(self, code: int, reason: str) -> None:
-        """Have `on_close` called behind all other calls; one that is under way has a while to end."""
-        if not self.mount.hears_close:
-            return
-        loop = asyncio.get_running_loop()
-        if self.inbox is None:
-            loop.call_soon(self._end_call, code, reason)
-        else:
-            self.inbox.close = (code, reason)
-            assert self.inbox.task is not None
-            loop.call_later(self.mount.connections.close_timeout_seconds, self.inbox.task.cancel)
+        """Have `on_close` called behind all other calls; each of these has a while to end."""
+        if self.inbox is not None:
+            self.inbox.end(code, reason, self.mount.connections.close_timeout_seconds)
+        elif self.mount.hears_close:
+            asyncio.get_running_loop().call_soon(self._end_call, code, reason)
 
     def _end_call(self, code: int, reason: str) -> None:
         if self.inbox is None:
@@ -443,6 +458,8 @@ class Connection(Sender):
 
     def start_heartbeat(self, seconds: float) -> None:
         """Send a text heartbeat now and every `seconds`, for clients that cannot see pings."""
+        if seconds <= 0:
+            raise ValueError(f"seconds must be more than 0, found {seconds}")
         self.beat_every(seconds)
         self.send_frame(HEARTBEAT_FRAME)
         self.plan()
@@ -471,14 +488,16 @@ class Connection(Sender):
             return self._close_due
         if self._pinged >= 0:
             if now >= self._pinged + times.pong_timeout:
-                self._abort("pong time-out")
-                return None
+                if self._queue is not None or self.inbox is None or not self.inbox.is_paused:
+                    self._abort("pong time-out")
+                    return None
+                self.on_sign_of_life()  # it takes what it is sent, and its pong has not been read
         elif now >= self._heard + times.ping_interval:
             self._pinged = now
             self._write(_PING)
         if self.heartbeat_ticks and now >= self._heartbeat_due:
             self._heartbeat_due = now + self.heartbeat_ticks
-            if not self._is_full():
+            if self.has_room:
                 self.send_frame(HEARTBEAT_FRAME)
         return self._next_due(now)
 
@@ -514,6 +533,7 @@ class Connection(Sender):
         """Leave all groups, send a close frame behind what was queued, wait for the client's; again does nothing."""
         if self.state != State.OPEN:
             return
+        last = close_frame(code, reason)  # first of all: it refuses what an application may not send
         if code != CloseCode.TRY_AGAIN_LATER:
             self.environment.hub.leave(self)  # while it still takes what is on its way to it
         self._leave(code, reason)
@@ -526,7 +546,7 @@ class Connection(Sender):
             # Taken messages come before the close frame; close_timeout_seconds bounds the wait.
             self.environment.send_queues.shrink(self._queue.queued_bytes)
             self._write(b"".join(self._queue.take(self._queue.queued_bytes)))
-        self._write(close_frame(code, reason))
+        self._write(last)
         if self.inbox is not None:
             if code != CloseCode.SERVICE_RESTART:
                 self.inbox.clear()

@@ -20,17 +20,18 @@ _ENTRY_BYTES = 64  # of a message and its place in the queue, beside its data
 class Inbox:
     """What waits for one connection's application.
 
-    task: in which that runs.  is_paused: nothing is read from the client.  close: what `on_close` is to be told.
+    is_paused: nothing is read from the client.  close: what `on_close` is to be told.
+    limit: of the call that is waited for.
     """
 
-    __slots__ = ("_messages", "close", "is_paused", "queued_bytes", "task")
+    __slots__ = ("_messages", "close", "is_paused", "limit", "queued_bytes")
 
     def __init__(self) -> None:
         self._messages: deque[str | bytes] = deque()
         self.queued_bytes = 0
         self.is_paused = False
         self.close: tuple[int, str] | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.limit: asyncio.Timeout | None = None
 
     def __len__(self) -> int:
         """Return the number of messages that wait."""
@@ -51,6 +52,12 @@ class Inbox:
         """Forget what waits."""
         self._messages.clear()
         self.queued_bytes = 0
+
+    def end(self, code: int, reason: str, seconds: float) -> None:
+        """The connection has ended: the call that is under way may take so long from now on."""
+        self.close = (code, reason)
+        if self.limit is not None:
+            self.limit.reschedule(asyncio.get_running_loop().time() + seconds)
 
     def is_full(self, limits: Limits) -> bool:
         """Whether nothing more should be read."""

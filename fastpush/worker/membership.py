@@ -26,14 +26,16 @@ log = logging.getLogger("fastpush.application")
 class Standing:
     """One connection's presence and claims.
 
-    joins: what the broker was told of each channel that it is present in, by routing key.
+    joining: channels that the broker has been asked about, by routing key.
+    joins: what it was told of each channel that the connection is present in, by routing key.
     claims: numbers by name; 0 until the broker has answered.
     """
 
-    __slots__ = ("_memberships", "claims", "joins", "waiters")
+    __slots__ = ("_memberships", "claims", "joining", "joins", "waiters")
 
     def __init__(self, memberships: "Memberships") -> None:
         self._memberships = memberships
+        self.joining: dict[bytes, asyncio.Future[None]] = {}
         self.joins: dict[bytes, bytes] = {}
         self.claims: dict[bytes, int] = {}
         self.waiters: dict[bytes, asyncio.Future[None]] = {}
@@ -61,36 +63,41 @@ class Memberships:
 
         Raises: BusUnavailable: the bus takes no more.
         """
-        environment = self._environment
+        environment, standing = self._environment, self._standing(connection)
+        joined = standing.joining.get(join.key)
+        if joined is not None:
+            return asyncio.shield(joined)
         group = environment.hub.hold(join.key)
         packed = bus.pack(join)
-        joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        joined = standing.joining[join.key] = asyncio.get_running_loop().create_future()
 
         def on_answer(entries: bytes) -> None:
-            if connection.is_open:
+            # Else it has ended, or left the channel, meanwhile.
+            if standing.joining.get(join.key) is joined:
+                del standing.joining[join.key]
                 for frame in self._frames(join.path, join.key, entries):
                     connection.send_frame(frame)
-            if connection.is_open:
                 environment.hub.join(connection, join.key)
                 if join.user:
-                    self._standing(connection).joins[join.key] = packed
+                    standing.joins[join.key] = packed
             elif join.user:
                 self._bus.depart(packed)
             environment.hub.release(group)
-            if not joined.done():
-                joined.set_result(None)
+            joined.set_result(None)
 
         try:
             self._bus.ask(bus.JOIN, packed, on_answer)
         except Exception:
+            del standing.joining[join.key]
             environment.hub.release(group)
             raise
-        return joined
+        return asyncio.shield(joined)
 
     def leave(self, connection: "Connection", key: bytes) -> None:
         """Take a connection out of a channel."""
         self._environment.hub.leave_one(connection, key)
         if connection.standing is not None:
+            connection.standing.joining.pop(key, None)
             join = connection.standing.joins.pop(key, None)
             if join is not None:
                 self._bus.depart(join)
@@ -108,6 +115,7 @@ class Memberships:
     def give_up(self, connection: "Connection", standing: Standing) -> None:
         """Leave everything."""
         connection.standing = None
+        standing.joining.clear()
         for join in standing.joins.values():
             self._bus.depart(join)
         for name in standing.claims:
@@ -178,5 +186,10 @@ class Memberships:
                 yield frame
 
     def _worded(self, path: str, key: bytes, data: bytes) -> bytes | None:
-        mount = self._mounts().get(path)
-        return None if mount is None else mount.word(key, bus.unpack_notice(data))
+        mount, notice = self._mounts().get(path), bus.unpack_notice(data)
+        try:
+            return None if mount is None else mount.word(key, notice)
+        except Exception:
+            self._environment.counters.handler_errors += 1
+            log.exception("on_presence failed", extra=fields(path=path, user=notice.user))
+            return None

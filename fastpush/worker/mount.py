@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import msgspec
 from multidict import MultiDict, MultiDictProxy
 
 from fastpush.applications.interface import Application, Request
@@ -124,6 +125,11 @@ class PushMount(Mount):
     def __init__(self, path: str, application: Push, config: Config) -> None:
         super().__init__(path, application, config)
         self.anonymous = "everywhere"  # at first: a client may register, and show its token, by message
+
+    def configure(self, config: Config) -> None:
+        super().configure(config)
+        # While a token is looked up its client is not read from: nobody knows yet who it is.
+        self.limits = msgspec.structs.replace(self.limits, receive_queue_messages=1)
 
     def read(self, query: str) -> Asked:
         options = parse_query(query, name_bytes=self.limits.name_bytes, registrations=self.limits.registrations)

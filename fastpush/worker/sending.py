@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastpush.connection")
 
+_FRAME_BYTES = ENTRY_BYTES + 10  # of a queued frame, beside its payload
+
 
 class Sender(asyncio.BufferedProtocol):
     """The sending side of a Connection, which is the only class made of it.
@@ -72,6 +74,10 @@ class Sender(asyncio.BufferedProtocol):
         """The client has taken something."""
         raise NotImplementedError
 
+    def plan(self) -> None:
+        """Have a changed deadline noticed."""
+        raise NotImplementedError
+
     @property
     def wants_gzip(self) -> bool:
         """Whether what channels and users are sent reaches it as gzip, in binary messages."""
@@ -98,18 +104,22 @@ class Sender(asyncio.BufferedProtocol):
 
     async def drain(self) -> None:
         """Wait for room in the send queue; see the interface of applications."""
-        while self.is_open and self._is_full():
+        while self.is_open and not self.has_room:
             if self._room is None:
                 self._room = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._room)
         if not self.is_open:
             raise ConnectionClosed
 
-    def _is_full(self) -> bool:
+    @property
+    def has_room(self) -> bool:
+        """Whether a message may be sent without being one too many; see the interface of applications."""
         queue, limits = self._queue, self.mount.limits
-        return queue is not None and (
-            len(queue) >= limits.send_queue_messages or queue.queued_bytes >= limits.send_queue_bytes
-        )
+        if queue is None or not len(queue):
+            return True
+        # As much as a client may send, for what is returned to it; half of the queue for longer ones.
+        room = max(limits.send_queue_bytes // 2, limits.message_bytes + _FRAME_BYTES)
+        return len(queue) < limits.send_queue_messages and queue.queued_bytes + room <= limits.send_queue_bytes
 
     def _tell_of_room(self) -> None:
         room, self._room = self._room, None
@@ -181,6 +191,8 @@ class Sender(asyncio.BufferedProtocol):
         self._queue = SendQueue(self.environment.wheel.now)
         self.writable = None
         self.environment.send_queues.paused[self] = None
+        if self.mount.times.write_timeout and self.is_open:
+            self.plan()
 
     def resume_writing(self) -> None:
         """Write what has waited, until the client is behind again."""
@@ -208,7 +220,7 @@ class Sender(asyncio.BufferedProtocol):
             self.writable = None
         else:
             self._tell_dropped(queue)
-        if not self._is_full():
+        if self.has_room:
             self._tell_of_room()
 
     def _tell_dropped(self, queue: SendQueue) -> None:

@@ -9,6 +9,8 @@ import asyncio
 import json
 import os
 import re
+import socket
+import struct
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
@@ -19,6 +21,7 @@ from tests.server import SCALE, Server
 
 T = TypeVar("T")
 EVENT = "news"
+_NO_CODE = 1006
 _MASK = b"\1\2\3\4"
 _HEAD_END = b"\r\n\r\n"
 _ACCEPTED = re.compile(rb'"event": "accepted", "peer": "127.0.0.1:(\d+)", "worker": (\d+)')
@@ -65,26 +68,29 @@ class Refused(Exception):
 class WebSocket(asyncio.Protocol):
     """A client's end of a WebSocket that registers by URL. answers_close: take part in the close handshake.
 
-    opened: done at the 101.  closed: the server's close code, 1006 without one.
+    target: what it asks for instead.  opened: done at the 101.  code: of the server's close frame, 1006 without one.
+    closed: the same, at the end.
     """
 
-    def __init__(self, user: str, on_message: Callable[[str], None], *, answers_close: bool = True) -> None:
+    def __init__(
+        self, user: str, on_message: Callable[[str], None], *, answers_close: bool = True, target: str = ""
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[int] = loop.create_future()
         self.port = 0
-        self._user = user
+        self._target = target or f"/ws?token={user}&event={EVENT}"
         self._on_message = on_message
         self._answers_close = answers_close
         self._held = b""
-        self._code = 1006
+        self.code = _NO_CODE
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
         _transports.add(transport)
         self.port = transport.get_extra_info("sockname")[1]
         transport.write(
-            f"GET /ws?token={self._user}&event={EVENT} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+            f"GET {self._target} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
             "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
         )
@@ -124,13 +130,28 @@ class WebSocket(asyncio.Protocol):
         elif opcode == 9:
             self._send(10, payload)
         elif opcode == 8:
-            self._code = int.from_bytes(payload[:2], "big") or 1005
+            self.code = int.from_bytes(payload[:2], "big") or 1005
             if self._answers_close:
                 self._send(8, payload[:2])
 
     def _send(self, opcode: int, payload: bytes) -> None:
         masked = bytes(byte ^ _MASK[at % 4] for at, byte in enumerate(payload))
         self.transport.write(bytes((0x80 | opcode, 0x80 | len(payload))) + _MASK + masked)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the server has sent its close frame, or the connection has ended."""
+        return self.code != _NO_CODE or self.closed.done()
+
+    def send_text(self, text: str) -> None:
+        """Send a text of at most 125 bytes."""
+        self._send(1, text.encode())
+
+    def reset(self) -> None:
+        """End the TCP connection with RST."""
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def close(self) -> None:
         """Begin the close handshake."""
@@ -141,7 +162,7 @@ class WebSocket(asyncio.Protocol):
         if not self.opened.done():
             self.opened.set_exception(ConnectionResetError("before the 101"))
         if not self.closed.done():
-            self.closed.set_result(self._code)
+            self.closed.set_result(self.code)
 
 
 async def open_websocket(

@@ -13,12 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.server import Server
+from tests.server import ECHO, Server
 
 
 def main(runner: str, options: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="fastpush-autobahn-") as folder:
-        sections = {"echo": {"enabled": True}, "limits": {"message_bytes": 16 * 1024 * 1024}}
+        sections = ECHO | {"limits": {"message_bytes": 16 * 1024 * 1024}}
         server = Server(Path(folder), workers=2, sections=sections)
         try:
             command = [runner, server.ws_url(path="/echo"), *(options or ["--fast", "-j", "4"])]

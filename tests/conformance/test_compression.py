@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 
 from tests.programs import Browser
 from tests.raw import BINARY, CONTINUATION, TEXT, Frame, RawClient, build
-from tests.server import SCALE, Server, eventually
+from tests.server import ECHO, SCALE, Server, eventually
 from tests.wire import upgrade
 
 RSV1 = 4
@@ -28,7 +28,7 @@ SIZES = [1, 100, MIN_BYTES - 5, MIN_BYTES - 4, 4096, 65536, MAX_BYTES - 10, MAX_
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server that compresses, for all tests of this module."""
-    sections = {"compression": {"enabled": True}, "echo": {"enabled": True}}
+    sections = {"compression": {"enabled": True}} | ECHO
     running = Server(tmp_path_factory.mktemp("server"), workers=2, sections=sections)
     yield running
     running.stop()

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.raw import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, RawClient, build, close_payload
-from tests.server import SCALE, Server, eventually
+from tests.server import ECHO, SCALE, Server, eventually
 
 MEGABYTE = 1 << 20
 
@@ -606,7 +606,7 @@ def test_a_slow_but_living_client_is_not_taken_for_dead(serve: Callable[..., Ser
 
 def test_drain_tells_everybody(serve: Callable[..., Server]) -> None:
     """SIGTERM: registered, unregistered, echoing and slow clients read what was queued, then 1012; exit code 0."""
-    server = serve(workers=2, sections={"echo": {"enabled": True}})
+    server = serve(workers=2, sections=ECHO)
     slow = RawClient(server, "/ws", receive_bytes=8192, token="slow", event="e")
     taken = backlogged(server, slow, "slow", 300_000)
     others = [RawClient(server, "/ws", token="quick", event="e") for _ in range(5)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
-from tests.server import SCALE, Server, eventually, toml
+from tests.server import ECHO, SCALE, Server, eventually, toml
 from tests.wire import Reply, Wire, ask, push, request, upgrade
 
 GOOD = "0123456789abcdef-good"
@@ -276,7 +276,7 @@ def test_own_function_decides_who_may_push(serve: Callable[..., Server], tmp_pat
 
 def test_api_address_serves_all_but_websockets(serve: Callable[..., Server], tmp_path: Path) -> None:
     """With [api] listen the first address serves WebSocket paths only, 404 otherwise; the second everything else."""
-    sections = KEYS | tokens(tmp_path) | {"api": {"listen": "127.0.0.1:0"}, "echo": {"enabled": True}}
+    sections = KEYS | tokens(tmp_path) | {"api": {"listen": "127.0.0.1:0"}} | ECHO
     server = serve(workers=2, sections=sections)
     ports = {int(event["address"].rpartition(":")[2]) for event in server.events("listening")}
     assert len(ports) == 2

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.raw import RawClient
-from tests.server import Server, eventually
+from tests.server import ECHO, Server, eventually
 from tests.wire import Wire, upgrade
 
 OPENED: list[RawClient] = []
@@ -72,7 +72,7 @@ def refusal(server: Server, query: str = "?token=jack&event=e", *headers: str) -
 
 def test_messages_per_second(serve: Callable[..., Server]) -> None:
     """A second's worth of messages may come at once; the next one closes with 1008 and is counted."""
-    server = serve(sections={"echo": {"enabled": True}}, messages_per_second=5)
+    server = serve(sections=ECHO, messages_per_second=5)
     with RawClient(server, "/echo") as client:
         for number in range(6):
             client.text(str(number))
@@ -232,7 +232,7 @@ def test_connections_per_user_by_message(serve: Callable[..., Server]) -> None:
 
 def test_connections_per_address(serve: Callable[..., Server]) -> None:
     """Over all workers an address has so many connections, whatever users they are; registered or not."""
-    server = serve(workers=2, connections_per_address=3, sections={"echo": {"enabled": True}})
+    server = serve(workers=2, connections_per_address=3, sections=ECHO)
     assert [connect(server, "a"), connect(server, ""), connect(server, "", "/echo")] == [101] * 3
     status, retry_after, reason = refusal(server, "")
     assert (status, retry_after) == (429, "10") and "connections_per_address" in reason

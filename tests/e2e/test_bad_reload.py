@@ -10,7 +10,7 @@ import pytest
 from tests.certificates import make_certificate
 from tests.load.live import KEY, PROBE, Live
 from tests.raw import RawClient
-from tests.server import eventually
+from tests.server import application, eventually
 
 NEW_KEY = "a-key-that-comes-with-the-mistake"
 
@@ -62,7 +62,7 @@ MISTAKES: list[Mistake] = [
      ["[server] listen", "can be reached from other machines", "[auth] mode"]),
     ("not an origin", {"server": {"origins": ["shop.example"]}}, "", ["{origins}", "shop.example"]),
     ("not a network", {"server": {"trusted_proxies": ["10.0.0.1/8"]}}, "", ["{trusted_proxies}", "10.0.0.1/8"]),
-    ("path twice", {"echo": {"path": "/ws"}}, "", ["{path}", "/ws"]),
+    ("path twice", {"application": [application("Echo", path="/ws")]}, "", ["{path}", "/ws"]),
     ("more than fits", {"push": {"keys": [f"{n:040}" for n in range(10_000)]}}, "", ["settings take", "restart"]),
     ("no certificate there", {"tls": {"certificate": "gone.pem"}}, "",
      ["{certificate}", "gone.pem", "o such file"]),

@@ -23,7 +23,7 @@ from tests.load.driver import show
 from tests.load.live import KEY, PROBE, PROBES, Live
 from tests.programs import FASTPUSH, run
 from tests.raw import CLOSE, PING, TEXT, RawClient, build
-from tests.server import SCALE, Server, eventually
+from tests.server import SCALE, Server, application, eventually
 from tests.wire import Wire, push, upgrade
 from tests.wire import request as http_request
 
@@ -329,15 +329,14 @@ def test_log_level(live: Live) -> None:
     assert len(live.server.events("accepted")) == count
 
 
-def test_echo(live: Live, opened: list[RawClient]) -> None:
-    """The echo application appears, moves and goes; its connections stay."""
+def test_applications(live: Live, opened: list[RawClient]) -> None:
+    """Applications wait for a restart: a reload says so, and serves those that there are as before."""
     opened.append(live.open("/echo"))
-    live.change(echo={"enabled": True, "path": "/again"})
-    assert live.everywhere(lambda: live.status(path="/again")) == {101}
-    assert 101 not in live.everywhere(lambda: live.status(path="/echo"))
-    opened.append(live.open("/again"))
-    live.change(echo={"enabled": False})
+    printed = live.change(application=[application("Echo", path="/again")])
+    assert "application" in printed.partition("restart")[2]
     assert 101 not in live.everywhere(lambda: live.status(path="/again"))
+    opened.append(live.open("/echo"))
+    assert "application" in live.change(application=[]).partition("restart")[2]
     assert all(echoes(client, "still here") for client in opened)
 
 

@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 from tests.certificates import make_certificate, trusting
 from tests.programs import FASTPUSH, Program, run
 from tests.raw import CLOSE, PING, TEXT, Frame, RawClient, build, close_payload
-from tests.server import SCALE, Server, eventually
+from tests.server import ECHO, SCALE, Server, eventually
 from tests.wire import Wire, request, upgrade
 
 SECONDS = 10 * SCALE
@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         folder,
         workers=2,
         tls=trusting(certificate),
-        sections={"tls": {"certificate": "certificate.pem", "key": "key.pem"}, "echo": {"enabled": True}},
+        sections={"tls": {"certificate": "certificate.pem", "key": "key.pem"}} | ECHO,
     )
     yield running
     running.stop()

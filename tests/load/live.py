@@ -10,10 +10,8 @@ from typing import Any, Self
 from tests.load.driver import CLIENTS, Load, Summary, check_untouched
 from tests.programs import FASTPUSH, run
 from tests.raw import RawClient
-from tests.server import Server, eventually
+from tests.server import ECHO, Sections, Server, eventually
 from tests.wire import Reply, Wire, push, upgrade
-
-Sections = dict[str, dict[str, Any]]
 
 EACH = 3  # connections of a user of the load
 KEY = "key-of-the-load-0123456789"
@@ -27,7 +25,7 @@ class Live:
     Every test changes settings from the same beginning, `base`, and they are put back after it.
     """
 
-    def __init__(self, folder: Path, **base: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, **base: Any) -> None:
         self.folder = folder
         tokens = [f"token-u{number}" for number in range(CLIENTS // EACH)]
         (folder / "tokens").write_text("\n".join(tokens))
@@ -35,9 +33,9 @@ class Live:
         self.base: Sections = {
             "auth": {"mode": "static", "tokens_file": "tokens.toml"},
             "push": {"auth": "keys", "keys": [KEY]},
-            "echo": {"enabled": True},
             "limits": {"register_timeout_seconds": 60},
             "log": {"level": "info"},
+            **ECHO,
         } | base
         self.server = Server(folder, workers=2, sections=self.base)
         # Nothing is pushed to everybody: tests have connections of their own, which come and go.
@@ -56,12 +54,12 @@ class Live:
 
     # -- changing ------------------------------------------------------------------
 
-    def write(self, more: str = "", **sections: dict[str, Any]) -> None:
+    def write(self, more: str = "", **sections: Any) -> None:
         """Write the base configuration with `sections` laid over it, and more TOML behind it."""
         names = {**self.base, **sections}
         path, new = self.server.config_path, self.server.config_path.with_suffix(".new")
         self.server.config_path = new
-        self.server.write_config(2, {name: self.base.get(name, {}) | sections.get(name, {}) for name in names})
+        self.server.write_config(2, {name: _over(self.base.get(name, {}), sections.get(name, {})) for name in names})
         self.server.config_path = path
         new.write_text(new.read_text() + more)
         new.rename(path)  # a reload under way reads the old file or the new one, never half of it
@@ -72,7 +70,7 @@ class Live:
         assert "Traceback" not in result.stdout + result.stderr, result.stderr
         return result
 
-    def change(self, more: str = "", **sections: dict[str, Any]) -> str:
+    def change(self, more: str = "", **sections: Any) -> str:
         """Have new settings taken over by every process; return what `fastpush reload` said."""
         self.write(more, **sections)
         with self._taken_over():
@@ -134,3 +132,10 @@ class Live:
         """Push over a connection of its own; return the status."""
         with Wire(self.server) as wire:
             return wire.send(push(user, "e", message, f"X-API-Key: {key}")).reply().status
+
+
+def _over(base: Any, changed: Any) -> Any:
+    """Return a section with changed keys; a changed array of tables replaces all of it."""
+    if isinstance(changed, list):
+        return changed
+    return base if isinstance(base, list) and not changed else base | changed

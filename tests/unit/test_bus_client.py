@@ -69,6 +69,33 @@ class FakeBroker:
         self.connection.close()
 
 
+class FakeMembers:
+    """What a worker's connections have beside keys, and what it was told of that."""
+
+    def __init__(self) -> None:
+        self.joined: list[bytes] = []
+        self.claimed: list[tuple[int, int, bytes]] = []
+        self.told: list[tuple[Any, ...]] = []
+        self.notices: list[tuple[bus.Publication, Callable[[int], None]]] = []
+
+    def joins(self) -> Iterable[bytes]:
+        return self.joined
+
+    def claims(self) -> Iterable[tuple[int, int, bytes]]:
+        return self.claimed
+
+    def on_claimed(self, connection: int, number: int, name: bytes) -> None:
+        self.told.append(("claimed", connection, number, name))
+
+    def on_replaced(self, connection: int, name: bytes) -> None:
+        self.told.append(("replaced", connection, name))
+
+    def on_notice(self, notice: bus.Publication, counted: Callable[[int], None]) -> None:
+        self.notices.append((notice, counted))
+        if notice.frame == b"bad":
+            raise RuntimeError("a notice that nobody can word")
+
+
 async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(SECONDS):
         while not condition():
@@ -77,15 +104,17 @@ async def until(condition: Callable[[], Any]) -> None:
 
 @asynccontextmanager
 async def connected(
-    tmp_path: Path, *, keys: Iterable[bytes] = (), answer_seconds: float = SECONDS, welcomed: bool = True, **kwargs: Any
-) -> AsyncIterator[tuple[BusClient, FakeBroker]]:
+    tmp_path: Path, *, keys: Iterable[bytes] = (), answer_seconds: float = SECONDS, welcomed: bool = True,
+    members: "FakeMembers | None" = None, **kwargs: Any,
+) -> AsyncIterator[tuple[BusClient, FakeBroker]]:  # fmt: skip
     """A client, and the broker that it has reached."""
     broker = FakeBroker(tmp_path / "bus")
     handlers = {
-        "deliver": lambda _, counted: counted(0), "close_user": lambda _: 0,
+        "deliver": lambda _, counted: counted(0), "close": lambda _: 0,
         "key_table": lambda: keys, "measure": lambda: b"{}",
     } | kwargs  # fmt: skip
     client = BusClient(str(broker.path), 7, queue_bytes=100_000, answer_seconds=answer_seconds, **handlers)
+    client.members = members or FakeMembers()
     client.start()
     try:
         if welcomed:
@@ -281,7 +310,7 @@ def test_delivery_is_counted(tmp_path: Path) -> None:
                 raise RuntimeError("fan-out")
             counted(3)
 
-        async with connected(tmp_path, deliver=deliver, close_user=lambda _: 2) as (_, broker):
+        async with connected(tmp_path, deliver=deliver, close=lambda _: 2) as (_, broker):
             for number, frame in enumerate((b"good", b"bad", b"good")):
                 await broker.say(
                     bus.encode(bus.DELIVER, number, bus.encode_publication([KEY], b"news", frame, taken_seconds=1.0))
@@ -290,7 +319,7 @@ def test_delivery_is_counted(tmp_path: Path) -> None:
             heard = [await broker.hear() for _ in range(4)]
             counts = [(kind, number, bus.decode_count(body)) for kind, number, body in heard]
             assert counts == [(bus.COUNT, 0, 3), (bus.COUNT, 1, 0), (bus.COUNT, 2, 3), (bus.COUNT, 9, 2)]
-            assert delivered[0] == ([KEY], b"news", b"good", 1.0)
+            assert delivered[0] == ([KEY], b"news", b"good", 1.0, 0)
 
     asyncio.run(scenario())
 
@@ -387,7 +416,7 @@ def test_an_own_push_is_delivered_from_the_kept_body_and_answered_with_its_count
             await broker.say(bus.encode(bus.DELIVER_OWN, number))
             await until(lambda: found)
             assert found == [(Status.DONE, 3, 0)]
-            assert delivered == [([KEY], b"news", frame, 1.0)]
+            assert delivered == [([KEY], b"news", frame, 1.0, 0)]
             assert client.pending == 0
             client.withdraw(KEY)
             assert (await broker.hear())[0] == bus.UNSUBSCRIBE  # nothing came between
@@ -646,8 +675,9 @@ def test_waits_for_a_listener(tmp_path: Path) -> None:
     async def scenario() -> None:
         client = BusClient(
             str(tmp_path / "bus"), 7, queue_bytes=1000, answer_seconds=1,
-            deliver=lambda _, counted: counted(0), close_user=lambda _: 0, key_table=tuple, measure=lambda: b"{}",
+            deliver=lambda _, counted: counted(0), close=lambda _: 0, key_table=tuple, measure=lambda: b"{}",
         )  # fmt: skip
+        client.members = FakeMembers()
         client.start()
         await asyncio.sleep(0.01)
         broker = FakeBroker(tmp_path / "bus")
@@ -723,3 +753,195 @@ def test_server_refuses_other_users(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     asyncio.run(scenario())
     assert "bus connection refused" in caplog.text
+
+
+# Channels and claims
+
+
+JOIN = bus.pack(bus.Join(b"c/chat", 7, "/chat", user="jack", grace_ms=2000))
+
+
+async def hear_all(broker: FakeBroker, count: int) -> list[tuple[int, int, bytes]]:
+    return [await broker.hear() for _ in range(count)]
+
+
+async def hang_up(client: BusClient, broker: FakeBroker) -> None:
+    """Break the link, and be back in the very turn in which the client sees it: the next one is soon made."""
+    broker.hang_up()
+    while not client.unready:
+        await asyncio.sleep(0)
+
+
+def test_each_question_gets_its_own_answer(tmp_path: Path) -> None:
+    """JOIN, HISTORY and ONLINE, in whatever order they are answered; one that fails costs no other its answer."""
+
+    async def scenario() -> None:
+        found: list[tuple[str, bytes]] = []
+
+        def fail(_: bytes) -> None:
+            raise RuntimeError("an application")
+
+        async with connected(tmp_path) as (client, broker):
+            client.ask(bus.JOIN, JOIN, lambda body: found.append(("join", body)))
+            client.ask(bus.HISTORY, b"c/chat", fail)
+            client.ask(bus.ONLINE, b"question", lambda body: found.append(("online", body)))
+            asked = await hear_all(broker, 3)
+            assert [(kind, body) for kind, _, body in asked] == [
+                (bus.JOIN, JOIN), (bus.HISTORY, b"c/chat"), (bus.ONLINE, b"question")
+            ]  # fmt: skip
+            for _, request, body in reversed(asked):
+                await broker.say(bus.encode(bus.ANSWER, request, b"answer to " + body[:4]))
+            await until(lambda: len(found) == 2)
+            assert found == [("online", b"answer to ques"), ("join", b"answer to " + JOIN[:4])]
+            assert not client.unready
+
+    asyncio.run(scenario())
+
+
+def test_questions_wait_for_the_next_broker(tmp_path: Path) -> None:
+    """What a lost broker did not answer, and what is asked while there is none, is asked of the next one behind its
+    table; nothing that was answered is.
+    """
+
+    async def scenario() -> None:
+        found: list[bytes] = []
+        async with connected(tmp_path) as (client, broker):
+            client.ask(bus.HISTORY, b"answered", found.append)
+            await broker.say(bus.encode(bus.ANSWER, (await broker.hear())[1], b"1"))
+            await until(lambda: found)
+            client.ask(bus.JOIN, JOIN, found.append)
+            _, request, _ = await broker.hear()
+            await hang_up(client, broker)
+            client.ask(bus.ONLINE, b"later", found.append)
+            await broker.welcome()
+            again, later = await hear_all(broker, 2)
+            assert (again, later[0], later[2]) == ((bus.JOIN, request, JOIN), bus.ONLINE, b"later")
+            for number, body in ((later[1], b"3"), (request, b"2")):
+                await broker.say(bus.encode(bus.ANSWER, number, body))
+            await until(lambda: len(found) == 3)
+            assert found == [b"1", b"3", b"2"]
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_asked_of_a_full_bus(tmp_path: Path) -> None:
+    """A question has a caller who can be told; it is not asked later."""
+
+    async def scenario() -> None:
+        async with connected(tmp_path) as (client, _):
+            with pytest.raises(BusUnavailable, match="full"):
+                while True:
+                    client.ask(bus.HISTORY, b"x" * 20_000, lambda _: None)
+                    await asyncio.sleep(0)
+            assert len(client._questions) >= 1
+            held = len(client._questions)
+            with pytest.raises(BusUnavailable, match="full"):
+                client.ask(bus.HISTORY, b"x", lambda _: None)
+            assert len(client._questions) == held
+
+    asyncio.run(scenario())
+
+
+def test_a_new_broker_hears_of_members_and_claims(tmp_path: Path) -> None:
+    """In the table: who is present, and known claims by their numbers; behind COMPLETE: claims without an answer."""
+
+    async def scenario() -> None:
+        members = FakeMembers()
+        members.joined = [JOIN, b"another"]
+        members.claimed = [(4, 77, b"known"), (5, 0, b"asked")]
+        async with connected(tmp_path, members=members, welcomed=False) as (_, broker):
+            for _ in range(2):
+                await broker.accept()
+                heard = await hear_all(broker, 6)
+                claimed = next(bus.Decoder(1000).feed(bus.encode_claimed(4, 77, b"known")))
+                assert heard[:4] == [(bus.HELLO, 7, b""), (bus.PRESENT, 0, JOIN), (bus.PRESENT, 0, b"another"), claimed]
+                assert heard[4][0] == bus.COMPLETE and heard[5] == (bus.CLAIM, 5, b"asked")
+                broker.hang_up()
+
+    asyncio.run(scenario())
+
+
+def test_claims_and_what_becomes_of_them(tmp_path: Path) -> None:
+    """Asked for and given back on one stream; what the broker says of them reaches the connections' keeper."""
+
+    async def scenario() -> None:
+        members = FakeMembers()
+        async with connected(tmp_path, members=members) as (client, broker):
+            client.claim(4, b"name")
+            client.unclaim(4, b"name")
+            assert await hear_all(broker, 2) == [(bus.CLAIM, 4, b"name"), (bus.UNCLAIM, 4, b"name")]
+            await broker.say(bus.encode_claimed(4, 99, b"name"), bus.encode(bus.REPLACED, 4, b"name"))
+            await until(lambda: len(members.told) == 2)
+            assert members.told == [("claimed", 4, 99, b"name"), ("replaced", 4, b"name")]
+            await hang_up(client, broker)
+            client.claim(5, b"later")  # nobody to tell: the table of claims will
+            await broker.welcome()
+            client.withdraw(KEY)
+            assert (await broker.hear())[0] == bus.UNSUBSCRIBE
+
+    asyncio.run(scenario())
+
+
+def test_who_leaves_is_told_or_told_of_later(tmp_path: Path) -> None:
+    """With a broker at once; without one the next is told that they were there, and behind its table that they have
+    left; so many of them at most, and each once.
+    """
+
+    async def scenario() -> None:
+        async with connected(tmp_path) as (client, broker):
+            client.depart(JOIN)
+            assert await broker.hear() == (bus.LEAVE, 0, JOIN)
+            await hang_up(client, broker)
+            client.depart(b"jack")
+            client.depart(b"jill")
+            await broker.accept()
+            heard = await hear_all(broker, 6)
+            assert [(kind, body) for kind, _, body in heard] == [
+                (bus.HELLO, b""), (bus.PRESENT, b"jack"), (bus.PRESENT, b"jill"), (bus.COMPLETE, b""),
+                (bus.LEAVE, b"jack"), (bus.LEAVE, b"jill"),
+            ]  # fmt: skip
+            await hang_up_unwelcome(client, broker)
+            assert await broker.welcome() == (set(), heard[3][1] + 1)
+
+    asyncio.run(scenario())
+
+
+async def hang_up_unwelcome(client: BusClient, broker: FakeBroker) -> None:
+    broker.hang_up()
+    await until(lambda: client._link is None)
+
+
+def test_departures_without_a_broker_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is left out leaves without a notice."""
+    monkeypatch.setattr("fastpush.bus.client.DEPARTED_MAX", 3)
+
+    async def scenario() -> None:
+        async with connected(tmp_path) as (client, broker):
+            await hang_up(client, broker)
+            for number in range(10):
+                client.depart(b"%d" % number)
+            await broker.accept()
+            heard = await hear_all(broker, 8)
+            assert [body for kind, _, body in heard if kind == bus.LEAVE] == [b"0", b"1", b"2"]
+
+    asyncio.run(scenario())
+
+
+def test_notices_are_counted(tmp_path: Path) -> None:
+    """With their own number, on the link that they came by; one that cannot be worded counts nobody."""
+
+    async def scenario() -> None:
+        members = FakeMembers()
+        async with connected(tmp_path, members=members) as (_, broker):
+            for number, frame in ((5, b"notice"), (6, b"bad")):
+                body = bus.encode_publication([b"c/chat"], b"/chat", frame, taken_seconds=1.0, spared=9)
+                await broker.say(bus.encode(bus.NOTICE, number, body))
+            kind, number, body = await broker.hear()
+            assert (kind, number, bus.decode_count(body)) == (bus.COUNT, 6, 0)
+            (notice, counted), _ = members.notices
+            assert notice == ([b"c/chat"], b"/chat", b"notice", 1.0, 9)
+            counted(3)
+            kind, number, body = await broker.hear()
+            assert (kind, number, bus.decode_count(body)) == (bus.COUNT, 5, 3)
+
+    asyncio.run(scenario())

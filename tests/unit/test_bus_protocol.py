@@ -5,6 +5,7 @@ import random
 import pytest
 
 from fastpush.protocol import bus
+from fastpush.state.history import Entry
 
 LIMIT_BYTES = 1000
 MESSAGES = [
@@ -29,9 +30,10 @@ def test_kinds_are_distinct_and_fit_a_byte() -> None:
     kinds = [
         bus.HELLO, bus.SUBSCRIBE, bus.UNSUBSCRIBE, bus.COMPLETE, bus.PUBLISH, bus.DROP, bus.COUNT, bus.SCRAPE,
         bus.SNAPSHOT, bus.GOODBYE, bus.WELCOME, bus.SUBSCRIBED, bus.DELIVER, bus.CLOSE, bus.RESULT, bus.MEASURE,
-        bus.REPORT, bus.ADMIT, bus.RELEASE, bus.HOLD, bus.ADMITTED, bus.DELIVER_OWN,
+        bus.REPORT, bus.ADMIT, bus.RELEASE, bus.HOLD, bus.ADMITTED, bus.DELIVER_OWN, bus.JOIN, bus.LEAVE, bus.PRESENT,
+        bus.CLAIM, bus.UNCLAIM, bus.CLAIMED, bus.REPLACED, bus.HISTORY, bus.ONLINE, bus.ANSWER, bus.NOTICE,
     ]  # fmt: skip
-    assert len(set(kinds)) == len(kinds) == 22
+    assert len(set(kinds)) == len(kinds) == 33
     assert all(0 < kind < 256 for kind in kinds)
 
 
@@ -98,10 +100,14 @@ def test_head_and_body_apart() -> None:
 
 @pytest.mark.parametrize("keys", [[b"*"], [b""], [b"a" * 600, b"b", b""], [str(n).encode() for n in range(65535)]])
 def test_publication(keys: list[bytes]) -> None:
-    """Keys, event, frame and time come out as they went in; the keys also alone."""
-    body = bus.encode_publication(keys, "événement".encode(), b"\x81\x05hello", taken_seconds=12345.678901)
-    assert bus.decode_publication(body) == (keys, "événement".encode(), b"\x81\x05hello", 12345.678901)
-    assert bus.decode_keys(body) == keys
+    """Keys, event, frame, time and whom it spares come out as they went in; the keys, and how many to keep, alone."""
+    event, frame = "événement".encode(), b"\x81\x05hello"
+    body = bus.encode_publication(keys, event, frame, taken_seconds=12345.678901)
+    assert bus.decode_publication(body) == (keys, event, frame, 12345.678901, 0)
+    assert bus.decode_route(body) == (keys, 0)
+    body = bus.encode_publication(keys, event, frame, taken_seconds=0.5, spared=2**64 - 1, keep=65535)
+    assert bus.decode_publication(body) == (keys, event, frame, 0.5, 2**64 - 1)
+    assert bus.decode_route(body) == (keys, 65535)
 
 
 def test_small_answers() -> None:
@@ -120,7 +126,7 @@ def test_small_answers() -> None:
 def test_large_publications_are_not_copied(keys: list[bytes]) -> None:
     """A large body is a view into what was read, fed whole or in pieces; what is decoded from it is bytes."""
     frame = bytes(range(256)) * (bus.LARGE_BYTES // 128)
-    body = bus.encode_publication(keys, b"e", frame[:100], frame[100:], taken_seconds=2.5)
+    body = bus.encode_publication(keys, b"e", frame[:100], frame[100:], taken_seconds=2.5, spared=9, keep=3)
     small = bus.encode(bus.SUBSCRIBE, 7, b"key")
     stream = small + bus.encode_head(bus.PUBLISH, 8, len(body)) + body + small
     for step in (len(stream), 1000, len(small) + 5):
@@ -135,7 +141,37 @@ def test_large_publications_are_not_copied(keys: list[bytes]) -> None:
         (_, _, key), (_, _, view), _ = found
         assert key == b"key" and type(key) is bytes
         assert type(view) is memoryview and view == body
-        assert bus.decode_keys(view) == keys
+        assert bus.decode_route(view) == (keys, 3)
         publication = bus.decode_publication(view)
-        assert publication == (keys, b"e", frame, 2.5)
+        assert publication == (keys, b"e", frame, 2.5, 9)
         assert {type(part) for part in (*publication.keys, publication.event, publication.frame)} == {bytes}
+
+
+def test_what_is_said_of_channels() -> None:
+    """Joins, notices, questions, answers and kept entries come out as they went in; what is left out has a default."""
+    join = bus.Join(b"c/chat", 2**63, "/chat", replay=True, user="jäck", grace_ms=3_600_000, keep=65535)
+    assert bus.unpack_join(bus.pack(join)) == join
+    assert bus.unpack_join(bus.pack(bus.Join(b"c", 1, "/x"))) == bus.Join(b"c", 1, "/x", False, "", 0, 0)
+    notice = bus.Notice("jäck", is_online=False, seconds=1_800_000_000.125)
+    assert bus.unpack_notice(bus.pack(notice)) == notice
+    question = bus.Online([b"c/chat", b"c/chat:tea"], 1000)
+    assert bus.unpack_online(bus.pack(question)) == question
+    answer = bus.OnlineAnswer([(0, 0), (2, 5)], ["jack", "jill"])
+    assert bus.unpack_online_answer(bus.pack(answer)) == answer
+    entries = [Entry(is_notice=False, data=b"\x81\x05hello"), Entry(is_notice=True, data=bus.pack(notice))]
+    assert bus.unpack_entries(bus.pack(tuple(entries))) == entries
+    assert bus.unpack_entries(bus.pack(())) == []
+
+
+@pytest.mark.parametrize(("worker", "serial"), [(0, 1), (1, 0), (2**24 - 1, 2**40 - 1), (65535, 123456789)])
+def test_connection_numbers(worker: int, serial: int) -> None:
+    """A connection is named by its process and its number there, within the 64 bits that a publication has for it."""
+    number = bus.connection_number(worker, serial)
+    assert bus.split_connection_number(number) == (worker, serial) and number < 2**64
+
+
+def test_claims_on_the_wire() -> None:
+    """A CLAIMED carries the connection, the claim's number and a name of any bytes."""
+    name = "/chat\0käy".encode()
+    ((kind, connection, body),) = feed(bus.Decoder(LIMIT_BYTES), bus.encode_claimed(2**40, 2**64 - 1, name))
+    assert (kind, connection, bus.decode_claimed(body)) == (bus.CLAIMED, 2**40, (2**64 - 1, name))

@@ -345,7 +345,7 @@ def test_mistake_in_file(
         ),
         (
             "[server]\nwebsocket_path = '/'",
-            "the server's own pages are there (/, /health, /ready, /metrics, /online, /assets",
+            "the server's own pages are there (/, /health, /ready, /metrics, /online, /applications.json, /assets",
         ),
         ("[server]\nwebsocket_path = '/metrics'", "the server's own pages are there"),
         ("[server]\nwebsocket_path = '/assets/x'", "the server's own pages are there"),

@@ -8,19 +8,21 @@ import logging
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvloop
 
-from fastpush.applications.echo import Echo
-from fastpush.config import Config, Limits
+from fastpush.applications import Application
+from fastpush.config import Config, Connections, Limits
 from fastpush.errors import CloseCode
 from fastpush.fanout import pump
 from fastpush.metrics import Counters
 from fastpush.protocol.frames import text_frame
+from fastpush.worker.application_server import ApplicationServer
 from fastpush.worker.connection import Connection, State
 from fastpush.worker.environment import Environment, SendQueues
+from fastpush.worker.mount import Mount
 from fastpush.worker.timers import TimerWheel
 from tests.unit.test_fanout import Taker, make_hub, publication
 from tests.unit.test_pump import Clock
@@ -44,23 +46,33 @@ class Stage(asyncio.Protocol):
         self.opened.set_result(transport)
 
 
-def environment(**limits: Any) -> Environment:
-    config = Config(limits=Limits(**limits))
+def environment(connections: Connections | None = None, **limits: Any) -> Environment:
+    config = Config(limits=Limits(**limits), connections=connections or Connections())
     counters = Counters()
     hub = make_hub(lambda _, confirmed: confirmed(), counters=counters)
-    return Environment(
+    made = Environment(
         number=1, config=config, hub=hub, wheel=TimerWheel(), counters=counters,
         send_queues=SendQueues(config.limits.worker_send_bytes, hub),
     )  # fmt: skip
+    made.spawn = lambda work: asyncio.get_running_loop().create_task(work)
+    return made
+
+
+def mounted(environment: Environment, application: type[Application] = Application) -> Mount:
+    server = ApplicationServer("/app", environment, cast(Any, None), cast(Any, None))
+    return Mount("/app", application(server, application.options_class()), environment.config)
 
 
 @contextlib.asynccontextmanager
-async def opened(environment: Environment, backlog: bytes = b"") -> AsyncIterator[tuple[Connection, socket.socket]]:
+async def opened(
+    environment: Environment, backlog: bytes = b"", application: type[Application] = Application
+) -> AsyncIterator[tuple[Connection, socket.socket]]:
     """A connection on a real transport with small buffers, and the client's socket, from which nothing was read."""
     loop = asyncio.get_running_loop()
     transport_made: asyncio.Future[asyncio.Transport] = loop.create_future()
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
     server = await loop.create_server(lambda: Stage(transport_made), sock=listener)
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -70,8 +82,8 @@ async def opened(environment: Environment, backlog: bytes = b"") -> AsyncIterato
         transport = await asyncio.wait_for(transport_made, 10)
         if backlog:
             transport.write(backlog)
-        connection = Connection(environment, Echo(), "peer", {})
-        connection.take_over(transport, KEY, b"")
+        connection = Connection(environment, mounted(environment, application), "peer", {})
+        connection.take_over(transport, KEY)
         yield connection, client
     finally:
         client.close()
@@ -99,7 +111,7 @@ async def read_frames(client: socket.socket, *, last: bytes = b"") -> list[tuple
     while not frames or not (frames[-1][0] == 8 or frames[-1][1] == last):
         await need(2)
         first, size = received[:2]
-        assert first in {0x81, 0x88, 0x8A}, f"no frame begins with {first:#x}"
+        assert first in {0x81, 0x88, 0x89, 0x8A}, f"no frame begins with {first:#x}"
         start = {126: 4, 127: 10}.get(size, 2)
         await need(start)
         size = int.from_bytes(received[2:start], "big") if start > 2 else size
@@ -113,7 +125,7 @@ def backlog(connection: Connection, size: int = 1000) -> int:
     """Send numbered frames until one is queued; returns how many were sent."""
     number = 0
     while not connection.queued_bytes:
-        assert connection.send(numbered(number, size))
+        assert connection.send_frame(numbered(number, size))
         number += 1
     return number
 
@@ -145,7 +157,7 @@ def test_a_backlog_from_before_the_upgrade_counts() -> None:
         async with opened(shared, backlog=b"x" * 1_000_000) as (connection, _):
             frame = text_frame(b"y" * 1000)
             taken = 0
-            while connection.send(frame):
+            while connection.send_frame(frame):
                 taken += 1
                 assert taken < 100
             assert taken == 20_000 // (len(frame) + 64)
@@ -164,11 +176,11 @@ def test_a_write_to_a_dead_socket_is_not_taken() -> None:
         async with opened(shared) as (connection, client):
             connection.user = "u"
             shared.hub.join(connection, b"key")
-            assert connection.send(text_frame(b"one"))
+            assert connection.send_frame(text_frame(b"one"))
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.close()
             # The loop has not turned since: nothing but the write itself can tell.
-            taken = [connection.send(text_frame(b"two")) for _ in range(3)]
+            taken = [connection.send_frame(text_frame(b"two")) for _ in range(3)]
             assert taken == [False] * 3
             await until(lambda: connection.state == State.CLOSED)
             assert (connection.close_code, connection.groups, len(shared.hub)) == (1006, (), 0)
@@ -184,9 +196,9 @@ def test_an_empty_queue_takes_any_message() -> None:
         shared = environment(send_queue_bytes=1024)
         async with opened(shared) as (connection, _):
             while connection.queued_bytes == 0:
-                assert connection.send(text_frame(b"x" * 100_000))
+                assert connection.send_frame(text_frame(b"x" * 100_000))
             assert connection.queued_bytes > 1024
-            assert not connection.send(text_frame(b"x"))
+            assert not connection.send_frame(text_frame(b"x"))
 
     run(scenario())
 
@@ -199,7 +211,7 @@ def test_nothing_is_left_of_a_closed_connection() -> None:
         for ending in (b"", b"\x8f\x80\0\0\0\0", b"\x88\x80\0\0\0\0"):
             async with opened(shared) as (connection, client):
                 for _ in range(50):
-                    connection.send(text_frame(b"x" * 8000))
+                    connection.send_frame(text_frame(b"x" * 8000))
                 assert connection.queued_bytes and connection in shared.send_queues.paused
                 client.sendall(ending)
                 if ending:
@@ -249,7 +261,7 @@ def test_drop_oldest_keeps_the_newest(limits: dict[str, int]) -> None:
                 sent += 7
                 assert shared.send_queues.queued_bytes == connection.queued_bytes <= 10 * (1008 + 64)
             assert len(connection._queue) == 10
-            connection.send(text_frame(b"last"))
+            connection.send_frame(text_frame(b"last"))
             got = numbers((await read_frames(client, last=b"last"))[:-1])
             gone = shared.counters.drops_oldest
             gap = next(number for number, following in itertools.pairwise(got) if following != number + 1)
@@ -268,9 +280,9 @@ def test_drop_oldest_takes_any_single_message() -> None:
         shared = environment(slow_policy="drop-oldest", send_queue_bytes=5000)
         async with opened(shared) as (connection, _):
             backlog(connection)
-            assert connection.send(numbered(1)) and connection.send(numbered(2, 4800))
+            assert connection.send_frame(numbered(1)) and connection.send_frame(numbered(2, 4800))
             assert (len(connection._queue), shared.counters.drops_oldest) == (1, 2)
-            assert connection.send(numbered(3, 20_000))
+            assert connection.send_frame(numbered(3, 20_000))
             assert (len(connection._queue), shared.counters.drops_oldest) == (1, 3)
 
     run(scenario())
@@ -284,7 +296,7 @@ def test_dropped_messages_are_told_once_and_in_sum(caplog: pytest.LogCaptureFixt
         async with opened(shared) as (connection, client):
             sent = backlog(connection)
             for number in range(sent, sent + 100):
-                connection.send(numbered(number))
+                connection.send_frame(numbered(number))
             await read_frames(client, last=numbered(sent + 99)[4:])
             await until(lambda: connection.queued_bytes == 0)
             dropped = shared.counters.drops_oldest
@@ -312,11 +324,11 @@ def test_the_longest_queues_of_a_worker_go_first(caplog: pytest.LogCaptureFixtur
             for size in (50_000, 350_000, 200_000, 300_000):
                 connection, _ = await stack.enter_async_context(opened(shared))
                 while connection.queued_bytes < size:
-                    assert connection.send(numbered(0))
+                    assert connection.send_frame(numbered(0))
                 connections.append(connection)
             small, largest, middle, second = connections
             while not caplog.records:
-                assert small.send(numbered(0))  # the one that reaches the bound is not the one that goes
+                assert small.send_frame(numbered(0))  # the one that reaches the bound is not the one that goes
                 assert shared.send_queues.queued_bytes < (1 << 20) + 2000
             await until(lambda: not largest.is_open)
             assert [connection.is_open for connection in connections] == [True, False, True, True]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fastpush.applications.echo import Echo
 from fastpush.config import Config, Limits, Server
 from fastpush.worker.dispatch import HELD_BYTES, LINGER_SECONDS, HttpConnection
 from tests.http_parts import Parts, http_parts, turns
@@ -350,7 +351,7 @@ def test_handshake_that_fails_inside_is_500(caplog: pytest.LogCaptureFixture, mo
     monkeypatch.setattr(logging.getLogger("fastpush"), "propagate", True)
 
     async def scenario(parts: Parts) -> None:
-        monkeypatch.setattr(parts.services, "websocket_paths", {"/ws": None})
+        parts.serve(Echo)
         monkeypatch.setattr(parts.services.guard, "allows_origin", fail)
         connection, pipe = parts.connect()
         connection.data_received(upgrade("/ws?token=a&event=e"))

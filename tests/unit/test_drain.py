@@ -1,5 +1,6 @@
 """fastpush.worker.drain: who is sent away when. Time is the test's, connections are names."""
 
+import itertools
 from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +42,8 @@ class Worker:
         self.clock = clock
         self.closes: list[tuple[float, CloseCode]] = []
         self.events: list[str] = []
-        self.connections: set[Any] = set()
+        self.connections: dict[int, Any] = {}
+        self._numbers = itertools.count()
         self.http: set[Any] = set()
         for _ in range(connections):
             self.add(answers=answers)
@@ -58,11 +60,11 @@ class Worker:
                 connection.is_open = False
                 self.closes.append((self.clock.now - 100, code))
                 if answers:
-                    self.connections.discard(connection_key)
+                    self.connections.pop(number)
 
         connection.close = close
-        connection_key = _Key(connection)
-        self.connections.add(connection_key)
+        number = next(self._numbers)
+        self.connections[number] = connection
 
     def run(self, order: control.Drain) -> Drain:
         drain = Drain(
@@ -78,13 +80,6 @@ class Worker:
         for at, _ in self.closes:
             found[min(slots - 1, int(at / seconds * slots))] += 1
         return found
-
-
-class _Key:
-    """A connection as a member of a set."""
-
-    def __init__(self, connection: Any) -> None:
-        self.close = connection.close
 
 
 @pytest.fixture

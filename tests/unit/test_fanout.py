@@ -29,11 +29,11 @@ Announce = Callable[[bytes, Callable[[], None]], None]
 def make_hub(
     announce: Announce = lambda _, confirmed: None, withdraw: Callable[[bytes], None] = lambda _: None, *,
     fanout: Fanout | None = None, compression: Compression | None = None, write_bytes: int = 65536,
-    counters: Counters | None = None,
+    counters: Counters | None = None, find: Callable[[int], Any] = lambda _: None,
 ) -> Hub:  # fmt: skip
     return Hub(
         announce, withdraw, fanout=fanout or Fanout(), compression=compression or Compression(),
-        write_bytes=write_bytes, counters=counters or Counters(),
+        write_bytes=write_bytes, counters=counters or Counters(), find=find,
     )  # fmt: skip
 
 
@@ -108,9 +108,9 @@ class Broker:
 
 
 def publication(
-    *keys: bytes, event: str = "e", message: str = "hello", taken_seconds: float = 0.0
+    *keys: bytes, event: str = "e", message: str = "hello", taken_seconds: float = 0.0, spared: int = 0
 ) -> Publication:  # fmt: skip
-    return Publication(list(keys), event.encode(), text_frame(message.encode()), taken_seconds)
+    return Publication(list(keys), event.encode(), text_frame(message.encode()), taken_seconds, spared)
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
@@ -150,6 +150,7 @@ async def test_each_receiver_has_one_frame_and_counts_once() -> None:
     both, one, other = Taker(hub), Taker(hub), Taker(hub, "v")
     for receiver, key in ((both, KEY), (both, OTHER), (one, KEY), (other, user_key("v", "e"))):
         hub.join(receiver, key)
+        hub.join(receiver, EVERYBODY)
     pushed = publication(KEY, OTHER, b"unknown")
     assert await delivered(hub, pushed) == 2
     assert await delivered(hub, publication(KEY)) == 2
@@ -161,20 +162,39 @@ async def test_each_receiver_has_one_frame_and_counts_once() -> None:
 
 
 def test_the_broker_is_told_first_in_and_last_out() -> None:
-    """S0-14: one announcement for the first connection of a key, one withdrawal after the last; EVERYBODY alike."""
+    """S0-14: one announcement for the first connection of a key, one withdrawal after the last."""
     broker = Broker()
     hub = broker.hub
     receivers = [Taker(hub) for _ in range(30)]
     for receiver in receivers:
         hub.join(receiver, KEY)
         hub.join(receiver, KEY)
-    assert broker.told == [("+", EVERYBODY), ("+", KEY)]
+    assert broker.told == [("+", KEY)]
     for receiver in receivers:
         hub.leave(receiver)
         hub.leave(receiver)
-    assert sorted(broker.told[2:]) == [("-", EVERYBODY), ("-", KEY)]
+    assert broker.told[1:] == [("-", KEY)]
     assert (len(hub), list(hub.keys())) == (0, [])
     assert hub.connections("u", None) == []
+
+
+def test_leaving_one_key_leaves_the_others() -> None:
+    """The last of a key to leave it withdraws it; the connection keeps its others, and is still its user's."""
+    broker = Broker()
+    hub = broker.hub
+    one, two = Taker(hub), Taker(hub)
+    for receiver, key in ((one, KEY), (one, OTHER), (two, OTHER)):
+        hub.join(receiver, key)
+    hub.leave_one(one, KEY)
+    hub.leave_one(one, OTHER)
+    hub.leave_one(one, OTHER)
+    assert broker.told[2:] == [("-", KEY)] and one.groups == ()
+    hub.leave_one(two, KEY)
+    assert hub.connections("u", None)[-1] is two and list(hub.keys()) == [OTHER]
+    hub.join(one, KEY)
+    hub.leave(one)
+    hub.leave(two)
+    assert (hub.connections("u", None), list(hub.keys())) == ([], [])
 
 
 def test_a_hold_keeps_a_key_announced() -> None:

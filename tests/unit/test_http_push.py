@@ -101,13 +101,14 @@ def test_too_many_users() -> None:
 
 
 def test_drop() -> None:
-    """S0-37: user and event go to the broker, null for all events; the count comes back."""
+    """S0-37: user and event go to the broker, null for all events, with what clients are told; the count comes back."""
     broker = waiting_broker()
     outcomes = ask(service(broker).drop, {"userId": "jack"})
     broker.waiting.pop()(Status.DONE, 4, 0)
     ask(service(broker).drop, {"userId": "jack", "event": "e"})
     assert outcomes == [Outcome(4, 0)]
-    assert [json.loads(body) for body in broker.taken] == [["jack", None], ["jack", "e"]]
+    told = [1008, "dropped by the back-end"]
+    assert [json.loads(body) for body in broker.taken] == [["user", "jack", None, *told], ["user", "jack", "e", *told]]
 
 
 def test_render_success() -> None:

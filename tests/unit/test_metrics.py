@@ -93,6 +93,23 @@ def test_gathering_of_the_host_weighs_by_writes() -> None:
     assert samples(report(w1=one, w2=two, w3=three), summed=True)["fastpush_messages_per_write", None] == 3
 
 
+def test_figures_by_application() -> None:
+    """Each application is a label's value: of each worker, and of the host the worst; a worker may lack one."""
+    one = {"handler_longest_seconds": {"/chat": 0.25, "/echo": 0.5}}
+    two = {"handler_longest_seconds": {"/chat": 0.75}}
+
+    def found(*, summed: bool) -> dict[tuple[str | None, str], float]:
+        return {
+            (sample.labels.get("worker"), sample.labels["application"]): sample.value
+            for family in HostCollector(report(w1=one, w2=two), summed=summed).collect()
+            for sample in family.samples
+            if sample.name == "fastpush_handler_longest_seconds"
+        }
+
+    assert found(summed=False) == {("1", "/chat"): 0.25, ("1", "/echo"): 0.5, ("2", "/chat"): 0.75}
+    assert found(summed=True) == {(None, "/chat"): 0.75, (None, "/echo"): 0.5}
+
+
 def test_stale_workers_are_counted() -> None:
     """Who did not measure in time is told of by their number."""
     assert samples(report(stale=[3, 4], w3={"closes": 1}))["fastpush_stale_workers", None] == 2

@@ -19,7 +19,7 @@ from tests.wire import push, request, upgrade
 def run(scenario: Callable[[Parts], object], **limits: int) -> None:
     async def main() -> None:
         async with http_parts(Config(limits=Limits(**cast(Any, limits)))) as parts:
-            parts.services.set_websocket_paths({"/ws": Echo()})
+            parts.serve(Echo)
             await scenario(parts)  # type: ignore[misc]
 
     asyncio.run(main())

@@ -51,22 +51,31 @@ class Stage:
     counters: Counters
     counts: list[tuple[int, int]] = field(default_factory=list)
     numbers: Any = field(default_factory=itertools.count)
+    known: dict[int, Taker] = field(default_factory=dict)  # by what a publication calls them
 
     def takers(self, count: int, *keys: bytes, **kwargs: Any) -> list[Taker]:
         return [self.taker(*keys, **kwargs) for _ in range(count)]
 
     def taker(self, *keys: bytes, **kwargs: Any) -> Taker:
-        taker = Taker(self.hub, on_send=self.clock.on_send, **kwargs)
+        taker = self.known_as(Taker(self.hub, on_send=self.clock.on_send, **kwargs))
         for key in keys:
             self.hub.join(taker, key)
         return taker
 
-    def push(self, *keys: bytes, text: str = "") -> int:
+    def push(self, *keys: bytes, text: str = "", spared: Taker | None = None) -> int:
         """Deliver a publication whose text is its number, unless one is given."""
         number = next(self.numbers)
-        pushed = publication(*(keys or (KEY,)), message=text or str(number), taken_seconds=self.clock.now)
+        pushed = publication(
+            *(keys or (KEY,)), message=text or str(number), taken_seconds=self.clock.now,
+            spared=0 if spared is None else id(spared),
+        )  # fmt: skip
         self.hub.deliver(pushed, lambda count: self.counts.append((number, count)))
         return number
+
+    def known_as(self, taker: Taker) -> Taker:
+        """Have publications spare it."""
+        self.known[id(taker)] = taker
+        return taker
 
     def pushes(self, count: int, *keys: bytes) -> None:
         for _ in range(count):
@@ -87,8 +96,11 @@ def stage(
 ) -> Stage:  # fmt: skip
     counters = Counters()
     fanout = Fanout(max_delay_ms=max_delay_ms, slice_ms=slice_ms)
-    hub = make_hub(fanout=fanout, write_bytes=write_bytes, counters=counters, compression=compression)
-    return Stage(clock, hub, counters)
+    known: dict[int, Taker] = {}
+    hub = make_hub(
+        fanout=fanout, write_bytes=write_bytes, counters=counters, compression=compression, find=known.get
+    )  # fmt: skip
+    return Stage(clock, hub, counters, known=known)
 
 
 def half_written(clock: Clock, members: int = LARGE, **kwargs: Any) -> tuple[Stage, list[Taker], list[Taker]]:
@@ -166,7 +178,7 @@ def test_after_a_batch_of_several_a_key_rests(clock: Clock, write_ms: float, max
 
     async def scenario() -> None:
         shown, takers = await resting(clock, write_ms / 1000, max_delay_ms=max_delay_ms)
-        flow = takers[0].groups[1].flow
+        flow = takers[0].groups[0].flow
         assert flow is not None
         rest_ms = min(LARGE * write_ms, max_delay_ms)
         assert flow.ready_at - clock.now == pytest.approx(rest_ms / 1000, abs=1e-6)
@@ -191,7 +203,7 @@ def test_who_waits_for_each_push_is_never_delayed(clock: Clock, slice_ms: float,
         flow = None
         for number in range(20):
             shown.push()
-            flow = takers[0].groups[1].flow
+            flow = takers[0].groups[0].flow
             assert flow is not None and flow.wake is None
             for _ in range(turns):
                 await asyncio.sleep(0)
@@ -287,7 +299,7 @@ def test_a_few_receivers_are_not_worth_a_clock(clock: Clock) -> None:
         clock.write_seconds = 1
         shown.pushes(3)
         assert shown.counts == [(0, 8), (1, 8), (2, 8)]
-        assert [taker.groups[1].flow for taker in takers] == [None] * 8
+        assert [taker.groups[0].flow for taker in takers] == [None] * 8
 
     run(scenario())
 
@@ -302,7 +314,7 @@ def test_a_group_that_has_shrunk_forgets_its_clock(clock: Clock) -> None:
             made.hub.leave(taker)
         await made.counted(3)
         assert made.counts == [(number, LARGE) for number in range(3)]
-        assert waiting[-1].groups[1].flow is None
+        assert waiting[-1].groups[0].flow is None
         made.push()
         assert made.counts[3:] == [(3, 8)]
 
@@ -732,7 +744,9 @@ class Model:
         crowd = chance.choice((6, 12, 60))
         self.takers = [self.stage.taker() for _ in range(crowd // 2)]
         hub, on_send = self.stage.hub, clock.on_send
-        self.takers += [WritableTaker(hub, kernel=kernel, on_send=on_send) for _ in range(crowd // 2)]
+        self.takers += [
+            self.stage.known_as(WritableTaker(hub, kernel=kernel, on_send=on_send)) for _ in range(crowd // 2)
+        ]
         self.members: dict[bytes, set[Taker]] = {key: set() for key in (*self.keys, EVERYBODY)}
         self.owed: dict[Taker, dict[bytes, list[str]]] = {}
         self.expected: dict[int, int] = {}
@@ -740,7 +754,9 @@ class Model:
         self.seen = 0
 
     def push(self, *keys: bytes) -> None:
-        receivers = set().union(*(self.members[key] for key in keys))
+        """Every other one spares somebody, member or not."""
+        spared = self.chance.choice((None, self.chance.choice(self.takers)))
+        receivers = set().union(*(self.members[key] for key in keys)) - {spared}
         number = len(self.expected)
         self.expected[number] = len(receivers)
         self.keys_of[number] = {key for key in keys if self.members[key]}
@@ -748,12 +764,20 @@ class Model:
             for key in keys:
                 if receiver in self.members[key]:
                     self.owed[receiver].setdefault(key, []).append(str(number))
-        assert self.stage.push(*keys) == number
+        assert self.stage.push(*keys, spared=spared) == number
+
+    def leave_one(self) -> None:
+        """What was pushed by that key until now is still owed."""
+        taker = self.chance.choice(self.takers)
+        key = self.chance.choice(self.keys)
+        self.stage.hub.leave_one(taker, key)
+        self.members[key].discard(taker)
 
     def join(self) -> None:
         taker = self.chance.choice(self.takers)
         key = self.chance.choice(self.keys)
         self.stage.hub.join(taker, key)
+        self.stage.hub.join(taker, EVERYBODY)
         self.owed.setdefault(taker, {})
         self.members[key].add(taker)
         self.members[EVERYBODY].add(taker)
@@ -789,6 +813,7 @@ class Model:
             self.join,
             self.join,
             self.leave,
+            self.leave_one,
         ]
         for _ in range(self.chance.randrange(3 * len(self.takers))):
             self.join()
@@ -806,8 +831,8 @@ class Model:
 @pytest.mark.parametrize("seed", range(120))
 def test_random_pushes_joins_and_leaves(clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Whatever comes in whatever order, and however much a kernel takes of a write: each receiver sees exactly what was
-    pushed between its join and its leave, in order per key, once; each push is counted once, those of one key in
-    order; the counts are what was seen.
+    pushed between its join and its leave, of one key or all, and did not spare it, in order per key, once; each push is
+    counted once, those of one key in order; the counts are what was seen.
     """
     chance = random.Random(seed)
     kernel = Kernel(chance)
@@ -858,5 +883,141 @@ def test_a_push_that_nobody_here_wants_is_not_timed(clock: Clock) -> None:
         shown = stage(clock)
         shown.push(OTHER)
         assert (shown.counts, sum(shown.counters.push_latency.buckets)) == ([(0, 0)], 0)
+
+    run(scenario())
+
+
+# Who is spared
+
+
+@pytest.mark.parametrize("members", [1, 2, 8, 9, LARGE])
+def test_an_idle_key_spares_one(clock: Clock, members: int) -> None:
+    """Everybody but the spared one has it at once, and is counted; the next one reaches all."""
+
+    async def scenario() -> None:
+        shown = stage(clock)
+        takers = shown.takers(members, KEY)
+        spared = takers[members // 2]
+        shown.push(spared=spared)
+        await shown.counted(1)
+        shown.push()
+        await shown.counted(2)
+        assert shown.counts == [(0, members - 1), (1, members)]
+        assert all(taker.texts == (["1"] if taker is spared else ["0", "1"]) for taker in takers)
+        assert shown.counters.deliveries == 2 * members - 1
+
+    run(scenario())
+
+
+def test_what_gathers_spares_each_its_own(clock: Clock) -> None:
+    """Of a batch in one write everybody gets all but what spares it, in order; the others share the same bytes."""
+
+    async def scenario() -> None:
+        shown, _, waiting = half_written(clock)
+        first, second = waiting[0], waiting[1]
+        for spared in (first, second, first, None):
+            shown.push(spared=spared)
+        await shown.counted(5)
+        assert shown.counts == [(0, LARGE), *((number, LARGE - 1) for number in (1, 2, 3)), (4, LARGE)]
+        assert first.texts == ["0", "2", "4"] and second.texts == ["0", "1", "3", "4"]
+        others = [taker for taker in waiting if taker not in {first, second}]
+        assert all(taker.texts == texts(0, 5) for taker in others)
+        assert len({id(taker.writes[-1]) for taker in others}) == 1
+
+    run(scenario())
+
+
+def test_spared_of_all_that_gathers_is_not_written_to(clock: Clock) -> None:
+    """A write of nothing is none."""
+
+    async def scenario() -> None:
+        shown, _, waiting = half_written(clock)
+        for _ in range(3):
+            shown.push(spared=waiting[0])
+        await shown.counted(4)
+        assert waiting[0].texts == ["0"] and len(waiting[0].writes) == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("is_newcomer", [False, True])
+def test_who_leaves_before_the_flush_is_spared_too(clock: Clock, is_newcomer: bool) -> None:  # noqa: FBT001
+    """What is settled for a leaver, or gathered before a newcomer came, holds nothing that spares it."""
+
+    async def scenario() -> None:
+        shown, _, waiting = half_written(clock)
+        shown.push()
+        receiver = waiting[0]
+        if is_newcomer:
+            receiver = shown.taker(KEY)
+        shown.push(spared=receiver)
+        shown.push()
+        shown.hub.leave(receiver)
+        assert receiver.texts == (["3"] if is_newcomer else ["0", "1", "3"])
+        await shown.counted(4)
+        spared_count = LARGE if is_newcomer else LARGE - 1
+        assert shown.counts == [(0, LARGE), (1, LARGE), (2, spared_count), (3, LARGE + is_newcomer)]
+
+    run(scenario())
+
+
+def test_a_newcomer_is_spared(clock: Clock) -> None:
+    """Who joined while something gathered gets what is younger and does not spare it."""
+
+    async def scenario() -> None:
+        shown, _, _ = half_written(clock)
+        shown.push()
+        newcomer = shown.taker(KEY)
+        shown.push(spared=newcomer)
+        shown.push()
+        await shown.counted(4)
+        assert newcomer.texts == ["3"]
+        assert shown.counts == [(0, LARGE), (1, LARGE), (2, LARGE), (3, LARGE + 1)]
+
+    run(scenario())
+
+
+def test_several_keys_spare_one(clock: Clock) -> None:
+    """Whichever of the keys it has."""
+
+    async def scenario() -> None:
+        shown = stage(clock)
+        both, one, other = shown.taker(KEY, OTHER), shown.taker(KEY), shown.taker(OTHER)
+        shown.push(KEY, OTHER, spared=both)
+        await shown.counted(1)
+        assert shown.counts == [(0, 2)] and [taker.texts for taker in (both, one, other)] == [[], ["0"], ["0"]]
+
+    run(scenario())
+
+
+def test_sparing_somebody_unknown_spares_nobody(clock: Clock) -> None:
+    """A connection of another worker, or one that has gone."""
+
+    async def scenario() -> None:
+        shown = stage(clock)
+        taker = shown.taker(KEY)
+        shown.push(spared=Taker(shown.hub))
+        assert (shown.counts, taker.texts) == ([(0, 1)], ["0"])
+
+    run(scenario())
+
+
+def test_leaving_one_key_settles_that_one(clock: Clock) -> None:
+    """What has gathered for the key is given at once and counted; other keys go on; leaving again changes nothing."""
+
+    async def scenario() -> None:
+        shown, _, waiting = half_written(clock)
+        leaver = waiting[0]
+        shown.hub.join(leaver, OTHER)
+        shown.pushes(2)
+        shown.hub.leave_one(leaver, KEY)
+        shown.hub.leave_one(leaver, KEY)
+        shown.hub.leave_one(leaver, b"unknown")
+        assert leaver.texts == texts(0, 3)
+        shown.push(OTHER)
+        shown.push()
+        await shown.counted(5)
+        assert leaver.texts == texts(0, 4)
+        assert sorted(shown.counts) == [(0, LARGE), (1, LARGE), (2, LARGE), (3, 1), (4, LARGE - 1)]
 
     run(scenario())

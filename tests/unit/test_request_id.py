@@ -18,7 +18,7 @@ OWN = "A-z_0.9"
 def run(scenario: Callable[[Parts], object]) -> None:
     async def main() -> None:
         async with http_parts() as parts:
-            parts.services.set_websocket_paths({"/ws": Echo()})
+            parts.serve(Echo)
             await scenario(parts)  # type: ignore[misc]
 
     asyncio.run(main())

@@ -8,6 +8,7 @@ from fastpush.protocol import bus, control
 from fastpush.protocol.bus import Status
 
 CONFIRM_SECONDS, RESYNC_SECONDS = 1.0, 2.0
+WALL_SECONDS = 1_800_000_000.0  # what Unix time is ahead of the clock
 KEY, OTHER = b"u4:jacknews", b"u4:jillnews"
 
 
@@ -29,9 +30,13 @@ class FakeLink:
 
     def take(self, kind: int) -> list[tuple[int, bytes]]:
         """Return number and body of each message of a kind, once."""
-        found = [(number, body) for of_kind, number, body in self.sent if of_kind == kind]
+        found = self.sent_of(kind)
         self.sent = [message for message in self.sent if message[0] != kind]
         return found
+
+    def sent_of(self, kind: int) -> list[tuple[int, bytes]]:
+        """Return number and body of each message of a kind."""
+        return [(number, body) for of_kind, number, body in self.sent if of_kind == kind]
 
     def results(self) -> list[tuple[int, Status, int, int]]:
         answers = [(number, *bus.decode_result(body)) for number, body in self.take(bus.RESULT)]
@@ -41,12 +46,13 @@ class FakeLink:
 class Broker:
     """A router, its clock, and what it has reported."""
 
-    def __init__(self, *workers: int, queue_bytes: int = 1_000_000) -> None:
+    def __init__(self, *workers: int, queue_bytes: int = 1_000_000, history_bytes: int = 1_000_000) -> None:
         self.now = 100.0
         self.stalled: list[int] = []
         self.router = Router(
             0xE0, workers, clock=lambda: self.now, confirm_seconds=CONFIRM_SECONDS, resync_seconds=RESYNC_SECONDS,
-            queue_bytes=queue_bytes, started_seconds=7.0, on_stalled=self.stalled.append,
+            queue_bytes=queue_bytes, history_bytes=history_bytes, started_seconds=7.0,
+            wall_clock=lambda: self.now + WALL_SECONDS, on_stalled=self.stalled.append,
         )  # fmt: skip
 
     def say(self, link: FakeLink, kind: int, number: int = 0, body: bytes = b"") -> None:

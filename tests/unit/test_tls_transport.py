@@ -55,9 +55,7 @@ class Echoes:
     def __init__(self, certificate: Path) -> None:
         self.wheel = TimerWheel()
         self.counters = Counters()
-        environment: Any = SimpleNamespace(
-            wheel=self.wheel, counters=self.counters, connection_ticks=SimpleNamespace(head=50)
-        )
+        environment: Any = SimpleNamespace(wheel=self.wheel, counters=self.counters, head_ticks=50)
         self.tls = ServerTls(server_context(Tls(certificate=str(certificate))), 0, environment)
         self.protocols: list[Echo] = []
         self.echoes = True

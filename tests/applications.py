@@ -1,0 +1,83 @@
+"""Clients of applications: on a worker of the test's choice, and what that worker says of them."""
+
+import socket
+from typing import Any, cast
+
+import msgspec
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from fastpush.control_client import ask
+from fastpush.protocol.control import ConnectionFigures
+from tests.server import SCALE, Server, eventually
+
+SECONDS = 10 * SCALE
+
+
+class Client(ClientConnection):
+    """port: its own, on this machine; known also when it has ended."""
+
+    def __init__(self, raw: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(raw, *arguments, **options)
+        self.port: int = raw.getsockname()[1]
+
+
+def workers(server: Server) -> list[int]:
+    """The numbers of the worker processes."""
+    return sorted(process["number"] for process in server.processes("worker"))
+
+
+def open_client(server: Server, path: str, query: str = "", *, worker: int | None = None, **options: Any) -> Client:
+    """A WebSocket; worker: the number of the process that has to accept it."""
+    while True:
+        raw = socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS)
+        if worker is None or server.worker_of(raw.getsockname()[1]) == worker:
+            break
+        raw.close()
+    raw.settimeout(None)
+    url = server.ws_url(query, path)
+    client = connect(
+        url, sock=raw, ssl=server.tls, open_timeout=SECONDS, max_queue=None, create_connection=Client, **options
+    )
+    return cast(Client, client)
+
+
+def read(client: ClientConnection) -> str | bytes:
+    """The next message."""
+    return client.recv(timeout=SECONDS)
+
+
+def ending(client: ClientConnection) -> tuple[int, str]:
+    """Read on to the end: close code and reason; 1006: no close frame."""
+    try:
+        while True:
+            read(client)
+    except ConnectionClosed as end:
+        return (1006, "") if end.rcvd is None else (end.rcvd.code, end.rcvd.reason)
+
+
+def figures(server: Server, port: int) -> ConnectionFigures:
+    """What `fastpush debug connections` tells of the client of this local port."""
+    request = {
+        "command": "debug",
+        "subject": "connections",
+        "process": f"worker-{server.worker_of(port)}",
+        "limit": 500,
+    }
+    reply = ask(str(server.runtime_directory / "control"), request, SECONDS)
+    found = msgspec.convert(reply["entries"], list[ConnectionFigures])
+    return next(each for each in found if each.peer == f"127.0.0.1:{port}")
+
+
+def close_log(server: Server, port: int) -> dict[str, Any]:
+    """The line of the log that tells how the connection of a client of this local port has ended."""
+    peer = f"127.0.0.1:{port}"
+    return eventually(
+        lambda: next((line for line in server.events("connection closed") if line["peer"] == peer), None),
+        what=f"the end of {peer} in the log",
+    )
+
+
+def connections(server: Server) -> int:
+    """Open WebSocket connections of all workers."""
+    return int(server.metrics()["fastpush_connections"])

@@ -1,0 +1,436 @@
+"""fastpush.broker.channels through the router: joins, presence, claims and what channels keep, over workers that come
+and go.
+"""
+
+from typing import Any
+
+import pytest
+
+from fastpush.protocol import bus
+from fastpush.protocol.bus import Join, Notice, Online, Status, connection_number
+from tests.unit.test_router import RESYNC_SECONDS, WALL_SECONDS, Broker, FakeLink
+
+HALL, TEA = b"c/chat", b"c/chat:tea"
+NAME = b"/app\0key"
+GRACE_SECONDS = 2.0
+
+
+def joining(number: int = 1, user: str = "jack", key: bytes = HALL, **kwargs: Any) -> Join:
+    return Join(key, number, "/chat", **({"user": user, "grace_ms": round(GRACE_SECONDS * 1000)} | kwargs))
+
+
+def ask(broker: Broker, link: FakeLink, join: Join, request: int = 1) -> None:
+    broker.say(link, bus.JOIN, request, bus.pack(join))
+
+
+def leave(broker: Broker, link: FakeLink, join: Join) -> None:
+    broker.say(link, bus.LEAVE, 0, bus.pack(join))
+
+
+def entries(link: FakeLink) -> list[list[tuple[bool, bytes]]]:
+    """What each answer holds, once."""
+    return [bus.unpack_entries(body) for _, body in link.take(bus.ANSWER)]
+
+
+def notices(broker: Broker, link: FakeLink) -> list[tuple[str, bool]]:
+    """Who came (True) and who left, as a worker is told, once; it counts each as told to nobody."""
+    told = []
+    for number, body in link.take(bus.NOTICE):
+        publication = bus.decode_publication(body)
+        assert publication.event == b"/chat"
+        notice = bus.unpack_notice(publication.frame)
+        told.append((notice.user, notice.is_online))
+        broker.say(link, bus.COUNT, number, bus.encode_count(number, 0)[13:])
+    return told
+
+
+def publish(broker: Broker, link: FakeLink, text: bytes, keep: int, key: bytes = HALL, request: int = 1) -> None:
+    body = bus.encode_publication([key], b"/chat", text, taken_seconds=1.0, keep=keep)
+    broker.say(link, bus.PUBLISH, request, body)
+
+
+def online(
+    broker: Broker, link: FakeLink, *keys: bytes, users: int = 0
+) -> tuple[list[tuple[int, int]], list[str]] | None:
+    """Ask who is online; None while there is no answer."""
+    broker.say(link, bus.ONLINE, 5, bus.pack(Online(list(keys or [HALL]), users)))
+    answers = link.take(bus.ANSWER)
+    if not answers:
+        return None
+    answer = bus.unpack_online_answer(answers[0][1])
+    return answer.counts, answer.users
+
+
+def lose(broker: Broker, link: FakeLink) -> None:
+    broker.router.on_closed(link)
+
+
+# What channels keep
+
+
+def test_a_channel_keeps_its_last_messages_and_gives_them_to_who_asks() -> None:
+    """Published with keep, asked for by HISTORY, or by a JOIN that wants a replay: the same, oldest first."""
+    broker = Broker()
+    one, two = broker.join(1, HALL), broker.join(2)
+    for number in range(5):
+        publish(broker, two, b"%d" % number, keep=3)
+    publish(broker, two, b"not kept", keep=0)
+    publish(broker, two, b"elsewhere", keep=9, key=TEA)
+    broker.say(two, bus.HISTORY, 7, HALL)
+    ask(broker, two, joining(user="", replay=True))
+    ask(broker, two, joining(user="", replay=False))
+    assert entries(two) == [[(False, b"2"), (False, b"3"), (False, b"4")]] * 2 + [[]]
+    broker.say(one, bus.HISTORY, 8, b"c/nowhere")
+    assert one.take(bus.ANSWER) == [(8, bus.pack(()))]
+
+
+def test_a_message_that_is_refused_is_not_kept() -> None:
+    """Who publishes again after a refusal must not be kept twice."""
+    broker = Broker()
+    one, two = broker.join(1, HALL), broker.join(2)
+    one.is_full = True
+    publish(broker, two, b"refused", keep=3)
+    assert two.results() == [(1, Status.OVERLOADED, 0, 0)]
+    one.is_full = False
+    publish(broker, two, b"taken", keep=3, request=2)
+    broker.say(two, bus.HISTORY, 7, HALL)
+    assert entries(two) == [[(False, b"taken")]]
+
+
+def test_kept_without_receivers_and_for_an_own_one() -> None:
+    """A channel keeps what nobody received, and what only the publishing worker did."""
+    broker = Broker()
+    one = broker.join(1)
+    publish(broker, one, b"to nobody", keep=3)
+    broker.say(one, bus.SUBSCRIBE, 1, HALL)
+    publish(broker, one, b"to ourselves", keep=3, request=2)
+    assert len(one.take(bus.DELIVER_OWN)) == 1
+    broker.say(one, bus.HISTORY, 7, HALL)
+    assert entries(one) == [[(False, b"to nobody"), (False, b"to ourselves")]]
+
+
+def test_an_answer_stands_where_the_connection_joins() -> None:
+    """What was delivered before a JOIN's answer is in it, what comes behind it is not: no gap, nothing twice."""
+    broker = Broker()
+    one, two = broker.join(1, HALL), broker.join(2)
+    publish(broker, two, b"before", keep=9)
+    ask(broker, one, joining(user="", replay=True))
+    publish(broker, two, b"after", keep=9)
+    stream = [(kind, body) for kind, _, body in one.sent if kind in {bus.DELIVER, bus.ANSWER}]
+    assert [kind for kind, _ in stream] == [bus.DELIVER, bus.ANSWER, bus.DELIVER]
+    assert bus.unpack_entries(stream[1][1]) == [(False, b"before")]
+
+
+def test_histories_are_bounded_in_bytes() -> None:
+    """Over history_bytes the channel without news gives way, and the report counts what went."""
+    broker = Broker(history_bytes=5000)
+    one = broker.join(1)
+    for channel in (HALL, TEA):
+        publish(broker, one, b"x" * 1500, keep=9, key=channel)
+    publish(broker, one, b"y" * 1500, keep=9, key=TEA)
+    one.sent.clear()
+    broker.say(one, bus.HISTORY, 1, HALL)
+    broker.say(one, bus.HISTORY, 2, TEA)
+    assert [len(kept) for kept in entries(one)] == [0, 2]
+    figures = broker.router.channels.figures()
+    assert figures["history_dropped"] == 1 and figures["history_bytes"] <= 5000
+
+
+# Who is online
+
+
+def test_a_user_comes_once_and_leaves_once_over_all_workers() -> None:
+    """The first connection and the grace period behind the last one are told to every worker with members; the newcomer
+    itself is spared; other connections of the user are no news.
+    """
+    broker = Broker()
+    one, two, other = broker.join(1, HALL), broker.join(2, HALL), broker.join(3, TEA)
+    first, second = joining(connection_number(1, 4)), joining(connection_number(2, 9))
+    ask(broker, one, first)
+    spared = [bus.decode_publication(body).spared for link in (one, two) for _, body in link.sent_of(bus.NOTICE)]
+    assert spared == [connection_number(1, 4)] * 2
+    assert notices(broker, one) == notices(broker, two) == [("jack", True)]
+    ask(broker, two, second)
+    leave(broker, one, first)
+    broker.wait(10)
+    assert notices(broker, one) == notices(broker, two) == []
+    leave(broker, two, second)
+    broker.wait(GRACE_SECONDS - 0.1)
+    assert notices(broker, one) == []
+    broker.wait(0.1)
+    broker.wait(0.1)
+    assert notices(broker, one) == notices(broker, two) == [("jack", False)]
+    assert notices(broker, other) == []
+
+
+def test_notices_say_who_when_and_are_kept() -> None:
+    """In Unix time, in the order among messages in which they happened; a newcomer's own is not in its replay."""
+    broker = Broker()
+    one = broker.join(1, HALL)
+    ask(broker, one, joining(replay=True, keep=10))
+    publish(broker, one, b"hello", keep=10)
+    came = WALL_SECONDS + broker.now
+    leave(broker, one, joining())
+    broker.wait(GRACE_SECONDS)
+    left = WALL_SECONDS + broker.now
+    ask(broker, one, joining(2, "jill", replay=True, keep=10))
+    first, second = entries(one)
+    assert first == []
+    assert [data if not is_notice else bus.unpack_notice(data) for is_notice, data in second] == [
+        Notice("jack", is_online=True, seconds=came), b"hello", Notice("jack", is_online=False, seconds=left),
+    ]  # fmt: skip
+    broker.say(one, bus.HISTORY, 1, HALL)
+    assert [is_notice for is_notice, _ in entries(one)[0]] == [True, False, True, True]
+
+
+def test_who_is_online() -> None:
+    """Users and connections of each channel that is asked for, and the first names of the first one, sorted."""
+    broker = Broker()
+    one, two = broker.join(1, HALL), broker.join(2, HALL)
+    for number, (link, user, key) in enumerate(
+        [(one, "jill", HALL), (two, "jill", HALL), (two, "jack", HALL), (two, "jack", TEA)]
+    ):
+        ask(broker, link, joining(number, user, key))
+    for link in (one, two):
+        link.sent.clear()
+    assert online(broker, one, HALL, TEA, b"c/x", users=10) == ([(2, 3), (1, 1), (0, 0)], ["jack", "jill"])
+    assert online(broker, one, TEA, HALL, users=1) == ([(1, 1), (2, 3)], ["jack"])
+    assert online(broker, two, HALL) == ([(2, 3)], [])
+    assert broker.router.channels.figures()["present"] == 4
+
+
+def test_a_busy_worker_is_not_told_and_others_are() -> None:
+    """A notice waits for nobody: it is counted as dropped for a worker that takes no more, and still kept."""
+    broker = Broker()
+    one, two = broker.join(1, HALL), broker.join(2, HALL)
+    two.is_full = True
+    ask(broker, one, joining(keep=5))
+    assert (notices(broker, one), notices(broker, two)) == ([("jack", True)], [])
+    two.is_full = False
+    figures = broker.router.channels.figures()
+    assert (figures["notices"], figures["notices_dropped"]) == (1, 1)
+    one.sent.clear()
+    broker.say(one, bus.HISTORY, 1, HALL)
+    assert len(entries(one)[0]) == 1
+
+
+def test_notices_count_against_what_a_worker_owes() -> None:
+    """A worker that does not count its notices is given no more of them than queue_bytes."""
+    broker = Broker(queue_bytes=2000)
+    one, two = broker.join(1, HALL), broker.join(2)
+    for number in range(200):
+        ask(broker, two, joining(number, f"user{number}"))
+    told = len(one.sent_of(bus.NOTICE))
+    assert 0 < told < 100 and broker.router.channels.figures()["notices_dropped"] == 200 - told
+    assert len(notices(broker, one)) == told
+    ask(broker, two, joining(999, "another"))
+    assert notices(broker, one) == [("another", True)]
+
+
+# While workers and brokers come and go
+
+
+def test_a_new_broker_waits_for_every_table() -> None:
+    """Who asks to join, or who is online, waits until all who were there have said so: nobody comes twice, and
+    nobody is told too small a number.
+    """
+    broker = Broker(1, 2)
+    one = broker.join(1, HALL)
+    ask(broker, one, joining(1), request=3)
+    assert online(broker, one) is None and entries(one) == []
+    two = FakeLink()
+    broker.say(two, bus.HELLO, 2)
+    broker.say(two, bus.SUBSCRIBE, 0, HALL)
+    broker.say(two, bus.PRESENT, 0, bus.pack(joining(2)))
+    assert one.take(bus.ANSWER) == []
+    broker.say(two, bus.COMPLETE, 1)
+    (join, entered), (request, counted) = one.take(bus.ANSWER)
+    assert (join, bus.unpack_entries(entered)) == (3, [])
+    assert (request, bus.unpack_online_answer(counted).counts) == (5, [(1, 2)])
+    assert notices(broker, one) == notices(broker, two) == [], "the user was there before this broker"
+
+
+def test_nobody_has_left_while_a_table_is_missing() -> None:
+    """A user whose last known connection ends may have others with a worker that has not spoken yet."""
+    broker = Broker(1, 2)
+    one = FakeLink()
+    broker.say(one, bus.HELLO, 1)
+    broker.say(one, bus.SUBSCRIBE, 0, HALL)
+    broker.say(one, bus.PRESENT, 0, bus.pack(joining(1, grace_ms=0)))
+    broker.say(one, bus.COMPLETE, 1)
+    leave(broker, one, joining(1, grace_ms=0))
+    broker.wait(1)
+    assert notices(broker, one) == []
+    two = FakeLink()
+    broker.say(two, bus.HELLO, 2)
+    broker.say(two, bus.PRESENT, 0, bus.pack(joining(2, grace_ms=0)))
+    broker.say(two, bus.COMPLETE, 1)
+    broker.wait(1)
+    assert notices(broker, one) == [] and online(broker, one) == ([(1, 1)], [])
+    leave(broker, two, joining(2, grace_ms=0))
+    broker.wait(0)
+    assert notices(broker, one) == [("jack", False)]
+
+
+def test_members_of_a_lost_worker_leave_with_grace() -> None:
+    """Once its process has ended; who comes back elsewhere in time has neither left nor come."""
+    broker = Broker()
+    one, two = broker.join(1, HALL), broker.join(2, HALL)
+    ask(broker, one, joining(1, "jack"))
+    ask(broker, one, joining(2, "jill"))
+    notices(broker, two)
+    two.sent.clear()
+    lose(broker, one)
+    assert online(broker, two) is None, "it may come back: nobody knows who is there"
+    broker.router.on_gone(1)
+    assert [bus.unpack_online_answer(body).counts for _, body in two.take(bus.ANSWER)] == [[(0, 0)]]
+    ask(broker, two, joining(1, "jack"))
+    broker.wait(GRACE_SECONDS)
+    assert notices(broker, two) == [("jill", False)]
+
+
+def test_a_worker_that_comes_back_is_as_if_it_had_not_gone() -> None:
+    """Its table stands for what it had: nobody comes or leaves by a broken link, but who has gone meanwhile."""
+    broker = Broker()
+    one, two = broker.join(1, HALL), broker.join(2, HALL)
+    for number, user in enumerate(["jack", "jill"]):
+        ask(broker, one, joining(number, user))
+    notices(broker, two)
+    lose(broker, one)
+    again = FakeLink()
+    broker.say(again, bus.HELLO, 1)
+    broker.say(again, bus.SUBSCRIBE, 0, HALL)
+    broker.say(again, bus.PRESENT, 0, bus.pack(joining(0, "jack")))
+    broker.say(again, bus.COMPLETE, 1)
+    two.sent.clear()
+    assert online(broker, two, users=9) == ([(1, 1)], ["jack"])
+    broker.wait(GRACE_SECONDS)
+    assert notices(broker, two) == [("jill", False)]
+    broker.wait(100)
+    assert notices(broker, two) == []
+
+
+def test_a_worker_that_breaks_off_inside_its_table_counts_once() -> None:
+    """Half a table adds nothing to the earlier one that still stands."""
+    broker = Broker()
+    one, two = broker.join(1, HALL), broker.join(2, HALL)
+    ask(broker, one, joining())
+    lose(broker, one)
+    halfway = FakeLink()
+    broker.say(halfway, bus.HELLO, 1)
+    broker.say(halfway, bus.PRESENT, 0, bus.pack(joining()))
+    lose(broker, halfway)
+    broker.join(1, HALL)  # and now without the user
+    two.sent.clear()
+    assert online(broker, two) == ([(0, 0)], [])
+    broker.wait(GRACE_SECONDS)
+    assert notices(broker, two) == [("jack", False)]
+
+
+def test_a_worker_that_drains_takes_its_users_along() -> None:
+    """GOODBYE, and the end of the link: they have the grace period to come back to another worker."""
+    broker = Broker()
+    one, two = broker.join(1, HALL), broker.join(2, HALL)
+    ask(broker, one, joining())
+    notices(broker, two)
+    broker.say(one, bus.GOODBYE)
+    lose(broker, one)
+    ask(broker, two, joining(2))
+    broker.wait(GRACE_SECONDS + RESYNC_SECONDS)
+    assert notices(broker, two) == []
+
+
+def test_who_left_while_there_was_no_broker_is_told_of() -> None:
+    """A table with a user, and behind it that he has gone: the members of the new broker's channel hear of it."""
+    broker = Broker(1)
+    one = FakeLink()
+    broker.say(one, bus.HELLO, 1)
+    broker.say(one, bus.SUBSCRIBE, 0, HALL)
+    broker.say(one, bus.PRESENT, 0, bus.pack(joining()))
+    broker.say(one, bus.COMPLETE, 1)
+    leave(broker, one, joining())
+    broker.wait(GRACE_SECONDS)
+    assert notices(broker, one) == [("jack", False)]
+
+
+# Claims
+
+
+def claimed(link: FakeLink) -> list[tuple[int, int]]:
+    """Connection and number of each claim that a worker is told of, once."""
+    return [(connection, bus.decode_claimed(body)[0]) for connection, body in link.take(bus.CLAIMED)]
+
+
+def test_the_newest_claim_of_the_host_wins() -> None:
+    """The claimant is told its number, which grows; its predecessor's worker is told who is replaced."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2)
+    broker.say(one, bus.CLAIM, 4, NAME)
+    broker.say(two, bus.CLAIM, 9, NAME)
+    broker.say(one, bus.CLAIM, 5, b"/app\0another")
+    (_, first), (_, third) = claimed(one)
+    ((connection, second),) = claimed(two)
+    assert connection == 9 and first < second < third
+    assert (one.take(bus.REPLACED), two.take(bus.REPLACED)) == ([(4, NAME)], [])
+    broker.say(one, bus.UNCLAIM, 4, NAME)  # the loser's end
+    broker.say(one, bus.CLAIM, 6, NAME)
+    assert two.take(bus.REPLACED) == [(9, NAME)]
+    figures = broker.router.channels.figures()
+    assert (figures["claims"], figures["connections_replaced"]) == (2, 2)
+    broker.say(one, bus.UNCLAIM, 6, NAME)
+    broker.say(one, bus.UNCLAIM, 5, b"/app\0another")
+    assert broker.router.channels.figures()["claims"] == 0
+
+
+@pytest.mark.parametrize("is_newer_first", [False, True])
+def test_a_new_broker_settles_what_it_is_told(is_newer_first: bool) -> None:  # noqa: FBT001
+    """Of two workers that both tell of a claim, in whatever order, the one with the larger number keeps it."""
+    broker = Broker(1, 2)
+    links = {1: FakeLink(), 2: FakeLink()}
+    order = [(2, 20), (1, 10)] if is_newer_first else [(1, 10), (2, 20)]
+    for worker, number in order:
+        broker.say(links[worker], bus.HELLO, worker)
+        broker.router.on_message(links[worker], *next(bus.Decoder(1000).feed(bus.encode_claimed(7, number, NAME))))
+        broker.say(links[worker], bus.COMPLETE, 1)
+    assert (links[1].take(bus.REPLACED), links[2].take(bus.REPLACED)) == ([(7, NAME)], [])
+
+
+def test_a_claim_made_after_a_restart_is_newer() -> None:
+    """A new broker's numbers go on behind those of the one before it."""
+    before, after = Broker(), Broker()
+    link = before.join(1)
+    before.say(link, bus.CLAIM, 1, NAME)
+    ((_, number),) = claimed(link)
+    again, two = FakeLink(), after.join(2)
+    after.say(again, bus.HELLO, 1)
+    after.router.on_message(again, *next(bus.Decoder(1000).feed(bus.encode_claimed(1, number, NAME))))
+    after.say(again, bus.COMPLETE, 1)
+    after.say(two, bus.CLAIM, 2, NAME)
+    assert again.take(bus.REPLACED) == [(1, NAME)] and two.take(bus.REPLACED) == []
+
+
+def test_a_connection_replaced_while_its_worker_was_away_is_told_when_that_is_back() -> None:
+    """And its worker's return does not take the name back."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2)
+    broker.say(one, bus.CLAIM, 4, NAME)
+    ((_, number),) = claimed(one)
+    lose(broker, one)
+    broker.say(two, bus.CLAIM, 9, NAME)
+    again = FakeLink()
+    broker.say(again, bus.HELLO, 1)
+    broker.router.on_message(again, *next(bus.Decoder(1000).feed(bus.encode_claimed(4, number, NAME))))
+    broker.say(again, bus.COMPLETE, 1)
+    assert again.take(bus.REPLACED) == [(4, NAME)] and two.take(bus.REPLACED) == []
+    assert broker.router.channels.figures()["claims"] == 1
+
+
+def test_a_worker_that_ends_gives_its_claims_back() -> None:
+    """Nobody is replaced by the next claim."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2)
+    broker.say(one, bus.CLAIM, 4, NAME)
+    lose(broker, one)
+    broker.router.on_gone(1)
+    broker.say(two, bus.CLAIM, 9, NAME)
+    assert two.take(bus.REPLACED) == [] and broker.router.channels.figures()["claims"] == 1
