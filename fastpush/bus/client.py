@@ -27,6 +27,7 @@ RECONNECT_SECONDS = 0.02  # the listener outlives brokers, so a refusal means th
 # Announcements have no caller that could be told to wait. A broker that lets so many times
 # queue_bytes of them pile up is told everything anew, by a table that is as small as can be.
 _OVERRUN = 2
+QUESTIONS_MAX = 100_000  # one or two a client that connects just now, and whatever applications ask
 DEPARTED_MAX = 100_000  # a broker is back within a second or two; who is left out leaves without a notice
 
 
@@ -251,10 +252,12 @@ class BusClient:
     def ask(self, kind: int, body: bytes, on_answer: OnAnswer) -> None:
         """Ask a JOIN, HISTORY or ONLINE; `on_answer` is called exactly once, by the next broker if this one is lost.
 
-        Raises: BusUnavailable: the bus is full.
+        Raises: BusUnavailable: the bus is full, or too many wait.
         """
         if self._link is not None and self._link.is_full:
             raise BusUnavailable("the bus to the broker is full")
+        if len(self._questions) >= QUESTIONS_MAX:
+            raise BusUnavailable("too many questions wait for the broker")
         request = next(self._requests)
         self._questions[request] = (kind, body, on_answer)
         self._tell(kind, request, body)

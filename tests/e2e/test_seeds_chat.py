@@ -472,6 +472,8 @@ def test_a_newcomer_gets_the_last_hundred(server: Server) -> None:
     with enter(server, "jan", "kept", worker=first) as jan:
         for text in said[:50]:
             say(jan, GROUP, "kept", text)
+        say(jan, MEMBERS, "kept")
+        heard(jan, messageType=MEMBERS)  # the answer to it: all before it has been said
         with enter(server, "kai", "kept", worker=second) as kai:
             for text in said[50:]:
                 say(kai, GROUP, "kept", text)
