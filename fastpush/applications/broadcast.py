@@ -31,7 +31,7 @@ class Broadcast(Application):
     options_class: ClassVar = BroadcastOptions
     options: BroadcastOptions
 
-    async def on_open(self, connection: Connection, request: Request) -> None:
+    def on_open(self, connection: Connection, request: Request) -> Awaitable[None] | None:
         """Take the client's parameters, and the place of an older connection with the same ones."""
         parameters = request.signed if self.options.signed else request.query
         key, gzip = parameters.get("specialKey", ""), parameters.get("support_gzip", "0")
@@ -41,10 +41,10 @@ class Broadcast(Application):
             log.warning("parameters refused", extra=fields(connection=connection.id, peer=request.peer, **found))
             connection.send(PARAMETER_ERROR)
             connection.close(CloseCode.POLICY_VIOLATION, PARAMETER_ERROR)
-            return
+            return None
         connection.wants_gzip = gzip == "1"
         # Taken apart by nobody, and different for any two identities: a key may hold whatever it likes.
-        await self.server.claim(connection, json.dumps([key, gzip]))
+        return self.server.claim(connection, json.dumps([key, gzip]))
 
     def on_message(self, connection: Connection, data: str | bytes) -> Awaitable[None] | None:
         """Say a text to everybody; what is binary goes nowhere (S2-12)."""

@@ -177,7 +177,8 @@ class Server(Protocol):
     def claim(self, connection: Connection, key: str) -> Awaitable[None]:
         """Make this the only connection of `key` in the application: an older one is closed with 4500.
 
-        Await it to know that the service knows.
+        Claimed in an `on_open` that is a function, and may return this to be awaited, it is as old as the connection;
+        else as old as the call. Await it to know that the service knows.
         """
         ...
 

@@ -40,8 +40,6 @@ class Channels:
         self._subscribers = subscribers
         self._hand_out = hand_out
         self._counts = {"notices": 0, "notices_dropped": 0, "connections_replaced": 0}
-        # Grows over the lives of brokers, so that of two claims that a new one is told the later one is known.
-        self._last_claim = int(monotonic() * 1e9)
 
     def tick(self, now: float) -> None:
         """Tell of users whose time to come back is over."""
@@ -99,22 +97,16 @@ class Channels:
             )
             self._hand_out(targets, body)
 
-    def claim(self, peer: Peer, connection: int, name: bytes) -> None:
-        """Give a connection a name."""
-        self._last_claim = number = max(self._last_claim + 1, int(monotonic() * 1e9))
-        peer.link.send(bus.encode_claimed(connection, number, name))
-        self._settle_claim(name, Claim(peer, connection, number))
-
-    def claimed(self, peer: Peer, connection: int, body: bytes) -> None:
-        """A connection has a name: part of a table."""
-        number, name = bus.decode_claimed(body)
-        self._settle_claim(name, Claim(peer, connection, number))
-
-    def _settle_claim(self, name: bytes, claim: Claim[Peer]) -> None:
+    def claim(self, peer: Peer, connection: int, body: bytes) -> None:
+        """Give a name to the newer one of two connections, and tell the other."""
+        number, name = bus.decode_claim(body)
+        claim = Claim(peer, connection, number)
         loser = self._claims.claim(name, claim)
         if loser is not None:
             self._counts["connections_replaced"] += 1
             loser.holder.link.send(bus.encode(bus.REPLACED, loser.connection, name))
+        if loser is not claim:
+            peer.link.send(bus.encode(bus.CLAIMED, connection, name))
 
     def unclaim(self, peer: Peer, connection: int, name: bytes) -> None:
         """A connection gives a name back."""

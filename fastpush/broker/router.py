@@ -128,7 +128,6 @@ class Router:
             bus.PRESENT: self.channels.present,
             bus.CLAIM: self.channels.claim,
             bus.UNCLAIM: self.channels.unclaim,
-            bus.CLAIMED: self.channels.claimed,
             bus.HISTORY: self.channels.history,
             bus.ONLINE: self._once_complete(self.channels.online),
             bus.GOODBYE: self._goodbye,

@@ -43,11 +43,11 @@ class Members(Protocol):
         ...
 
     def claims(self) -> Iterable[tuple[int, int, bytes]]:
-        """Return (connection, number, name) of each claim; number 0: the broker has not answered yet."""
+        """Return (connection, number, name) of each claim, answered or not."""
         ...
 
-    def on_claimed(self, connection: int, number: int, name: bytes) -> None:
-        """A claim is known, by this number."""
+    def on_claimed(self, connection: int, name: bytes) -> None:
+        """A claim is known; told again by each new broker."""
         ...
 
     def on_replaced(self, connection: int, name: bytes) -> None:
@@ -183,19 +183,13 @@ class BusClient:
         departed, self._departed = self._departed, []
         for join in (*self.members.joins(), *departed):
             link.send(bus.encode(bus.PRESENT, 0, join))
-        unanswered = []
         for connection, number, name in self.members.claims():
-            if number:
-                link.send(bus.encode_claimed(connection, number, name))
-            else:
-                unanswered.append((connection, name))
+            link.send(bus.encode_claim(connection, number, name))
         announcement = next(self._announcements)
         link.send(bus.encode(bus.COMPLETE, announcement))
         waiting = [confirmed for _, confirmed in self._unconfirmed]
         self._unconfirmed = deque((announcement, confirmed) for confirmed in waiting)
         self._ask_again(link)
-        for connection, name in unanswered:
-            link.send(bus.encode(bus.CLAIM, connection, name))
         for join in departed:
             link.send(bus.encode(bus.LEAVE, 0, join))
 
@@ -268,19 +262,22 @@ class BusClient:
             self._departed.append(join)
         self._tell(bus.LEAVE, 0, join)
 
-    def claim(self, connection: int, name: bytes) -> None:
+    def claim(self, connection: int, number: int, name: bytes) -> None:
         """Ask for a name for a connection; without a link the next broker is asked, by the table of claims."""
-        self._tell(bus.CLAIM, connection, name)
+        self._send(bus.encode_claim(connection, number, name))
 
     def unclaim(self, connection: int, name: bytes) -> None:
         """Give a name back."""
         self._tell(bus.UNCLAIM, connection, name)
 
     def _tell(self, kind: int, number: int, body: bytes) -> None:
+        self._send(bus.encode(kind, number, body))
+
+    def _send(self, message: bytes) -> None:
         link = self._link
         if link is None:
             return
-        link.send(bus.encode(kind, number, body))
+        link.send(message)
         if link.queued_bytes > _OVERRUN * self._queue_bytes:
             log.warning("broker does not read", extra=fields(bytes=link.queued_bytes))
             link.abort()
@@ -448,8 +445,8 @@ class BusClient:
         _, _, on_answer = self._questions.pop(number)
         _call(on_answer, body)
 
-    def _on_claimed(self, connection: int, body: bytes) -> None:
-        self.members.on_claimed(connection, *bus.decode_claimed(body))
+    def _on_claimed(self, connection: int, name: bytes) -> None:
+        self.members.on_claimed(connection, name)
 
     def _on_replaced(self, connection: int, name: bytes) -> None:
         self.members.on_replaced(connection, name)

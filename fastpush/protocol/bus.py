@@ -23,9 +23,8 @@
     JOIN         request; Join                      ANSWER       request; list of kept entries
     LEAVE        0; Join, as it was told
     PRESENT      0; Join: somebody who has joined   (part of the table)
-    CLAIM        connection; name                   REPLACED     connection; name
-    UNCLAIM      connection; name
-    CLAIMED      connection; u64 number, name       (part of the table)  CLAIMED the same, in answer to CLAIM
+    CLAIM        connection; u64 number, name       CLAIMED      connection; name
+    UNCLAIM      connection; name                   REPLACED     connection; name
     HISTORY      request; routing key               ANSWER       request; list of kept entries
     ONLINE       request; Online                    ANSWER       request; OnlineAnswer
                                                     NOTICE       publication number; publication
@@ -38,6 +37,10 @@ JOIN lets a connection into a channel with more than routing: with what the chan
 both. The answer stands in the stream at the very place where the connection joins: what was delivered before it is
 among the kept entries, what comes behind it is not. A NOTICE tells of a user who came or left; what it looks like is
 the application's affair, which each worker asks. Its event is the application's path, its frame a Notice.
+
+CLAIM makes a connection the only one of a name, told again as part of a table. Of two claims the one with the larger
+number wins: the time at which it was made, by CLOCK_MONOTONIC, which all processes share. So the newest connection wins
+whichever worker's message comes first.
 
 A publication's body is made once, by the worker that took the push, and travels
 unchanged: when it was taken, keys, event, whom it spares, how many its channel keeps, and the WebSocket frame that
@@ -260,13 +263,13 @@ def decode_admit(body: bytes) -> tuple[bytes, int]:
     return body[4:], _unpack_u32(body)[0]
 
 
-def encode_claimed(connection: int, number: int, name: bytes) -> bytes:
-    """Return a CLAIMED: the connection has had `name` since the claim of this number."""
-    return encode(CLAIMED, connection, _NUMBER.pack(number) + name)
+def encode_claim(connection: int, number: int, name: bytes) -> bytes:
+    """Return a CLAIM: the connection wants `name`, or has had it, since the time that `number` stands for."""
+    return encode(CLAIM, connection, _NUMBER.pack(number) + name)
 
 
-def decode_claimed(body: bytes) -> tuple[int, bytes]:
-    """Return the number and the name in a CLAIMED."""
+def decode_claim(body: bytes) -> tuple[int, bytes]:
+    """Return the number and the name in a CLAIM."""
     return _NUMBER.unpack_from(body)[0], body[_NUMBER.size :]
 
 

@@ -95,6 +95,7 @@ class Environment:
     number: of this worker process.  clock: unix time in seconds.
     connections: by serial number.
     release: called with the names that an ended connection was admitted by (worker/admission.py).
+    opening_ns: while a connection is being opened, the time of CLOCK_MONOTONIC before it was answered; else 0.
     spawn: runs a coroutine in the background.  head_ticks, register_ticks: times for a request, and for a handshake.
     id_prefix, serials: what the ids of its connections are made of.
     """
@@ -109,6 +110,7 @@ class Environment:
     clock: Callable[[], float] = time.time
     release: Callable[[tuple[bytes, ...]], None] = lambda _: None
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = field(init=False)
+    opening_ns: int = 0
     head_ticks: int = field(init=False)
     register_ticks: int = field(init=False)
     id_prefix: str = field(init=False)

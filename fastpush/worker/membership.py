@@ -7,6 +7,7 @@ new broker all of them.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from fastpush.bus.client import BusClient
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastpush.application")
 
+_WORKERS = 256
+
 
 class Standing:
     """One connection's presence and claims.
 
     joining: channels that the broker has been asked about, by routing key.
     joins: what it was told of each channel that the connection is present in, by routing key.
-    claims: numbers by name; 0 until the broker has answered.
+    claims: numbers by name.  waiters: done once the broker has answered.
     """
 
     __slots__ = ("_memberships", "claims", "joining", "joins", "waiters")
@@ -108,9 +111,18 @@ class Memberships:
         waiter = standing.waiters.get(name)
         if waiter is None:
             waiter = standing.waiters[name] = asyncio.get_running_loop().create_future()
-            standing.claims[name] = 0
-            self._bus.claim(connection.serial, name)
+            number = standing.claims[name] = self._claim_number()
+            self._bus.claim(connection.number, number, name)
         return asyncio.shield(waiter)
+
+    def _claim_number(self) -> int:
+        """Return the time in nanoseconds, its last digits such that no other worker has the same.
+
+        While a connection is being opened it is the time before its client was told: who logs in after that is newer.
+        """
+        return (
+            self._environment.opening_ns or monotonic_ns()
+        ) // _WORKERS * _WORKERS + self._environment.number % _WORKERS
 
     def give_up(self, connection: "Connection", standing: Standing) -> None:
         """Leave everything."""
@@ -119,7 +131,7 @@ class Memberships:
         for join in standing.joins.values():
             self._bus.depart(join)
         for name in standing.claims:
-            self._bus.unclaim(connection.serial, name)
+            self._bus.unclaim(connection.number, name)
         for waiter in standing.waiters.values():
             if not waiter.done():
                 waiter.set_result(None)
@@ -150,24 +162,27 @@ class Memberships:
         for connection in self._environment.connections.values():
             if connection.standing is not None:
                 for name, number in connection.standing.claims.items():
-                    yield connection.serial, number, name
+                    yield connection.number, number, name
 
-    def on_claimed(self, connection: int, number: int, name: bytes) -> None:
+    def on_claimed(self, connection: int, name: bytes) -> None:
         """See Members."""
-        claimant = self._environment.connections.get(connection)
+        claimant = self._find(connection)
         if claimant is None or claimant.standing is None:  # it has ended, and said so
             return
-        claimant.standing.claims[name] = number
-        log.debug("claimed", extra=fields(connection=claimant.id, user=claimant.user, number=number))
-        waiter = claimant.standing.waiters[name]
+        number, waiter = claimant.standing.claims[name], claimant.standing.waiters[name]
         if not waiter.done():
             waiter.set_result(None)
+            log.debug("claimed", extra=fields(connection=claimant.id, user=claimant.user, number=number))
 
     def on_replaced(self, connection: int, name: bytes) -> None:
         """See Members."""
-        loser = self._environment.connections.get(connection)
+        loser = self._find(connection)
         if loser is not None:
             loser.close(CloseCode.REPLACED, "replaced by a newer connection")
+
+    def _find(self, connection: int) -> "Connection | None":
+        _, serial = bus.split_connection_number(connection)
+        return self._environment.connections.get(serial)
 
     def on_notice(self, notice: Publication, counted: Callable[[int], None]) -> None:
         """See Members."""

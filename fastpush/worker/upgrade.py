@@ -16,6 +16,7 @@ import base64
 import binascii
 import logging
 from collections.abc import Awaitable, Callable
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from fastpush import errors
@@ -221,13 +222,17 @@ class Handshake:
     def _open(self) -> None:
         """Have picows answer 101, and join."""
         # Nothing is waited for between the 101 and the join: no push can come in between.
-        mount = self._mount
-        taken = self._hand_over(mount)
+        mount, environment = self._mount, self._services.environment
+        environment.opening_ns = monotonic_ns()
+        try:
+            taken = self._hand_over(mount)
+            if taken is not None and taken[0].is_open:
+                mount.enter(taken[0], self._identity, [group.key for group in self._groups], self._asked)
+                taken[0].open(self._request)
+        finally:
+            environment.opening_ns = 0
         if taken is not None:
             connection, unread = taken
-            if connection.is_open:
-                mount.enter(connection, self._identity, [group.key for group in self._groups], self._asked)
-                connection.open(self._request)
             connection.read(unread)
         self._end()
 

@@ -84,8 +84,8 @@ class FakeMembers:
     def claims(self) -> Iterable[tuple[int, int, bytes]]:
         return self.claimed
 
-    def on_claimed(self, connection: int, number: int, name: bytes) -> None:
-        self.told.append(("claimed", connection, number, name))
+    def on_claimed(self, connection: int, name: bytes) -> None:
+        self.told.append(("claimed", connection, name))
 
     def on_replaced(self, connection: int, name: bytes) -> None:
         self.told.append(("replaced", connection, name))
@@ -843,19 +843,20 @@ def test_nothing_is_asked_of_a_full_bus(tmp_path: Path) -> None:
 
 
 def test_a_new_broker_hears_of_members_and_claims(tmp_path: Path) -> None:
-    """In the table: who is present, and known claims by their numbers; behind COMPLETE: claims without an answer."""
+    """In the table: who is present, and claims by their numbers, answered or not."""
 
     async def scenario() -> None:
         members = FakeMembers()
         members.joined = [JOIN, b"another"]
-        members.claimed = [(4, 77, b"known"), (5, 0, b"asked")]
+        members.claimed = [(4, 77, b"known"), (5, 78, b"asked")]
         async with connected(tmp_path, members=members, welcomed=False) as (_, broker):
             for _ in range(2):
                 await broker.accept()
                 heard = await hear_all(broker, 6)
-                claimed = next(bus.Decoder(1000).feed(bus.encode_claimed(4, 77, b"known")))
-                assert heard[:4] == [(bus.HELLO, 7, b""), (bus.PRESENT, 0, JOIN), (bus.PRESENT, 0, b"another"), claimed]
-                assert heard[4][0] == bus.COMPLETE and heard[5] == (bus.CLAIM, 5, b"asked")
+                told = b"".join(bus.encode_claim(*claim) for claim in members.claimed)
+                claims = list(bus.Decoder(1000).feed(told))
+                assert heard[:3] == [(bus.HELLO, 7, b""), (bus.PRESENT, 0, JOIN), (bus.PRESENT, 0, b"another")]
+                assert heard[3:5] == claims and heard[5][0] == bus.COMPLETE
                 broker.hang_up()
 
     asyncio.run(scenario())
@@ -867,14 +868,15 @@ def test_claims_and_what_becomes_of_them(tmp_path: Path) -> None:
     async def scenario() -> None:
         members = FakeMembers()
         async with connected(tmp_path, members=members) as (client, broker):
-            client.claim(4, b"name")
+            client.claim(4, 99, b"name")
             client.unclaim(4, b"name")
-            assert await hear_all(broker, 2) == [(bus.CLAIM, 4, b"name"), (bus.UNCLAIM, 4, b"name")]
-            await broker.say(bus.encode_claimed(4, 99, b"name"), bus.encode(bus.REPLACED, 4, b"name"))
+            (claim,) = bus.Decoder(1000).feed(bus.encode_claim(4, 99, b"name"))
+            assert await hear_all(broker, 2) == [claim, (bus.UNCLAIM, 4, b"name")]
+            await broker.say(bus.encode(bus.CLAIMED, 4, b"name"), bus.encode(bus.REPLACED, 4, b"name"))
             await until(lambda: len(members.told) == 2)
-            assert members.told == [("claimed", 4, 99, b"name"), ("replaced", 4, b"name")]
+            assert members.told == [("claimed", 4, b"name"), ("replaced", 4, b"name")]
             await hang_up(client, broker)
-            client.claim(5, b"later")  # nobody to tell: the table of claims will
+            client.claim(5, 100, b"later")  # nobody to tell: the table of claims will
             await broker.welcome()
             client.withdraw(KEY)
             assert (await broker.hear())[0] == bus.UNSUBSCRIBE

@@ -171,7 +171,7 @@ def test_connection_numbers(worker: int, serial: int) -> None:
 
 
 def test_claims_on_the_wire() -> None:
-    """A CLAIMED carries the connection, the claim's number and a name of any bytes."""
+    """A CLAIM carries the connection, the claim's number and a name of any bytes."""
     name = "/chat\0käy".encode()
-    ((kind, connection, body),) = feed(bus.Decoder(LIMIT_BYTES), bus.encode_claimed(2**40, 2**64 - 1, name))
-    assert (kind, connection, bus.decode_claimed(body)) == (bus.CLAIMED, 2**40, (2**64 - 1, name))
+    ((kind, connection, body),) = feed(bus.Decoder(LIMIT_BYTES), bus.encode_claim(2**40, 2**64 - 1, name))
+    assert (kind, connection, bus.decode_claim(body)) == (bus.CLAIM, 2**40, (2**64 - 1, name))

@@ -356,30 +356,38 @@ def test_who_left_while_there_was_no_broker_is_told_of() -> None:
 # Claims
 
 
-def claimed(link: FakeLink) -> list[tuple[int, int]]:
-    """Connection and number of each claim that a worker is told of, once."""
-    return [(connection, bus.decode_claimed(body)[0]) for connection, body in link.take(bus.CLAIMED)]
+def claim(broker: Broker, link: FakeLink, connection: int, number: int, name: bytes = NAME) -> None:
+    """A worker claims a name for a connection."""
+    broker.router.on_message(link, *next(bus.Decoder(1000).feed(bus.encode_claim(connection, number, name))))
 
 
 def test_the_newest_claim_of_the_host_wins() -> None:
-    """The claimant is told its number, which grows; its predecessor's worker is told who is replaced."""
+    """The claimant is told, and its predecessor's worker who is replaced; a loser's end takes nothing from anybody."""
     broker = Broker()
     one, two = broker.join(1), broker.join(2)
-    broker.say(one, bus.CLAIM, 4, NAME)
-    broker.say(two, bus.CLAIM, 9, NAME)
-    broker.say(one, bus.CLAIM, 5, b"/app\0another")
-    (_, first), (_, third) = claimed(one)
-    ((connection, second),) = claimed(two)
-    assert connection == 9 and first < second < third
+    claim(broker, one, 4, 10)
+    claim(broker, two, 9, 11)
+    claim(broker, one, 5, 12, b"/app\0another")
+    assert one.take(bus.CLAIMED) == [(4, NAME), (5, b"/app\0another")] and two.take(bus.CLAIMED) == [(9, NAME)]
     assert (one.take(bus.REPLACED), two.take(bus.REPLACED)) == ([(4, NAME)], [])
     broker.say(one, bus.UNCLAIM, 4, NAME)  # the loser's end
-    broker.say(one, bus.CLAIM, 6, NAME)
+    claim(broker, one, 6, 13)
     assert two.take(bus.REPLACED) == [(9, NAME)]
     figures = broker.router.channels.figures()
     assert (figures["claims"], figures["connections_replaced"]) == (2, 2)
     broker.say(one, bus.UNCLAIM, 6, NAME)
     broker.say(one, bus.UNCLAIM, 5, b"/app\0another")
     assert broker.router.channels.figures()["claims"] == 0
+
+
+def test_an_older_claim_that_comes_late_loses() -> None:
+    """The number decides, not whose message was faster: the older claimant is replaced, and never told that it won."""
+    broker = Broker()
+    one, two = broker.join(1), broker.join(2)
+    claim(broker, two, 9, 20)
+    claim(broker, one, 4, 10)
+    assert (one.take(bus.CLAIMED), one.take(bus.REPLACED)) == ([], [(4, NAME)])
+    assert (two.take(bus.CLAIMED), two.take(bus.REPLACED)) == ([(9, NAME)], [])
 
 
 @pytest.mark.parametrize("is_newer_first", [False, True])
@@ -390,36 +398,21 @@ def test_a_new_broker_settles_what_it_is_told(is_newer_first: bool) -> None:  # 
     order = [(2, 20), (1, 10)] if is_newer_first else [(1, 10), (2, 20)]
     for worker, number in order:
         broker.say(links[worker], bus.HELLO, worker)
-        broker.router.on_message(links[worker], *next(bus.Decoder(1000).feed(bus.encode_claimed(7, number, NAME))))
+        claim(broker, links[worker], 7, number)
         broker.say(links[worker], bus.COMPLETE, 1)
     assert (links[1].take(bus.REPLACED), links[2].take(bus.REPLACED)) == ([(7, NAME)], [])
-
-
-def test_a_claim_made_after_a_restart_is_newer() -> None:
-    """A new broker's numbers go on behind those of the one before it."""
-    before, after = Broker(), Broker()
-    link = before.join(1)
-    before.say(link, bus.CLAIM, 1, NAME)
-    ((_, number),) = claimed(link)
-    again, two = FakeLink(), after.join(2)
-    after.say(again, bus.HELLO, 1)
-    after.router.on_message(again, *next(bus.Decoder(1000).feed(bus.encode_claimed(1, number, NAME))))
-    after.say(again, bus.COMPLETE, 1)
-    after.say(two, bus.CLAIM, 2, NAME)
-    assert again.take(bus.REPLACED) == [(1, NAME)] and two.take(bus.REPLACED) == []
 
 
 def test_a_connection_replaced_while_its_worker_was_away_is_told_when_that_is_back() -> None:
     """And its worker's return does not take the name back."""
     broker = Broker()
     one, two = broker.join(1), broker.join(2)
-    broker.say(one, bus.CLAIM, 4, NAME)
-    ((_, number),) = claimed(one)
+    claim(broker, one, 4, 10)
     lose(broker, one)
-    broker.say(two, bus.CLAIM, 9, NAME)
+    claim(broker, two, 9, 11)
     again = FakeLink()
     broker.say(again, bus.HELLO, 1)
-    broker.router.on_message(again, *next(bus.Decoder(1000).feed(bus.encode_claimed(4, number, NAME))))
+    claim(broker, again, 4, 10)
     broker.say(again, bus.COMPLETE, 1)
     assert again.take(bus.REPLACED) == [(4, NAME)] and two.take(bus.REPLACED) == []
     assert broker.router.channels.figures()["claims"] == 1
@@ -429,8 +422,8 @@ def test_a_worker_that_ends_gives_its_claims_back() -> None:
     """Nobody is replaced by the next claim."""
     broker = Broker()
     one, two = broker.join(1), broker.join(2)
-    broker.say(one, bus.CLAIM, 4, NAME)
+    claim(broker, one, 4, 10)
     lose(broker, one)
     broker.router.on_gone(1)
-    broker.say(two, bus.CLAIM, 9, NAME)
+    claim(broker, two, 9, 11)
     assert two.take(bus.REPLACED) == [] and broker.router.channels.figures()["claims"] == 1

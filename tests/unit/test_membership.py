@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from time import monotonic_ns
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -55,8 +56,8 @@ class FakeBus:
     def depart(self, join: bytes) -> None:
         self.told.append(("depart", bus.unpack_join(join).key, bus.unpack_join(join).user))
 
-    def claim(self, connection: int, name: bytes) -> None:
-        self.told.append(("claim", connection, name))
+    def claim(self, connection: int, number: int, name: bytes) -> None:
+        self.told.append(("claim", connection, number, name))
 
     def unclaim(self, connection: int, name: bytes) -> None:
         self.told.append(("unclaim", connection, name))
@@ -117,7 +118,7 @@ class Worker:
         self.counters = Counters()
         self.tasks: list[Any] = []
         self.environment: Any = SimpleNamespace(
-            number=1, hub=self.hub, connections={}, counters=self.counters, spawn=self.tasks.append
+            number=1, hub=self.hub, connections={}, counters=self.counters, spawn=self.tasks.append, opening_ns=0
         )
         self.memberships = Memberships(self.environment, cast(Any, self.bus), lambda: {"/app": self.mount})
         self.server = ApplicationServer("/app", self.environment, cast(Any, self.bus), self.memberships)
@@ -293,15 +294,17 @@ async def test_claims(worker: Worker) -> None:
     client = worker.client()
     first, second = (waiting(worker.server.claim(client, "key")) for _ in range(2))
     await turns()
-    assert worker.bus.told == [("claim", 7, NAME)] and not first.done()
-    assert list(worker.memberships.claims()) == [(7, 0, NAME)]
-    worker.memberships.on_claimed(7, 55, NAME)
+    ((_, _, number, _),) = worker.bus.told
+    assert worker.bus.told == [("claim", client.number, number, NAME)] and not first.done()
+    assert list(worker.memberships.claims()) == [(client.number, number, NAME)]
+    for _ in range(2):  # each new broker says so
+        worker.memberships.on_claimed(client.number, NAME)
     await asyncio.gather(first, second)
     await worker.server.claim(client, "key")
-    assert list(worker.memberships.claims()) == [(7, 55, NAME)]
+    assert list(worker.memberships.claims()) == [(client.number, number, NAME)]
     assert worker.memberships.holders(NAME) == [client]
     client.close(1000, "")
-    assert worker.bus.told[1:] == [("unclaim", 7, NAME)] and list(worker.memberships.claims()) == []
+    assert worker.bus.told[1:] == [("unclaim", client.number, NAME)] and list(worker.memberships.claims()) == []
     with pytest.raises(ConnectionClosed):
         worker.server.claim(client, "key")
 
@@ -312,12 +315,26 @@ async def test_who_is_replaced_is_closed(worker: Worker) -> None:
     client = worker.client()
     claimed = waiting(worker.server.claim(client, "key"))
     await turns()
-    worker.memberships.on_replaced(7, NAME)
+    worker.memberships.on_replaced(client.number, NAME)
     await claimed
     assert client.closed == [(4500, "replaced by a newer connection")]
-    worker.memberships.on_replaced(7, NAME)
-    worker.memberships.on_claimed(7, 56, NAME)
+    worker.memberships.on_replaced(client.number, NAME)
+    worker.memberships.on_claimed(client.number, NAME)
     assert len(client.closed) == 1
+
+
+@on_worker
+async def test_a_claim_while_opening_is_as_old_as_the_connection(worker: Worker) -> None:
+    """Its number is the time before the client was told that it is connected, so who logs in later is newer."""
+    early, late = worker.client(7), worker.client(8)
+    before = monotonic_ns() - 1_000_000
+    waiting(worker.server.claim(late, "key"))
+    worker.environment.opening_ns = before
+    waiting(worker.server.claim(early, "key"))
+    worker.environment.opening_ns = 0
+    await turns()
+    numbers = {connection: number for _, connection, number, _ in worker.bus.told}
+    assert numbers[early.number] < before + 1000 < numbers[late.number]
 
 
 # -- notices -------------------------------------------------------------------------
