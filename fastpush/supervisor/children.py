@@ -21,7 +21,7 @@ from typing import Any
 
 from fastpush.child import Context
 from fastpush.config import Config
-from fastpush.errors import StartError
+from fastpush.errors import EXIT_USAGE, ConfigError, FastpushError, StartError
 from fastpush.log import fields
 from fastpush.protocol import control
 from fastpush.supervisor.listeners import Listeners
@@ -77,7 +77,7 @@ class Children:
         self._crash_loop = CrashLoop()
         self._number = 0
         self._drained_at: float | None = None
-        self._given_up = ""
+        self._given_up: FastpushError | None = None
         self._readiness = control.Readiness("starting")
 
     # What the supervisor asks
@@ -197,7 +197,8 @@ class Children:
     def attend(self, now: float, config: Config) -> None:
         """Do all that is due.
 
-        Raises: StartError when processes die faster than they get ready.
+        Raises: StartError when processes die faster than they get ready.  ConfigError when one refuses the
+        configuration before the server was ready.
         """
         if ended := reap():
             # A dead child's last messages count: whether it was ready decides about its restart, and a new
@@ -207,8 +208,8 @@ class Children:
         for pid, cause in ended:
             if pid in self._processes:
                 self._bury(self._processes.pop(pid), cause, now)
-        if self._given_up and not self._ending:
-            raise StartError(self._given_up)
+        if self._given_up is not None and not self._ending:
+            raise self._given_up
         self._judge(now, config)
         if self._ending:
             self._end_broker(now)
@@ -282,11 +283,15 @@ class Children:
         if expected or self._has_heir(process):
             return
         self._slot_of(process).died(now, found_hanging=bool(process.reason))
-        if not process.ready and self._crash_loop.died_before_ready(process.role, now):
-            self._given_up = (
+        if process.ready:
+            return
+        advice = "its own log lines above say why, and `fastpush check` tries the configuration"
+        if cause == f"exit code {EXIT_USAGE}" and self._readiness.reason == "starting":
+            self._given_up = ConfigError(f"the {process.role} process refuses the configuration; {advice}")
+        elif self._crash_loop.died_before_ready(process.role, now):
+            self._given_up = StartError(
                 f"the {process.role} process died {CRASH_DEATHS} times within {CRASH_SECONDS:g} seconds before it was "
-                f"ready, the last time with {cause}; its own log lines above say why, "
-                "and `fastpush check` tries the configuration"
+                f"ready, the last time with {cause}; {advice}"
             )
 
     def _has_heir(self, process: Process) -> bool:

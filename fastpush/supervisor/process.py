@@ -14,6 +14,7 @@ from typing import NoReturn, Protocol
 import msgspec
 
 from fastpush.child import Context
+from fastpush.errors import EXIT_USAGE, ConfigError
 from fastpush.log import fields
 from fastpush.protocol import control
 from fastpush.supervisor import signals
@@ -168,6 +169,9 @@ def _live(entry: Entry, context: Context, others: list[Closable], mask: Iterable
             other.close()
         signals.unblock(mask)
         code = entry(context)
+    except ConfigError as error:  # what only it could find out
+        log.error("configuration refused", extra=fields(reason=str(error)))
+        code = EXIT_USAGE
     except BaseException:
         log.critical("process failed", exc_info=True, extra=fields(role=context.role, number=context.number))
     finally:

@@ -161,6 +161,7 @@ def applications(config: Config, serve: Callable[[str], ApplicationServer]) -> l
         try:
             application = loaded.application_class(serve(entry.path), loaded.options)
         except Exception as error:
+            log.exception("application not made", extra=fields(path=entry.path))
             text = f"{entry.handler} could not be made: {type(error).__name__}: {error}"
             raise ConfigError(f"[[application]] number {number}, handler: {text}") from error
         mounts.append(Mount(entry.path, application, config, loaded))
