@@ -17,6 +17,7 @@ log = logging.getLogger("fastpush.application")
 
 PARAMETER_ERROR = "Parameter check error"
 _KEY_CHARACTERS_MAX = 512
+_SHOWN_CHARACTERS = 64
 
 
 class BroadcastOptions(Options):
@@ -37,7 +38,8 @@ class Broadcast(Application):
         key, gzip = parameters.get("specialKey", ""), parameters.get("support_gzip", "0")
         if not 0 < len(key) <= _KEY_CHARACTERS_MAX or gzip not in {"0", "1"}:
             # Parameters only: a token stands beside them in the URL.
-            found = {name: request.query.get(name) for name in ("specialKey", "support_gzip")}
+            named = ((name, request.query.get(name)) for name in ("specialKey", "support_gzip"))
+            found = {name: value and value[:_SHOWN_CHARACTERS] for name, value in named}
             log.warning("parameters refused", extra=fields(connection=connection.id, peer=request.peer, **found))
             connection.send(PARAMETER_ERROR)
             connection.close(CloseCode.POLICY_VIOLATION, PARAMETER_ERROR)

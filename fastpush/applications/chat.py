@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fastpush.applications.interface import Application, Connection, Options, Request
+from fastpush.applications.interface import CHANNEL_BYTES_MAX, Application, Connection, Options, Request
 from fastpush.errors import CloseCode, PublishFailed
 from fastpush.log import fields
 
@@ -35,8 +35,12 @@ log = logging.getLogger("fastpush.application")
 MEMBERS_MAX = 1000
 RECEIVERS_MAX = 100
 ROOM_CHARACTERS_MAX = 64
+NAME_CHARACTERS_MAX = 512
 _URL_CHARACTERS_MAX = 2048
 _STAMP_CHARACTERS_MAX = 64
+
+
+Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARACTERS_MAX)]
 
 
 class MessageType(IntEnum):
@@ -65,7 +69,7 @@ class Message(msgspec.Struct):
 
     messageType: MessageType  # noqa: N815 - names of the wire
     mediaType: MediaType = MediaType.TEXT  # noqa: N815
-    to: str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=RECEIVERS_MAX)] = ""
+    to: Name | Annotated[list[Name], msgspec.Meta(min_length=1, max_length=RECEIVERS_MAX)] = ""
     content: str = ""
     fileId: Annotated[str, msgspec.Meta(max_length=_URL_CHARACTERS_MAX)] = ""  # noqa: N815
     url: Annotated[str, msgspec.Meta(max_length=_URL_CHARACTERS_MAX)] = ""
@@ -114,8 +118,9 @@ class Chat(Application):
         """Take one message."""
         try:
             message = _decode(data)
-        except msgspec.DecodeError as error:  # S3-10
-            connection.close(CloseCode.INVALID_TEXT, f"not a chat message: {error}")
+        except (ValueError, RecursionError) as error:  # S3-10; of msgspec, or of Python: not UTF-8, nested too deeply
+            reason = f": {error}" if isinstance(error, msgspec.DecodeError) else ""
+            connection.close(CloseCode.INVALID_TEXT, f"not a chat message{reason}")
             return
         room = message.to if isinstance(message.to, str) else ""
         await self._try(connection, room, self._take(connection, message))
@@ -143,15 +148,14 @@ class Chat(Application):
             case MessageType.ENTER:
                 await self._enter(connection, _room_of(message))
             case MessageType.LEAVE:
-                self.server.leave(connection, self._channel(_room_of(message)))
+                self.server.leave(connection, self._checked(_room_of(message)))
             case MessageType.MEMBERS:
                 await self._tell_members(connection, _room_of(message))
             case _:
                 raise Refused(f"messageType {message.messageType} is the server's to send")
 
     async def _enter(self, connection: Connection, room: str) -> None:
-        _check_room(room)
-        channel = self._channel(room)
+        channel = self._checked(room)
         if len(connection.channels) > self.options.rooms and channel not in connection.channels:
             raise Refused(f"you are in {self.options.rooms} rooms already")
         grace = self.options.grace_seconds
@@ -200,6 +204,15 @@ class Chat(Application):
         if connection.is_open:
             connection.send(_worded(MessageType.NOTICE, sender="", to=room, content=text, updateAt=_stamp(time())))
 
+    def _checked(self, room: str) -> str:
+        """Return the channel of a room. Raises: Refused: no room is called so."""
+        channel = self._channel(room)
+        if len(room) > ROOM_CHARACTERS_MAX or not room.isprintable() or len(channel.encode()) > CHANNEL_BYTES_MAX:
+            raise Refused(
+                f"a room's name has at most {ROOM_CHARACTERS_MAX} printable characters, and not too many bytes"
+            )
+        return channel
+
     def _channel(self, room: str) -> str:
         return f"{self.server.path}:{room}" if room else self.server.path
 
@@ -211,11 +224,6 @@ def _room_of(message: Message) -> str:
     if not isinstance(message.to, str):
         raise Refused("`to` must be one room")
     return message.to
-
-
-def _check_room(room: str) -> None:
-    if len(room) > ROOM_CHARACTERS_MAX or not room.isprintable():
-        raise Refused(f"a room's name has 1 to {ROOM_CHARACTERS_MAX} printable characters")
 
 
 def _passed_on(message: Message, sender: str, to: str) -> str:

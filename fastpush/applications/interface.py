@@ -15,6 +15,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import msgspec
 from multidict import MultiDictProxy
 
+CHANNEL_BYTES_MAX = 255
+
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What stands in [application.options]: the annotated fields of a subclass, checked when a worker starts."""

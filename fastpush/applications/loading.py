@@ -1,15 +1,19 @@
 """From an [[application]] to its class: for workers, and for `fastpush check`."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from fastpush.applications.interface import Application, Options
+from fastpush.applications.push import Push
 from fastpush.config import Application as Entry
 from fastpush.config import Connections, Limits, Section
 from fastpush.errors import ConfigError
 from fastpush.http.auth.python import import_function
+
+_WRONG_CHOICE = re.compile(r"Invalid enum value .*(?= - at |$)", re.DOTALL)  # it shows the value, perhaps a secret
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -40,10 +44,13 @@ def load(number: int, entry: Entry) -> Loaded:
     if not (isinstance(found, type) and issubclass(found, Application)):
         text = f"{entry.handler} is no class that derives from fastpush.applications.Application"
         raise ConfigError(f"{key}, handler: {text}")
+    if issubclass(found, Push):
+        text = f"{entry.handler} is what [server] websocket_path has, once; it serves no other path"
+        raise ConfigError(f"{key}, handler: {text}")
     try:
         options = msgspec.convert(entry.options, found.options_class)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{key}, options: {error}") from None
+        raise ConfigError(f"{key}, options: {_WRONG_CHOICE.sub('not one of the allowed values', str(error))}") from None
     loaded = Loaded(entry, found, options)
     loaded.limits(Limits())
     loaded.connections(Connections())

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
-from fastpush import applications
 from fastpush import config as configuration
+from fastpush.applications.loading import load
 from fastpush.cli.common import config_option, count_of, fail, read_config
 from fastpush.cli.host import Finding, Host, examine, listen_ports
 from fastpush.cli.running import ask_server
@@ -181,15 +180,8 @@ def _functions(config: Config) -> Finding | None:
 
 def _application(number: int, application: Application) -> Finding:
     """Import an application's class as a worker would, have it judge its options, and tell who may come in."""
-    key = f"[[application]] number {number}"
-    handler = _imported(application.handler, f"{key}, handler")
-    if not (isinstance(handler, type) and issubclass(handler, applications.Application)):
-        text = f"{application.handler} is no class that derives from fastpush.applications.Application"
-        raise ConfigError(f"{key}, handler: {text}")
-    try:
-        msgspec.convert(application.options, handler.options_class)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{key}, options: {error}") from None
+    with contextlib.redirect_stdout(sys.stderr):
+        load(number, application)
     return Finding("application", f"{application.path}: {application.handler}, for {_ADMISSION[application.anonymous]}")
 
 

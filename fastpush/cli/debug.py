@@ -30,7 +30,10 @@ class ProcessName(click.ParamType):  # type: ignore[type-arg]  # generic in clic
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if _NAME.fullmatch(value) is None:
-            text = "is no process; name a worker by its number like 0, or as in logs like worker-2, or the broker"
+            text = (
+                "is no process; name a worker by its number like 0, or as in logs like worker-2, or the broker "
+                "(the supervisor writes its stacks to the log at SIGUSR1)"
+            )
             self.fail(f"{value!r} {text}", param, ctx)
         return value
 

@@ -19,7 +19,7 @@ from fastpush.supervisor.main import serve as supervise
 def serve(config_path: str | None, listen: str | None, workers: int | None) -> None:
     """Serve in the foreground until SIGTERM or Ctrl-C, which let clients and pushes finish; a second one ends at once.
 
-    SIGHUP reloads keys, tokens and log level. SIGUSR1 writes what each process is doing to the log.
+    SIGHUP is `fastpush reload`. SIGUSR1 writes what each process is doing to the log.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which would end a server that has not come to handle it yet
     overrides = {"server.listen": listen, "server.workers": workers}

@@ -66,7 +66,7 @@ _TOML_HINTS = {
     "Cannot declare": "the section has a heading already; put all its keys below one",
 }
 
-# Sections of earlier releases, and what to write today.
+# Sections that there were before 0.1.0, and what to write today.
 _GONE = {
     "echo": "echo is an application now; where it was enabled write, each on a line of its own, "
     '[[application]] and path = "/echo" and handler = "fastpush.applications.echo:Echo"'

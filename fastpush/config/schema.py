@@ -414,8 +414,8 @@ class Bus(Section, frozen=True):
     history_bytes: Annotated[
         int,
         setting(
-            "Most bytes of all channels' histories together; beyond it the channel that was published to least "
-            "recently loses its history.",
+            "Most bytes of what all channels keep together; beyond it the channel that was published to longest ago "
+            "loses its oldest messages.",
             ge=65536,
             le=1099511627776,
         ),
@@ -536,7 +536,7 @@ class Application(Section, frozen=True):
     handler: Annotated[
         str,
         setting(
-            "Your class, or one that comes with the server: Push, Echo, Broadcast, Chat or Hub, each in its module of "
+            "Your class, or one that comes with the server: Echo, Broadcast, Chat or Hub, each in its module of "
             "fastpush.applications. Workers import it when they start.",
             form=_CLASS,
             example="fastpush.applications.echo:Echo",
@@ -546,7 +546,8 @@ class Application(Section, frozen=True):
         Literal["no", "loopback", "everywhere"],
         setting(
             "Who needs no token. no: everybody needs one, which [auth] judges. loopback: programs and pages of this "
-            "machine need none, unless they come through a proxy. everywhere: nobody needs one.",
+            "machine need none; what carries a proxy's headers does (X-Forwarded-…, Forwarded, Via). everywhere: "
+            "nobody needs one.",
         ),
     ] = "no"
     heartbeat_seconds: Annotated[

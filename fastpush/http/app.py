@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from aiohttp import HttpVersion11, web
+from multidict import MultiDict
 
 from fastpush import errors
 from fastpush.config import Config, is_loopback
@@ -27,6 +28,7 @@ from fastpush.http.push import (
 )
 from fastpush.http.window import Window, set_connection_headers
 from fastpush.log import fields
+from fastpush.protocol.push import parse_parameters
 
 log = logging.getLogger("fastpush.http")
 
@@ -243,7 +245,7 @@ class HttpApp:
 
     async def _online(self, request: web.Request) -> web.StreamResponse:
         """Tell how many are online, or, to who may push, who is (?channel=…&users=1) (S3-20)."""
-        query = request.query
+        query = MultiDict(parse_parameters(request.rel_url.raw_query_string))
         wrong = [name for name in query if name not in {"channel", "users"} or len(query.getall(name)) > 1]
         if wrong or query.get("users", "1") != "1" or ("users" in query and not query.get("channel")):
             reason = "the queries here are ?channel=NAME and ?channel=NAME&users=1"

@@ -18,7 +18,7 @@ from fastpush.errors import RegistrationError, illegal_request
 
 EVERYBODY = b"*"  # routing key of a push to all; user keys begin with "u", those of channels with "c"
 HEARTBEAT_SECONDS_MAX = 3600
-_OTHER_PARAMETERS_MAX = 32  # beside events
+URL_PARAMETERS_MAX = 33  # beside events: as many as a token may vouch for, and the token
 _SHOWN_CHARACTERS = 20  # of a wrong value
 _BAD_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 _SECONDS = re.compile("[0-9]{1,4}")
@@ -142,7 +142,7 @@ def parse_query(query: str, *, name_bytes: int, registrations: int) -> UrlOption
     """
     options: dict[str, str] = {}
     events: dict[str, None] = {}  # a set that keeps the order
-    for name, value in parse_parameters(query, registrations + _OTHER_PARAMETERS_MAX):
+    for name, value in parse_parameters(query, registrations + URL_PARAMETERS_MAX):
         if name == "event":
             events[value] = None
         elif name in options:
@@ -167,7 +167,7 @@ def parse_query(query: str, *, name_bytes: int, registrations: int) -> UrlOption
     )
 
 
-def parse_parameters(query: str, most: int = _OTHER_PARAMETERS_MAX) -> list[tuple[str, str]]:
+def parse_parameters(query: str, most: int = URL_PARAMETERS_MAX) -> list[tuple[str, str]]:
     """Return the names and values in a query, in order; as for `parse_query`."""
     if not query:
         return []

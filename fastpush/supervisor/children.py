@@ -285,7 +285,7 @@ class Children:
         self._slot_of(process).died(now, found_hanging=bool(process.reason))
         if process.ready:
             return
-        advice = "its own log lines above say why, and `fastpush check` tries the configuration"
+        advice = "its own log lines say why, and `fastpush check` tries the configuration"
         if cause == f"exit code {EXIT_USAGE}" and self._readiness.reason == "starting":
             self._given_up = ConfigError(f"the {process.role} process refuses the configuration; {advice}")
         elif self._crash_loop.died_before_ready(process.role, now):

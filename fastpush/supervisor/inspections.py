@@ -103,6 +103,7 @@ def _describe(process: Process) -> str:
 
 def _silent(process: Process) -> str:
     return (
-        f"{_describe(process)} has not answered within {ANSWER_SECONDS:g} s: its event loop is blocked, or very busy.\n"
+        f"{_describe(process)} has not answered within {ANSWER_SECONDS:g} s: its event loop is blocked, or it is "
+        "stopped, or very busy.\n"
         f"`kill -USR1 {process.pid}` has it write its stacks to the log even so"
     )

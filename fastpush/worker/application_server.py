@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
-from fastpush.applications.interface import Connection, Online
+from fastpush.applications.interface import CHANNEL_BYTES_MAX, Connection, Online
 from fastpush.bus.client import BusClient, BusUnavailable
 from fastpush.errors import ConnectionClosed, PublishFailed
 from fastpush.fanout import Group
@@ -29,7 +29,6 @@ log = logging.getLogger("fastpush.application")
 
 KEEP_MAX = 65535
 GRACE_SECONDS_MAX = 3600
-CHANNEL_BYTES_MAX = 255
 _NOT_TAKEN = {
     Status.NOT_READY: "the broker, or a worker with such connections, is being replaced",
     Status.OVERLOADED: "a worker is overloaded",

@@ -29,7 +29,7 @@ from fastpush.http.head import Head
 from fastpush.http.push import internal_error
 from fastpush.log import fields
 from fastpush.protocol.deflate import negotiate
-from fastpush.protocol.push import parse_parameters
+from fastpush.protocol.push import URL_PARAMETERS_MAX, parse_parameters
 from fastpush.worker.admission import address_name, user_name
 from fastpush.worker.connection import Connection
 
@@ -175,7 +175,7 @@ class Handshake:
             self._announce()
 
     def _check_signed(self, identity: Identity) -> None:
-        parameters = parse_parameters(self._head.query)
+        parameters = parse_parameters(self._head.query, self._mount.limits.registrations + URL_PARAMETERS_MAX)
         names = [name for name, _ in parameters]
         # One that is repeated could mean either.
         check_signed(identity.signed, {name: value for name, value in parameters if names.count(name) == 1})

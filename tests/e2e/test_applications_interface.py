@@ -792,6 +792,7 @@ def _applications(server: Server, *entries: dict[str, Any]) -> None:
 WRONG_ENTRIES: list[tuple[dict[str, Any], str]] = [
     ({"options": {"calls": 5}}, "options: Expected `str`, got `int` - at `$.calls`"),
     ({"options": {"call": ""}}, "options: Object contains unknown field `call`"),
+    ({"handler": "fastpush.applications.push:Push"}, "[server] websocket_path"),
     ({"handler": "no_such_module:Class"}, "no_such_module"),
     ({"handler": "probes:NoSuchClass"}, "NoSuchClass"),
     ({"handler": "probes:FileOptions"}, "no class that derives from fastpush.applications.Application"),

@@ -221,7 +221,7 @@ def test_a_blocked_worker(serve: Serve, tmp_path: Path, monkeypatch: pytest.Monk
         eventually(lambda: debug(server, "stacks", blocked)[0] == 1, 20, "a blocked worker")
         code, out, error = debug(server, "connections", blocked)
         assert (code, out) == (1, "")
-        assert f"({blocked} in logs) has not answered within 3 s: its event loop is blocked, or very busy." in error
+        assert f"({blocked} in logs) has not answered within 3 s: its event loop is blocked, or " in error
         assert f"`kill -USR1 {pid}` has it write its stacks to the log even so" in error
         (other,) = [name for name in workers_of(server) if name != blocked]
         assert told(server, "stacks", other)["process"]["role"] == "worker"

@@ -319,6 +319,24 @@ def test_what_is_no_message_ends_the_connection(server: Server, message: str) ->
         assert "eleven" in heard(other, messageType=MEMBERS)["members"]
 
 
+@pytest.mark.parametrize("message", [b'{"messageType":1,"content":"\xff"}', b'{"messageType":1,"x":' + b"[" * 20_000])
+def test_what_cannot_be_read_ends_the_connection(server: Server, message: bytes) -> None:
+    """S3-10: bytes that are no UTF-8, and nesting beyond measure, close with 1007: the application does not fail."""
+    with enter(server, "rough") as rough:
+        rough.send(message)
+        code, reason = ending(rough)
+        assert code == 1007 and reason.startswith("not a chat message")
+
+
+@pytest.mark.parametrize("room", ["\N{GRINNING FACE}" * 64, "x" * 65, "a\nb"], ids=["bytes", "length", "line"])
+def test_a_room_that_cannot_be(server: Server, room: str) -> None:
+    """S4-17: entering or leaving a room that cannot be called so is a notice to who asked, who stays connected."""
+    with enter(server, "odd") as odd:
+        for kind in (ENTER, LEAVE):
+            say(odd, kind, room)
+            assert "a room's name" in heard(odd, messageType=NOTICE)["content"]
+
+
 def test_four_fields_stand_in_every_message(server: Server) -> None:
     """S3-11: messageType, mediaType, from and to are in messages, notices and answers, also where 0 or empty."""
     with enter(server, "sam", "fields") as sam, enter(server, "tom", "fields") as tom:
