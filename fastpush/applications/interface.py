@@ -58,11 +58,15 @@ class Connection(Protocol):
     data: Any
     wants_gzip: bool
     joins_lines: bool
-    user: str
-    peer: str
 
     @property
     def id(self) -> str: ...
+
+    @property
+    def user(self) -> str: ...
+
+    @property
+    def peer(self) -> str: ...
 
     @property
     def is_open(self) -> bool:
@@ -137,12 +141,13 @@ class Server(Protocol):
     ) -> Awaitable[None]:
         """Let a connection have what is published to `channel` from now on; again changes nothing.
 
-        Await it to know that every worker's messages come. With `replay` it first gets what the channel has kept, with
-        no gap and no message twice. With `presence` its user is online there: who comes by it, and who has left
-        for `grace_seconds`, is told to the channel's members as `on_presence` words it, and kept like messages, `keep`.
+        Await it to know that every worker's messages come. With `replay` it first gets what the channel has kept, the
+        newest that half of its send queue holds, with no gap and no message twice. With `presence` its user is online
+        there: who comes by it, and who has left for `grace_seconds`, is told to the channel's members as `on_presence`
+        words it, and kept like messages, `keep`.
 
-        Raises: ConnectionClosed.  ValueError: presence without a user, or a name that is no text of 1 to 255 bytes.
-        PublishFailed, with replay or presence: the broker takes no more.
+        Raises: ConnectionClosed.  ValueError: presence without a user, or where it has joined without; a name that is
+        no text of 1 to 255 bytes.  PublishFailed, with replay or presence: the broker takes no more.
         """
         ...
 

@@ -12,6 +12,9 @@ from fastpush.state.claims import Claim, Claims
 from fastpush.state.history import Entry, Histories
 from fastpush.state.presence import Habits, Place, Presence
 
+HISTORY_MESSAGES_MAX = 65_535
+HISTORY_BYTES_MAX = 16 * 1024 * 1024  # of one answer: far below what a message on the bus may have
+
 
 class Channels:
     """Presence, history and claims.
@@ -39,15 +42,26 @@ class Channels:
         self._wall_clock = wall_clock
         self._subscribers = subscribers
         self._hand_out = hand_out
+        # Of whoever asks for what was kept while its link takes no more: at most what the workers ask at once.
+        self._deferred: list[tuple[Callable[[Peer, int, bytes], None], Peer, int, bytes]] = []
         self._counts = {"notices": 0, "notices_dropped": 0, "connections_replaced": 0}
 
     def tick(self, now: float) -> None:
         """Tell of users whose time to come back is over."""
         for place, habits in self._presence.left(now):
             self._notify(place, habits, is_online=False)
+            if not self._presence.counts(place.channel)[0]:
+                self.histories.forget_notices(place.channel)
+
+    def answer_deferred(self) -> None:
+        """Answer those whose link was full."""
+        deferred, self._deferred = self._deferred, []
+        for handler, peer, request, body in deferred:
+            handler(peer, request, body)
 
     def forget(self, peer: Peer) -> None:
         """A worker has ended, or is about to tell everything anew."""
+        self._deferred = [question for question in self._deferred if question[1] is not peer]
         self._claims.forget(peer)
         self._presence.forget(peer, self._clock())
 
@@ -68,7 +82,10 @@ class Channels:
     def join(self, peer: Peer, request: int, body: bytes) -> None:
         """Let a connection into a channel, and answer with what that has kept."""
         join = bus.unpack_join(body)
-        peer.link.send(bus.encode(bus.ANSWER, request, bus.pack(self.histories.read(join.key) if join.replay else ())))
+        if join.replay_messages and peer.link.is_full:
+            self._deferred.append((self.join, peer, request, body))
+            return
+        self._answer_with_history(peer, request, join.key, join.replay_messages, join.replay_bytes)
         if join.user and self._presence.enter(peer, Place(join.key, join.user), _habits(join)):
             self._notify(Place(join.key, join.user), _habits(join), is_online=True, spared=join.connection)
 
@@ -114,7 +131,14 @@ class Channels:
 
     def history(self, peer: Peer, request: int, key: bytes) -> None:
         """Answer with what a channel has kept."""
-        peer.link.send(bus.encode(bus.ANSWER, request, bus.pack(self.histories.read(key))))
+        if peer.link.is_full:
+            self._deferred.append((self.history, peer, request, key))
+        else:
+            self._answer_with_history(peer, request, key, HISTORY_MESSAGES_MAX, HISTORY_BYTES_MAX)
+
+    def _answer_with_history(self, peer: Peer, request: int, key: bytes, messages: int, size: int) -> None:
+        packed = self.histories.packed(key, messages, size)  # one object for all who ask: thousands may come at once
+        peer.link.send(bus.encode_head(bus.ANSWER, request, len(packed)), packed)
 
     def online(self, peer: Peer, request: int, body: bytes) -> None:
         """Answer who is online."""

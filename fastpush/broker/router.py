@@ -243,6 +243,7 @@ class Router:
                 self._report(number)
         if not self._due:  # else a table that is missing may hold who seems to have left
             self.channels.tick(now)
+            self.channels.answer_deferred()
         for worker, due in self._due.items():
             if due <= now:
                 self._due[worker] = now + self._resync_seconds

@@ -180,8 +180,7 @@ class BusClient:
             link.send(bus.encode(bus.SUBSCRIBE, 0, key))
         for name, count in self._admitted.items():
             link.send(bus.encode(bus.HOLD, count, name))
-        departed, self._departed = self._departed, []
-        for join in (*self.members.joins(), *departed):
+        for join in (*self.members.joins(), *self._departed):
             link.send(bus.encode(bus.PRESENT, 0, join))
         for connection, number, name in self.members.claims():
             link.send(bus.encode_claim(connection, number, name))
@@ -190,7 +189,7 @@ class BusClient:
         waiting = [confirmed for _, confirmed in self._unconfirmed]
         self._unconfirmed = deque((announcement, confirmed) for confirmed in waiting)
         self._ask_again(link)
-        for join in departed:
+        for join in self._departed:
             link.send(bus.encode(bus.LEAVE, 0, join))
 
     def _ask_again(self, link: Link) -> None:
@@ -373,6 +372,7 @@ class BusClient:
         self.epoch = bus.decode_epoch(body)
         self.welcomed.set()
         self._is_welcome = True
+        self._departed.clear()
         log.debug("broker connected", extra=fields(epoch=f"{self.epoch:016x}"))
 
     def _on_subscribed(self, number: int, body: bytes) -> None:

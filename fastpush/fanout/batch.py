@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from fastpush.config import Compression
 from fastpush.protocol.bus import Publication
-from fastpush.protocol.frames import deflated_frame, gzip_frame, payload_of, text_frame
+from fastpush.protocol.frames import deflated_frame, gzip_frame, is_text, payload_of, text_frame
 from fastpush.protocol.push import envelope
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Batch:
 def frame_in_form(publication: Publication, form: int, compression: Compression) -> bytes:
     """Return the frame that a receiver of `form` is sent."""
     frame = publication.frame
-    if form & ENVELOPE:
+    if form & ENVELOPE and is_text(frame):  # an application may push binary messages to the same user and event
         message = str(payload_of(frame), "utf-8")
         frame = text_frame(envelope(publication.event.decode(), message))
     if form & GZIP:

@@ -118,7 +118,8 @@ class Publication(NamedTuple):
 class Join(msgspec.Struct, frozen=True, array_like=True):
     """A connection that enters a channel.
 
-    connection: its `connection_number`.  replay: it wants what the channel has kept.
+    connection: its `connection_number`.  replay_messages, replay_bytes: most of what the channel has kept that it
+    wants, the newest.
     user: who is present by it; "": nobody.  path: of the application that words the notices.
     grace_ms: time in which a user may come back unnoticed.  keep: how many entries the channel keeps, notices too.
     """
@@ -126,7 +127,8 @@ class Join(msgspec.Struct, frozen=True, array_like=True):
     key: bytes
     connection: int
     path: str
-    replay: bool = False
+    replay_messages: int = 0
+    replay_bytes: int = 0
     user: str = ""
     grace_ms: int = 0
     keep: int = 0

@@ -102,7 +102,12 @@ def data_frame(data: str | bytes) -> bytes:
 def message_of(built: bytes) -> str | bytes:
     """Return what `data_frame` was given."""
     payload = bytes(payload_of(built))
-    return payload.decode() if built[0] & _OPCODE == _TEXT else payload
+    return payload.decode() if is_text(built) else payload
+
+
+def is_text(built: bytes) -> bool:
+    """Tell whether a data frame built here holds a text."""
+    return built[0] & _OPCODE == _TEXT
 
 
 def handshake_response(key: str, extensions: str | None = None) -> bytes:

@@ -5,7 +5,10 @@ is kept of a channel without messages.
 """
 
 from collections import OrderedDict, deque
+from itertools import islice
 from typing import NamedTuple
+
+from fastpush.protocol.bus import pack
 
 ENTRY_BYTES = 120  # of an entry and its place in the ring, beside its data
 CHANNEL_BYTES = 900  # of a channel: its ring comes in blocks
@@ -18,6 +21,16 @@ class Entry(NamedTuple):
     data: bytes
 
 
+class _Ring:
+    """The entries of a channel, and what its newest ones look like on the bus, for whoever asks next."""
+
+    __slots__ = ("entries", "packed")
+
+    def __init__(self) -> None:
+        self.entries: deque[Entry] = deque()
+        self.packed: tuple[tuple[int, int], bytes] | None = None
+
+
 class Histories:
     """Rings by routing key.
 
@@ -28,7 +41,7 @@ class Histories:
         self.limit_bytes = limit_bytes
         self.kept_bytes = 0
         self.dropped = 0
-        self._rings: OrderedDict[bytes, deque[Entry]] = OrderedDict()  # the one published to longest ago first
+        self._rings: OrderedDict[bytes, _Ring] = OrderedDict()  # the one published to longest ago first
 
     def __len__(self) -> int:
         """Return the number of channels that have messages."""
@@ -38,27 +51,64 @@ class Histories:
         """Keep `entry` as the newest of the last `keep` (at least 1) of its channel."""
         ring = self._rings.get(key)
         if ring is None:
-            ring = self._rings[key] = deque()
+            ring = self._rings[key] = _Ring()
             self.kept_bytes += CHANNEL_BYTES + len(key)
         self._rings.move_to_end(key)
-        ring.append(entry)
+        ring.entries.append(entry)
+        ring.packed = None
         self.kept_bytes += len(entry.data) + ENTRY_BYTES
-        while len(ring) > keep:
+        while len(ring.entries) > keep:
             self._take_oldest(ring)
         while self.kept_bytes > self.limit_bytes and self._rings:
             self._shrink()
 
     def read(self, key: bytes) -> tuple[Entry, ...]:
         """Return what is kept of a channel, oldest first."""
-        return tuple(self._rings.get(key, ()))
+        ring = self._rings.get(key)
+        return () if ring is None else tuple(ring.entries)
+
+    def packed(self, key: bytes, most_messages: int, most_bytes: int) -> bytes:
+        """Return the newest of what is kept, packed, oldest first: the same object for all who ask for as much.
+
+        most_bytes: counted with ENTRY_BYTES for each.
+        """
+        ring = self._rings.get(key)
+        if ring is None:
+            return pack(())
+        bounds = (most_messages, most_bytes)
+        if ring.packed is None or ring.packed[0] != bounds:
+            ring.packed = (bounds, pack(_newest(ring.entries, *bounds)))
+        return ring.packed[1]
+
+    def forget_notices(self, key: bytes) -> None:
+        """Keep nothing of a channel in which nobody has said anything: who came and left is of no interest then."""
+        ring = self._rings.get(key)
+        if ring is not None and all(entry.is_notice for entry in ring.entries):
+            while ring.entries:
+                self._take_oldest(ring)
+            self._remove(key)
 
     def _shrink(self) -> None:
         key, ring = next(iter(self._rings.items()))
         self._take_oldest(ring)
         self.dropped += 1
-        if not ring:
-            del self._rings[key]
-            self.kept_bytes -= CHANNEL_BYTES + len(key)
+        if not ring.entries:
+            self._remove(key)
 
-    def _take_oldest(self, ring: deque[Entry]) -> None:
-        self.kept_bytes -= len(ring.popleft().data) + ENTRY_BYTES
+    def _remove(self, key: bytes) -> None:
+        del self._rings[key]
+        self.kept_bytes -= CHANNEL_BYTES + len(key)
+
+    def _take_oldest(self, ring: _Ring) -> None:
+        ring.packed = None
+        self.kept_bytes -= len(ring.entries.popleft().data) + ENTRY_BYTES
+
+
+def _newest(entries: deque[Entry], most_messages: int, most_bytes: int) -> list[Entry]:
+    found: list[Entry] = []
+    for entry in islice(reversed(entries), most_messages):
+        most_bytes -= len(entry.data) + ENTRY_BYTES
+        if most_bytes < 0:
+            break
+        found.append(entry)
+    return found[::-1]

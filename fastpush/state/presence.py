@@ -49,7 +49,8 @@ class Presence(Generic[Holder]):
         self._channels: dict[bytes, _Channel] = {}
         self._held: dict[Holder, Counter[Place]] = {}
         self._leaving: dict[Place, float] = {}  # who has no connection any more: when that counts
-        self._due: list[tuple[float, Place]] = []  # a heap; entries that differ from `_leaving` are void
+        self._due: list[tuple[float, Place]] = []  # a heap: each place once, no later than it is due
+        self._planned: set[Place] = set()  # those on the heap
         self.connections = 0
 
     def __len__(self) -> int:
@@ -91,14 +92,23 @@ class Presence(Generic[Holder]):
             del channel.users[place.user]
             channel.leaving += 1
             due = self._leaving[place] = now + channel.habits.grace_seconds
-            heapq.heappush(self._due, (due, place))
+            if place not in self._planned:
+                self._plan(due, place)
+
+    def _plan(self, due: float, place: Place) -> None:
+        self._planned.add(place)
+        heapq.heappush(self._due, (due, place))
 
     def left(self, now: float) -> list[tuple[Place, Habits]]:
         """Return who has left by `now`, each once, in order."""
         gone = []
         while self._due and self._due[0][0] <= now:
-            due, place = heapq.heappop(self._due)
-            if self._leaving.get(place) == due:
+            _, place = heapq.heappop(self._due)
+            self._planned.remove(place)
+            due = self._leaving.get(place)
+            if due is not None and due > now:  # it came back meanwhile, and left again
+                self._plan(due, place)
+            elif due is not None:
                 del self._leaving[place]
                 channel = self._channels[place.channel]
                 channel.leaving -= 1

@@ -29,6 +29,8 @@ log = logging.getLogger("fastpush.application")
 
 KEEP_MAX = 65535
 GRACE_SECONDS_MAX = 3600
+REPLAY_BYTES_MAX = 16 * 1024 * 1024
+MESSAGE_BYTES_MAX = 64 * 1024 * 1024  # as of a push; a worker's link takes four times as much
 _NOT_TAKEN = {
     Status.NOT_READY: "the broker, or a worker with such connections, is being replaced",
     Status.OVERLOADED: "a worker is overloaded",
@@ -85,8 +87,9 @@ class Outgoing:
     def __await__(self) -> Generator[Any, None, int]:
         self._was_awaited = True
         if not self._is_over:
-            self._waiter = asyncio.get_running_loop().create_future()
-            yield from self._waiter
+            if self._waiter is None:
+                self._waiter = asyncio.get_running_loop().create_future()
+            yield from asyncio.shield(self._waiter)
         if self._error is not None:
             raise self._error
         return self._sent
@@ -117,7 +120,7 @@ class ApplicationServer:
         grace_seconds: float = 2,
         keep: int = 0,
     ) -> Awaitable[None]:
-        key = self._key(channel)
+        key = checked_channel_key(channel)
         own = _own(connection)
         if not own.is_open:
             raise ConnectionClosed
@@ -126,12 +129,16 @@ class ApplicationServer:
         if not 0 <= grace_seconds <= GRACE_SECONDS_MAX:
             raise ValueError(f"grace_seconds must be 0 to {GRACE_SECONDS_MAX}, found {grace_seconds}")
         _check_keep(keep)
-        if any(group.key == key for group in own.groups):
-            return DONE
-        if not (replay or presence):
-            return self._confirmed(self._environment.hub.join(own, key))
-        user = own.user if presence else ""
-        join = bus.Join(key, own.number, self.path, replay, user, round(grace_seconds * 1000), keep)
+        joined = next((group for group in own.groups if group.key == key), None)
+        if joined is not None and presence and not self._memberships.is_present(own, key):
+            raise ValueError(f"the connection is in {channel} already, without presence: leave that out of `channels`")
+        if joined is not None or not (replay or presence):
+            return self._confirmed(joined or self._environment.hub.join(own, key))
+        user, limits = own.user if presence else "", own.mount.limits
+        # Half of the send queue: the rest is for what comes meanwhile.
+        messages = max(1, limits.send_queue_messages // 2) if replay else 0
+        size = min(limits.send_queue_bytes // 2, REPLAY_BYTES_MAX)
+        join = bus.Join(key, own.number, self.path, messages, size, user, round(grace_seconds * 1000), keep)
         try:
             return self._memberships.join(own, join)
         except BusUnavailable as error:
@@ -145,16 +152,16 @@ class ApplicationServer:
         return confirmed
 
     def leave(self, connection: Connection, channel: str) -> None:
-        self._memberships.leave(_own(connection), self._key(channel))
+        self._memberships.leave(_own(connection), checked_channel_key(channel))
 
     def publish(self, channel: str, data: str | bytes, *, exclude: Connection | None = None, keep: int = 0) -> Outgoing:
-        return self._send([self._key(channel)], data, channel.encode(), exclude, keep)
+        return self._send([checked_channel_key(channel)], data, channel.encode(), exclude, keep)
 
     def broadcast(self, data: str | bytes, *, exclude: Connection | None = None, keep: int = 0) -> Outgoing:
         return self._send([self._own_key], data, self._event, exclude, keep)
 
     async def history(self, channel: str) -> list[str | bytes]:
-        entries = bus.unpack_entries(await self._ask(bus.HISTORY, self._key(channel)))
+        entries = bus.unpack_entries(await self._ask(bus.HISTORY, checked_channel_key(channel)))
         return [message_of(data) for is_notice, data in entries if not is_notice]
 
     # -- users and keys --------------------------------------------------------------
@@ -207,7 +214,7 @@ class ApplicationServer:
         """
         if not isinstance(most, int) or most < 0:
             raise ValueError(f"most must be a whole number from 0 on, found {most!r}")
-        question = bus.Online([self._key(channel) for channel in channels], most)
+        question = bus.Online([checked_channel_key(channel) for channel in channels], most)
         answer = bus.unpack_online_answer(await self._ask(bus.ONLINE, bus.pack(question)))
         return [Online(*counts) for counts in answer.counts], answer.users
 
@@ -238,19 +245,14 @@ class ApplicationServer:
 
     # -- the bus ---------------------------------------------------------------------
 
-    def _key(self, channel: str) -> bytes:
-        _check_text(channel, "a channel's name")
-        key = channel_key(channel)
-        if not 1 < len(key) <= CHANNEL_BYTES_MAX + 1:
-            raise ValueError(f"a channel's name has 1 to {CHANNEL_BYTES_MAX} bytes as UTF-8, found {len(key) - 1}")
-        return key
-
     def _send(
         self, keys: list[bytes], data: str | bytes, event: bytes, exclude: Connection | None, keep: int
     ) -> Outgoing:
         _check_keep(keep)
         spared = 0 if exclude is None else _own(exclude).number
         frame = data_frame(data)
+        if len(frame) > MESSAGE_BYTES_MAX:
+            raise ValueError(f"a message has at most {MESSAGE_BYTES_MAX} bytes, found {len(frame)}")
         body = encode_publication(keys, event, frame, taken_seconds=monotonic(), spared=spared, keep=keep)
         outgoing = Outgoing(self.path)
         try:
@@ -280,6 +282,15 @@ class ApplicationServer:
 def _own(connection: Connection) -> "OwnConnection":
     """Return a connection as what it is: applications see only a part of it."""
     return cast("OwnConnection", connection)
+
+
+def checked_channel_key(channel: str) -> bytes:
+    """Return the routing key of a channel. Raises: TypeError, ValueError: there can be no such name."""
+    _check_text(channel, "a channel's name")
+    key = channel_key(channel)
+    if not 1 < len(key) <= CHANNEL_BYTES_MAX + 1:
+        raise ValueError(f"a channel's name has 1 to {CHANNEL_BYTES_MAX} bytes as UTF-8, found {len(key) - 1}")
+    return key
 
 
 def _check_keep(keep: int) -> None:

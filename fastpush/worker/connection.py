@@ -88,6 +88,7 @@ class Connection(Sender):
         "_pinged",
         "_rate",
         "_reader",
+        "_user",
         "admitted",
         "close_code",
         "data",
@@ -111,7 +112,7 @@ class Connection(Sender):
         self.headers = headers
         self.serial = next(environment.serials)
         self.state = State.OPEN
-        self.user = ""
+        self._user = ""
         self.groups: tuple[Group, ...] = ()
         self.admitted: tuple[bytes, ...] = ()
         self.form = PLAIN
@@ -138,6 +139,17 @@ class Connection(Sender):
     def id(self) -> str:
         """Unique among all connections of all workers (S0-17)."""
         return f"{self.environment.id_prefix}{self.serial:012x}"
+
+    @property
+    def user(self) -> str:
+        """Whose it is; "" until that is known. It stays the same once the connection has joined anything."""
+        return self._user
+
+    @user.setter
+    def user(self, user: str) -> None:
+        if self.groups and user != self._user:
+            raise AttributeError("the user of a connection cannot be changed: its token says who it is")
+        self._user = user
 
     # -- opening ---------------------------------------------------------------
 
@@ -396,6 +408,8 @@ class Connection(Sender):
             inbox.is_paused = True
             self.environment.counters.receive_pauses += 1
             self._transport.pause_reading()
+        elif inbox.is_overfull(self.mount.limits):
+            self.close(CloseCode.MESSAGE_TOO_BIG, "more than may wait")
 
     def _resume_reading(self, inbox: Inbox) -> None:
         inbox.is_paused = False
@@ -458,6 +472,8 @@ class Connection(Sender):
 
     def start_heartbeat(self, seconds: float) -> None:
         """Send a text heartbeat now and every `seconds`, for clients that cannot see pings."""
+        if self.state != State.OPEN:
+            raise ConnectionClosed
         if seconds <= 0:
             raise ValueError(f"seconds must be more than 0, found {seconds}")
         self.beat_every(seconds)

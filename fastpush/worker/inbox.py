@@ -2,12 +2,13 @@
 
 A connection has an Inbox only while a coroutine of its application runs. What it holds is bounded by
 receive_queue_messages and receive_queue_bytes; at the bound nothing more is read from that client (S1-11).
-What one read of at most 16 KiB held already is kept on top.
+What one read of at most 16 KiB held already is kept on top, unless it is compressed beyond measure.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
+from sys import getsizeof
 from time import perf_counter
 from types import coroutine
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from fastpush.config import Limits
 
 _ENTRY_BYTES = 64  # of a message and its place in the queue, beside its data
+_OVERRUN_BYTES = 1024 * 1024  # what a read of small messages may come to
 
 
 class Inbox:
@@ -40,12 +42,12 @@ class Inbox:
     def add(self, message: str | bytes) -> None:
         """Put a message behind the others."""
         self._messages.append(message)
-        self.queued_bytes += len(message) + _ENTRY_BYTES
+        self.queued_bytes += getsizeof(message) + _ENTRY_BYTES  # a text takes one, two or four bytes a character
 
     def take(self) -> str | bytes:
         """Remove and return the oldest message."""
         message = self._messages.popleft()
-        self.queued_bytes -= len(message) + _ENTRY_BYTES
+        self.queued_bytes -= getsizeof(message) + _ENTRY_BYTES
         return message
 
     def clear(self) -> None:
@@ -62,6 +64,10 @@ class Inbox:
     def is_full(self, limits: Limits) -> bool:
         """Whether nothing more should be read."""
         return len(self) >= limits.receive_queue_messages or self.queued_bytes >= limits.receive_queue_bytes
+
+    def is_overfull(self, limits: Limits) -> bool:
+        """Whether what one read has held is beyond all measure: it was compressed."""
+        return self.queued_bytes > 2 * limits.receive_queue_bytes + max(limits.message_bytes, _OVERRUN_BYTES)
 
     def has_room(self, limits: Limits) -> bool:
         """Whether to read again: half of it is free."""

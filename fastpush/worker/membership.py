@@ -96,6 +96,10 @@ class Memberships:
             raise
         return asyncio.shield(joined)
 
+    def is_present(self, connection: "Connection", key: bytes) -> bool:
+        """Whether a connection has joined a channel with presence."""
+        return connection.standing is not None and key in connection.standing.joins
+
     def leave(self, connection: "Connection", key: bytes) -> None:
         """Take a connection out of a channel."""
         self._environment.hub.leave_one(connection, key)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import NamedTuple
 
 import msgspec
@@ -23,13 +24,12 @@ from fastpush.protocol.push import (
     EVERYBODY,
     NO_OPTIONS,
     UrlOptions,
-    channel_key,
     channel_of,
     parse_parameters,
     parse_query,
     user_key,
 )
-from fastpush.worker.application_server import ApplicationServer
+from fastpush.worker.application_server import ApplicationServer, checked_channel_key
 from fastpush.worker.codec import Codecs
 from fastpush.worker.connection import Connection
 from fastpush.worker.environment import ConnectionTicks
@@ -92,7 +92,10 @@ class Mount:
 
     def keys(self, request: Request, asked: Asked) -> tuple[bytes, ...]:
         """Return the routing keys that a connection has from the first moment."""
-        keys = [channel_key(channel) for channel in self.application.channels(request)]
+        channels = self.application.channels(request)
+        if isinstance(channels, str):
+            raise TypeError("`channels` returns several names, not a text")
+        keys = [checked_channel_key(channel) for channel in channels]
         if request.user:
             keys.append(user_key(request.user, self.path))
         return tuple(dict.fromkeys(keys))
@@ -113,7 +116,11 @@ class Mount:
 
     def word(self, key: bytes, notice: Notice) -> bytes | None:
         """Return the frame that tells a channel's members who came or left; None for nothing."""
-        said = self.application.on_presence(channel_of(key), notice.user, notice.is_online, notice.seconds)
+        began = perf_counter()
+        try:
+            said = self.application.on_presence(channel_of(key), notice.user, notice.is_online, notice.seconds)
+        finally:
+            self.observe(perf_counter() - began)
         return None if said is None else data_frame(said)
 
 

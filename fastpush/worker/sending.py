@@ -36,15 +36,15 @@ class Sender(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_queue", "_room", "_transport", "descriptor", "environment", "form", "groups", "mount", "peer", "user",
+        "_queue", "_room", "_transport", "descriptor", "environment", "form", "groups", "mount", "peer",
         "writable",
     )  # fmt: skip
 
     groups: "tuple[Group, ...]"
     environment: "Environment"
     mount: "Mount"
-    user: str
     peer: str
+    user: str
     form: int
     writable: Any
     descriptor: int

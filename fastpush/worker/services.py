@@ -85,7 +85,7 @@ class Services:
         self.trusted_proxies = TrustedProxies(config.server.trusted_proxies)
         self.token_auth = token_auth
         self.push_auth = push_auth
-        for mount in self.mounts.values():
+        for mount in (*self.mounts.values(), *([self.nowhere] if self.mounts else [])):
             mount.configure(config)
         self.push_auth_is_sync = config.push.auth != "python"
         self.lean_body_bytes = min(config.limits.push_body_bytes, HELD_BYTES)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -509,6 +510,25 @@ def test_a_newcomer_gets_the_last_hundred(server: Server) -> None:
                     stamps = [m["updateAt"] for m in messages if m["to"] == "kept"]
                     assert all(older <= newer for older, newer in pairwise(stamps))
                     expected += [f"+{user}", f"new {user}"]
+
+
+def test_a_newcomer_is_not_drowned(server: Server) -> None:
+    """S3-19: of a room that has kept more than half of a send queue a newcomer gets the newest, in order, and stays."""
+    text = "x" * 60_000
+    with enter(server, "loud", "long") as loud:
+        for number in range(40):
+            say(loud, GROUP, "long", f"{number} {text}")
+        say(loud, MEMBERS, "long")
+        heard(loud, messageType=MEMBERS)
+        with socket.create_connection(("127.0.0.1", server.port)) as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            with connect(server.ws_url("userId=new&room=long", "/chat"), sock=raw, open_timeout=SECONDS) as new:
+                heard(loud, messageType=ONLINE, to="long")
+                say(loud, GROUP, "long", "last")
+                messages = [m for m in heard_all(new, content="last") if m["to"] == "long" and "content" in m]
+    said = [message["content"].split()[0] for message in messages]
+    first = int(said[0])
+    assert said == [*map(str, range(first, 40)), "last"] and 0 < first < 40
 
 
 def test_what_was_said_outlives_those_who_said_it(server: Server) -> None:

@@ -149,9 +149,11 @@ def test_large_publications_are_not_copied(keys: list[bytes]) -> None:
 
 def test_what_is_said_of_channels() -> None:
     """Joins, notices, questions, answers and kept entries come out as they went in; what is left out has a default."""
-    join = bus.Join(b"c/chat", 2**63, "/chat", replay=True, user="jäck", grace_ms=3_600_000, keep=65535)
+    join = bus.Join(
+        b"c/chat", 2**63, "/chat", replay_messages=500, replay_bytes=2**24, user="jäck", grace_ms=3_600_000, keep=65535
+    )
     assert bus.unpack_join(bus.pack(join)) == join
-    assert bus.unpack_join(bus.pack(bus.Join(b"c", 1, "/x"))) == bus.Join(b"c", 1, "/x", False, "", 0, 0)
+    assert bus.unpack_join(bus.pack(bus.Join(b"c", 1, "/x"))) == bus.Join(b"c", 1, "/x", 0, 0, "", 0, 0)
     notice = bus.Notice("jäck", is_online=False, seconds=1_800_000_000.125)
     assert bus.unpack_notice(bus.pack(notice)) == notice
     question = bus.Online([b"c/chat", b"c/chat:tea"], 1000)

@@ -15,6 +15,9 @@ NAME = b"/app\0key"
 GRACE_SECONDS = 2.0
 
 
+REPLAY = {"replay_messages": 100, "replay_bytes": 1_000_000}
+
+
 def joining(number: int = 1, user: str = "jack", key: bytes = HALL, **kwargs: Any) -> Join:
     return Join(key, number, "/chat", **({"user": user, "grace_ms": round(GRACE_SECONDS * 1000)} | kwargs))
 
@@ -77,8 +80,8 @@ def test_a_channel_keeps_its_last_messages_and_gives_them_to_who_asks() -> None:
     publish(broker, two, b"not kept", keep=0)
     publish(broker, two, b"elsewhere", keep=9, key=TEA)
     broker.say(two, bus.HISTORY, 7, HALL)
-    ask(broker, two, joining(user="", replay=True))
-    ask(broker, two, joining(user="", replay=False))
+    ask(broker, two, joining(user="", **REPLAY))
+    ask(broker, two, joining(user=""))
     assert entries(two) == [[(False, b"2"), (False, b"3"), (False, b"4")]] * 2 + [[]]
     broker.say(one, bus.HISTORY, 8, b"c/nowhere")
     assert one.take(bus.ANSWER) == [(8, bus.pack(()))]
@@ -114,7 +117,7 @@ def test_an_answer_stands_where_the_connection_joins() -> None:
     broker = Broker()
     one, two = broker.join(1, HALL), broker.join(2)
     publish(broker, two, b"before", keep=9)
-    ask(broker, one, joining(user="", replay=True))
+    ask(broker, one, joining(user="", **REPLAY))
     publish(broker, two, b"after", keep=9)
     stream = [(kind, body) for kind, _, body in one.sent if kind in {bus.DELIVER, bus.ANSWER}]
     assert [kind for kind, _ in stream] == [bus.DELIVER, bus.ANSWER, bus.DELIVER]
@@ -167,13 +170,13 @@ def test_notices_say_who_when_and_are_kept() -> None:
     """In Unix time, in the order among messages in which they happened; a newcomer's own is not in its replay."""
     broker = Broker()
     one = broker.join(1, HALL)
-    ask(broker, one, joining(replay=True, keep=10))
+    ask(broker, one, joining(**REPLAY, keep=10))
     publish(broker, one, b"hello", keep=10)
     came = WALL_SECONDS + broker.now
     leave(broker, one, joining())
     broker.wait(GRACE_SECONDS)
     left = WALL_SECONDS + broker.now
-    ask(broker, one, joining(2, "jill", replay=True, keep=10))
+    ask(broker, one, joining(2, "jill", **REPLAY, keep=10))
     first, second = entries(one)
     assert first == []
     assert [data if not is_notice else bus.unpack_notice(data) for is_notice, data in second] == [

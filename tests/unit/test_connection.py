@@ -281,6 +281,25 @@ def test_on_open_that_fails() -> None:
     run(scenario())
 
 
+def test_the_user_stays_who_it_is() -> None:
+    """An application that gives a connection that has joined something another user fails; its end is as any other."""
+
+    class Renaming(Noting):
+        def on_message(self, connection: Any, data: str | bytes) -> None:
+            connection.user = "another"
+
+    async def scenario() -> None:
+        async with applied(Renaming) as (connection, client):
+            connection.user = "jack"
+            connection.environment.hub.join(connection, b"croom")
+            client.sendall(texts("hello"))
+            assert await read_frames(client) == [(8, struct.pack("!H", 1011))]
+            await until(lambda: len(story(connection)) == 3)
+            assert (connection.user, story(connection)[2]) == ("jack", ("close", 1011, ""))
+
+    run(scenario())
+
+
 def test_a_cancelled_wait_is_a_failure_of_the_handler() -> None:
     """A handler that awaits something that others cancel fails as by any exception: its client is not left deaf."""
 

@@ -19,7 +19,7 @@ from fastpush.fanout import DEFLATE, ENVELOPE, GZIP, PLAIN, Group, Hub, batch
 from fastpush.fanout.batch import Batch, Writable
 from fastpush.metrics import Counters
 from fastpush.protocol.bus import Publication
-from fastpush.protocol.frames import payload_of, text_frame
+from fastpush.protocol.frames import binary_frame, payload_of, text_frame
 from fastpush.protocol.push import EVERYBODY, user_key
 
 KEY, OTHER = user_key("u", "e"), user_key("u", "f")
@@ -240,6 +240,18 @@ async def test_envelope_is_built_once() -> None:
     assert wrapped[0].frames[0] is wrapped[1].frames[0]
     assert orjson.loads(payload_of(wrapped[0].frames[0])) == {"event": "größe", "message": '"\\\u2028'}
     assert bare.texts == ['"\\\u2028']
+
+
+@on_loop
+async def test_a_binary_message_has_no_envelope() -> None:
+    """An application may push bytes to a user whose /ws client wants envelopes: it gets them as they are, all do."""
+    hub = Broker().hub
+    takers = [Taker(hub, form=form) for form in (PLAIN, ENVELOPE, PLAIN)]
+    for receiver in takers:
+        hub.join(receiver, KEY)
+    binary = binary_frame(b"\xff\xfe")
+    assert await delivered(hub, publication(KEY)._replace(frame=binary)) == 3
+    assert [taker.frames for taker in takers] == [[binary]] * 3
 
 
 def _inflated(payload: memoryview) -> bytes:

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from fastpush.protocol.bus import unpack_entries
 from fastpush.state.history import CHANNEL_BYTES, ENTRY_BYTES, Entry, Histories
 
 PLENTY = 10**9
@@ -72,6 +73,41 @@ def test_a_lower_bound_holds_from_the_next_message_on() -> None:
     histories.limit_bytes = 20_000
     histories.append(b"new", message("x"), 1)
     assert histories.kept_bytes <= 20_000 and histories.read(b"new")
+
+
+def unpacked(histories: Histories, *bounds: int) -> list[str]:
+    return [data.decode() for _, data in unpack_entries(histories.packed(b"c", *bounds))]
+
+
+def test_an_answer_is_packed_once_for_all_who_ask() -> None:
+    """It holds the newest that fit both bounds, oldest first; whoever asks for as much gets the same object."""
+    histories = Histories(10**6)
+    for text in ("one", "two", "three"):
+        histories.append(b"c", message(text), 10)
+    size = ENTRY_BYTES + len(message("three").data)
+    everything = unpacked(histories, 10, 10**6)
+    assert everything == ["one", "two", "three"]
+    assert unpacked(histories, 2, 10**6) == everything[1:]
+    assert unpacked(histories, 10, 2 * size) == everything[1:]
+    assert unpacked(histories, 10, size - 1) == unpacked(histories, 0, 10**6) == []
+    first = histories.packed(b"c", 10, 10**6)
+    assert histories.packed(b"c", 10, 10**6) is first
+    histories.append(b"c", message("four"), 10)
+    assert histories.packed(b"c", 10, 10**6) is not first
+    assert unpack_entries(histories.packed(b"nobody", 10, 10**6)) == []
+
+
+def test_notices_alone_are_forgotten() -> None:
+    """A channel that only ever saw people come and go leaves nothing; one in which somebody spoke stays as it is."""
+    histories = Histories(10**6)
+    notice = Entry(is_notice=True, data=b"jack came")
+    histories.append(b"silent", notice, 10)
+    histories.append(b"spoken", notice, 10)
+    histories.append(b"spoken", message("hello"), 10)
+    for key in (b"silent", b"spoken", b"unknown"):
+        histories.forget_notices(key)
+    assert histories.read(b"silent") == () and histories.read(b"spoken") == (notice, message("hello"))
+    assert histories.kept_bytes == cost({b"spoken": [notice, message("hello")]})
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -1,6 +1,7 @@
 """fastpush.worker.inbox: what waits for a busy application, and how long its steps hold the loop."""
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
@@ -19,7 +20,7 @@ def test_first_in_first_out_at_its_real_cost() -> None:
     messages: list[str | bytes] = ["a", b"bc", "", "d" * 1000]
     for message in messages:
         inbox.add(message)
-    assert (len(inbox), inbox.queued_bytes) == (4, 1003 + 4 * ENTRY_BYTES)
+    assert (len(inbox), inbox.queued_bytes) == (4, sum(map(sys.getsizeof, messages)) + 4 * ENTRY_BYTES)
     assert [inbox.take() for _ in messages] == messages
     assert (len(inbox), inbox.queued_bytes) == (0, 0)
     inbox.add("x")
@@ -31,7 +32,7 @@ def test_first_in_first_out_at_its_real_cost() -> None:
     ("limits", "most"),
     [
         (Limits(receive_queue_messages=10), 10),
-        (Limits(receive_queue_bytes=10 * (100 + ENTRY_BYTES)), 10),
+        (Limits(receive_queue_bytes=10 * (sys.getsizeof("x" * 100) + ENTRY_BYTES)), 10),
         (Limits(receive_queue_messages=1), 1),
     ],
 )
@@ -46,6 +47,23 @@ def test_full_at_either_bound_and_room_again_at_half(limits: Limits, most: int) 
         assert not inbox.has_room(limits)
         inbox.take()
     assert inbox.has_room(limits)
+
+
+def test_a_text_costs_what_it_takes_in_memory() -> None:
+    """Not a byte a character: an emoji makes four of each."""
+    plain, wide = Inbox(), Inbox()
+    plain.add("x" * 1000)
+    wide.add("x" * 999 + "\N{GRINNING FACE}")
+    assert wide.queued_bytes > plain.queued_bytes + 2900
+
+
+def test_compressed_beyond_measure() -> None:
+    """What one read may hold on top is bounded: twice the bound and a message, or a mebibyte of small ones."""
+    inbox, limits = Inbox(), Limits(receive_queue_bytes=1024, message_bytes=65536)
+    inbox.add("x" * 1_000_000)
+    assert inbox.is_full(limits) and not inbox.is_overfull(limits)
+    inbox.add("x" * 100_000)
+    assert inbox.is_overfull(limits)
 
 
 # How long each step takes

@@ -12,7 +12,7 @@ import pytest
 
 from fastpush.applications import Application, ConnectionClosed, Online, Options, PublishFailed
 from fastpush.bus.client import BusUnavailable
-from fastpush.config import Config
+from fastpush.config import Config, Limits
 from fastpush.fanout import PLAIN
 from fastpush.metrics import Counters
 from fastpush.protocol import bus
@@ -80,6 +80,7 @@ class Client:
         self.form, self.writable, self.descriptor = PLAIN, None, -1
         self.is_open = True
         self.standing: Any = None
+        self.mount: Any = SimpleNamespace(limits=Limits())
         self.frames: list[bytes] = []
         self.closed: list[tuple[int, str]] = []
         environment.connections[serial] = self
@@ -172,7 +173,7 @@ async def test_replay_comes_before_everything_else(worker: Worker) -> None:
     await joined
     worker.hub.deliver(publication(KEY, message="late"), lambda _: None)
     assert client.frames == [text_frame(b"kept"), text_frame(b"jill True room"), text_frame(b"late")]
-    assert bus.unpack_join(asked) == bus.Join(KEY, client.number, "/app", True, "", 2000, 9)
+    assert bus.unpack_join(asked) == bus.Join(KEY, client.number, "/app", 500, 524_288, "", 2000, 9)
     assert worker.counters.handler_errors == 1, "the notice that could not be worded"
     client.close(1000, "")
     assert worker.keys == [] and worker.bus.told == []
@@ -188,7 +189,7 @@ async def test_presence_is_told_and_taken_back(worker: Worker) -> None:
         worker.server.join(client, room, presence=True, grace_seconds=0.25)
         worker.bus.answer()
     assert [bus.unpack_join(join) for join in worker.memberships.joins()] == [
-        bus.Join(channel_key(room), client.number, "/app", False, "jack", 250, 0) for room in ("room", "other")
+        bus.Join(channel_key(room), client.number, "/app", 0, 524_288, "jack", 250, 0) for room in ("room", "other")
     ]
     worker.server.leave(client, "room")
     worker.server.leave(client, "room")

@@ -57,6 +57,18 @@ def test_who_reconnects_in_time_has_neither_left_nor_come() -> None:
     assert presence.enter("one", JACK, HABITS), "after that one comes again"
 
 
+def test_coming_and_going_without_end_leaves_one_deadline() -> None:
+    """Who enters and leaves again and again has one place among the deadlines, and leaves once: after the last time."""
+    presence: Presence[str] = Presence()
+    place = Place(b"c", "jack")
+    for second in range(1000):
+        presence.enter("w", place, Habits("/chat", 10, 0))
+        presence.leave("w", place, second)
+    assert len(presence._due) == 1
+    assert left(presence, 1008) == [] and left(presence, 1009) == [place]
+    assert (presence._due, presence._planned, len(presence)) == ([], set(), 0)
+
+
 def test_no_grace_at_all() -> None:
     """With 0 seconds a leaving counts in the moment in which it happens."""
     presence: Presence[str] = Presence()
