@@ -50,10 +50,10 @@ DONE = Done()
 class Outgoing:
     """A publication, or a request to close, under way; see Publishing. A failure that nobody awaits is logged."""
 
-    __slots__ = ("_error", "_is_over", "_path", "_sent", "_waiter", "_was_awaited")
+    __slots__ = ("_error", "_is_over", "_on_unseen", "_sent", "_waiter", "_was_awaited")
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, on_unseen: Callable[[str], None]) -> None:
+        self._on_unseen = on_unseen  # told why, when nobody awaits a failure
         self._sent = 0
         self._error: PublishFailed | None = None
         self._is_over = self._was_awaited = False
@@ -82,7 +82,7 @@ class Outgoing:
 
     def _complain(self) -> None:
         if not self._was_awaited:
-            log.warning("not published", extra=fields(path=self._path, reason=str(self._error)))
+            self._on_unseen(str(self._error))
 
     def __await__(self) -> Generator[Any, None, int]:
         self._was_awaited = True
@@ -107,6 +107,8 @@ class ApplicationServer:
         self._event = path.encode()
         self._own_key = channel_key(path)
         self._timers: set[asyncio.Task[None]] = set()
+        self._unseen = 0
+        self._silent_until = 0.0
 
     # -- channels ------------------------------------------------------------------
 
@@ -245,6 +247,14 @@ class ApplicationServer:
 
     # -- the bus ---------------------------------------------------------------------
 
+    def _on_unseen(self, reason: str) -> None:
+        """Log a failure that nobody has awaited, once a second: clients may cause as many as they like."""
+        self._unseen += 1
+        if monotonic() >= self._silent_until:
+            self._silent_until = monotonic() + 1
+            log.warning("not published", extra=fields(path=self.path, reason=reason, messages=self._unseen))
+            self._unseen = 0
+
     def _send(
         self, keys: list[bytes], data: str | bytes, event: bytes, exclude: Connection | None, keep: int
     ) -> Outgoing:
@@ -254,7 +264,7 @@ class ApplicationServer:
         if len(frame) > MESSAGE_BYTES_MAX:
             raise ValueError(f"a message has at most {MESSAGE_BYTES_MAX} bytes, found {len(frame)}")
         body = encode_publication(keys, event, frame, taken_seconds=monotonic(), spared=spared, keep=keep)
-        outgoing = Outgoing(self.path)
+        outgoing = Outgoing(self._on_unseen)
         try:
             self._bus.publish(body, outgoing.on_result)
         except BusUnavailable as error:
@@ -263,7 +273,7 @@ class ApplicationServer:
 
     def _close(self, kind: str, name: str, code: int, reason: str) -> Outgoing:
         close_frame(code, reason)  # refuses what the workers could not send
-        outgoing = Outgoing(self.path)
+        outgoing = Outgoing(self._on_unseen)
         try:
             self._bus.drop(orjson.dumps([kind, name, self.path, code, reason]), outgoing.on_result)
         except BusUnavailable as error:

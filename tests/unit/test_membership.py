@@ -421,22 +421,35 @@ async def test_how_many_took_it(worker: Worker) -> None:
     ]  # fmt: skip
 
 
-def test_a_failure_that_nobody_awaits_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Once; one that is awaited is its handler's affair."""
+def test_failures_that_nobody_awaits_are_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line a second, with how many there were; one that is awaited is its handler's affair."""
+    now = 100.0
+    monkeypatch.setattr("fastpush.worker.application_server.monotonic", lambda: now)
 
     async def scenario() -> None:
+        nonlocal now
         worker = Worker()
         worker.server.broadcast("x")
         worker.bus.publications.pop()[1](Status.OVERLOADED, 0, 0)
+        await turns()
         worker.bus.failure = BusUnavailable("the broker is being restarted")
-        worker.server.broadcast("y")
+        for _ in range(3):
+            worker.server.broadcast("y")
         with pytest.raises(PublishFailed, match="restarted"):
             await worker.server.broadcast("z")
         await turns()
+        now = 101.0
+        worker.server.broadcast("y")
+        await turns()
 
     asyncio.run(scenario())
-    lines = [vars(record)["fields"]["reason"] for record in caplog.records if record.msg == "not published"]
-    assert lines == ["a worker is overloaded", "the broker is being restarted"]
+    lines = [vars(record)["fields"] for record in caplog.records if record.msg == "not published"]
+    assert [(line["reason"], line["messages"]) for line in lines] == [
+        ("a worker is overloaded", 1),
+        ("the broker is being restarted", 4),
+    ]
 
 
 # -- questions ---------------------------------------------------------------------------
