@@ -715,8 +715,8 @@ def _pauses(running: Probes, client: RawClient) -> Any:
     return running.server.metrics()["fastpush_receive_pauses_total"] > before
 
 
-def _queue(running: Probes, client: RawClient, messages: int = 60) -> Any:
-    """Take nothing before everything is sent; return how that ends."""
+def _queue(running: Probes, client: RawClient, messages: int = 90) -> Any:
+    """Take nothing before everything is sent, which the general queue just holds; return how that ends."""
     client.text(f"queue {messages}")
     eventually(lambda: ("on_message", f"queue {messages}") in running.calls("slow"), what="all sent")
     return last(client)
@@ -732,8 +732,8 @@ EFFECTS: list[tuple[str, Any, Callable[[Probes, RawClient], Any], Any, Any]] = [
     ("messages_per_second", 10, _many, 1008, "m"),
     ("receive_queue_messages", 2, _pauses, True, False),
     ("receive_queue_bytes", 1024, _pauses, True, False),
-    ("send_queue_messages", 20, _queue, 1013, "queue 60"),
-    ("send_queue_bytes", 100000, _queue, 1013, "queue 60"),
+    ("send_queue_messages", 20, _queue, 1013, "queue 90"),
+    ("send_queue_bytes", 100000, _queue, 1013, "queue 90"),
     ("slow_policy", "drop-oldest", _long_queue, "queue 300", 1013),
 ]
 
