@@ -717,8 +717,10 @@ def _pauses(running: Probes, client: RawClient) -> Any:
 
 def _queue(running: Probes, client: RawClient, messages: int = 90) -> Any:
     """Take nothing before everything is sent, which the general queue just holds; return how that ends."""
+    call = ("on_message", f"queue {messages}")
+    eventually(lambda: call not in running.calls("slow"), what="the calls of this client, not of one before it")
     client.text(f"queue {messages}")
-    eventually(lambda: ("on_message", f"queue {messages}") in running.calls("slow"), what="all sent")
+    eventually(lambda: call in running.calls("slow"), what="all sent")
     return last(client)
 
 
