@@ -7,6 +7,7 @@ FastpushError
 ├── RegistrationError    a registration cannot be taken; the connection stays open
 ├── TooManyConnections   of the user that registers by message   closed with 1008
 ├── TokenRejected        the token names nobody                       401 / 4501
+│   └── TokenExpired     it did until a moment ago; a fresh one may
 ├── AuthUnavailable      whoever could tell cannot be reached         503 / 1013
 ├── ConnectionClosed     an application's: it sends to a connection that is closed
 ├── PublishFailed        an application's: a message was not taken, or nobody knows
@@ -66,6 +67,10 @@ class TooManyConnections(FastpushError):
 
 class TokenRejected(FastpushError):
     """The token does not name a user. The text never holds the token."""
+
+
+class TokenExpired(TokenRejected):
+    """The token has come to its end: a client that can get a fresh one should."""
 
 
 class AuthUnavailable(FastpushError):

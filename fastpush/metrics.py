@@ -144,7 +144,7 @@ WORKER_METRICS: dict[str, Metric] = {
             "fastpush_drops_total", "counter", "messages", "Messages taken and then not written, by reason.", "reason"
         ),
         "drops",
-        ("slow", "oldest", "lost"),
+        ("slow", "oldest", "latest", "lost"),
     ),
     "closes": Metric("fastpush_closed_connections_total", "counter", "connections", "WebSocket connections closed."),
     "protocol_errors": Metric(
@@ -298,6 +298,7 @@ class Counters:
     auth_stuck_calls: int = 0
     drops_slow: int = 0
     drops_oldest: int = 0
+    drops_latest: int = 0
     drops_lost: int = 0
     closes: int = 0
     protocol_errors: int = 0

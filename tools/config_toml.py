@@ -19,7 +19,8 @@ This file is found by --config FILE, else as ./config.toml, else as /etc/fastpus
 `fastpush check` says what is wrong with it, by line.
 
 Any key can be overridden by an environment variable FASTPUSH_<SECTION>_<KEY>: FASTPUSH_SERVER_LISTEN, \
-FASTPUSH_AUTH_JWT_JWKS_URL. Its text is read as a TOML value where that is allowed, else as a string. \
+FASTPUSH_AUTH_JWT_JWKS_URL, and FASTPUSH_CHANNELS_CHAT_PRESENCE where there is a table [channels.chat]. \
+Its text is read as a TOML value where that is allowed, else as a string. \
 Other variables that start with FASTPUSH_ are errors, except FASTPUSH_TEST_…, FASTPUSH_BENCH_… and what \
 Kubernetes sets for a service of this name. Options of the command line override both.
 
@@ -41,15 +42,22 @@ def render() -> str:
 def _tables(section: type[Section], table: str) -> Iterator[str]:
     for name, member in members(section).items():
         if not isinstance(member, Key):
-            yield from ("", "", *_comment(_summary(member)), f"[{table}{name}]", *_keys(member))
+            yield from ("", "", *_comment(_summary(member)), f"[{table}{name}]", *_keys(member, f"{table}{name}"))
             yield from _tables(member, f"{table}{name}.")
         elif member.entries:
             yield from ("", "", *_entry(member, member.entries, f"{table}{name}"))
+        elif member.named:
+            yield from ("", "", *_named(member, member.named, f"{table}{name}"))
 
 
-def _keys(section: type[Section]) -> Iterator[str]:
+def _keys(section: type[Section], table: str) -> Iterator[str]:
     for key in members(section).values():
-        if isinstance(key, Key) and not key.entries:
+        if not isinstance(key, Key) or key.entries:
+            continue
+        if key.is_table:
+            yield from ("", *_comment(f"{key.meaning} Default: none. {_change(key)}"), f"#[{table}.{key.name}]")
+            yield from (f"#{name} = {shown(value)}" for name, value in _examples(key).items())
+        else:
             comment = _comment(f"{key.meaning}\n{_facts(key)} {_change(key)}")
             yield from ("", *comment, f"{key.name} = {shown(key.default)}")
 
@@ -70,6 +78,21 @@ def _entry(key: Key, entries: type[Section], table: str) -> Iterator[str]:
             else:
                 yield from _comment(f"{member.meaning}\n{_facts(member)}")
                 yield f"#{member.name} = {shown(member.default if member.example is None else member.example)}"
+
+
+def _named(key: Key, section: type[Section], table: str) -> Iterator[str]:
+    """Yield an example of a table in a table of tables, commented out: its default is that there is none."""
+    yield from _comment(
+        f"{key.meaning} Default: none. {_change(key)}\n"
+        "Take the # in front of the lines without a space away; every key may be left out. Repeat them with another "
+        "name for each further one."
+    )
+    [(name, example)] = key.example.items()
+    yield f"#[{table}.{name}]"
+    for member in members(section).values():
+        if isinstance(member, Key):
+            yield from ("#", *_comment(f"{member.meaning}\n{_facts(member)}"))
+            yield f"#{member.name} = {shown(getattr(example, member.name))}"
 
 
 def _examples(key: Key) -> dict[str, Any]:

@@ -8,10 +8,10 @@ chat.py        users, rooms, notices
 hub.py         every message to everybody
 """
 
-from fastpush.applications.interface import Application, Connection, Online, Options, Request, Server
+from fastpush.applications.interface import Application, Connection, Online, Options, Request, RpcError, Server
 from fastpush.errors import CloseCode, ConnectionClosed, PublishFailed
 
 __all__ = [
     "Application", "CloseCode", "Connection", "ConnectionClosed", "Online", "Options", "PublishFailed", "Request",
-    "Server",
+    "RpcError", "Server",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ import msgspec
 from multidict import MultiDictProxy
 
 CHANNEL_BYTES_MAX = 255
+RPC_CODE_MIN, RPC_CODE_MAX = 400, 1999
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -108,6 +109,20 @@ class Connection(Protocol):
     def start_heartbeat(self, seconds: float) -> None:
         """Send the text `heartbeat` now and then every so many seconds: scripts in browsers cannot see pings."""
         ...
+
+
+class RpcError(Exception):
+    """Raised by `on_rpc`: the client's call is answered with this error.
+
+    code: 400 to 1999, of your choice.  message: for the client.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        if not RPC_CODE_MIN <= code <= RPC_CODE_MAX:
+            raise ValueError(f"code must be {RPC_CODE_MIN} to {RPC_CODE_MAX}, found {code}")
+        super().__init__(message)
+        self.code = code
+        self.message = message
 
 
 class Publishing(Protocol):
@@ -228,6 +243,8 @@ class Application:
     # Overrides of [limits] and [connections] that suit this application; the configuration's own come on top.
     default_limits: ClassVar[Mapping[str, Any]] = {}
     default_connections: ClassVar[Mapping[str, Any]] = {}
+    # What its clients are told when a connection is closed: other codes, with reasons, in place of these.
+    close_codes: ClassVar[Mapping[int, tuple[int, str]]] = {}
     # A URL parameter that names the user as `token` does where every token is believed ([auth] "token-is-user").
     user_parameter = ""
 
@@ -247,6 +264,15 @@ class Application:
 
     def on_message(self, connection: Connection, data: str | bytes) -> Awaitable[None] | None:
         """A client has sent a text (str) or a binary message (bytes)."""
+
+    def on_rpc(self, connection: Connection | None, method: str, data: Any) -> Any:
+        """A client of channels has called `method`; return the answer, or something to await for it, as JSON can have
+        it. Only the class of [client] handler is asked.
+
+        connection: None for a call of a back-end.  data: what the call carries, read from JSON.
+        Raise: RpcError to answer with an error; a method that there is not is RpcError(404, "…") or whatever you like.
+        """
+        raise RpcError(404, f"no method {method}")
 
     def on_close(self, connection: Connection, code: int, reason: str) -> Awaitable[None] | None:
         """A connection has ended, whatever the way: the last call for it. code: 1005 without, 1006 without a close."""

@@ -11,6 +11,7 @@ import uvloop
 from fastpush import log as logs
 from fastpush.broker.router import Router
 from fastpush.bus.server import BusServer
+from fastpush.channels.namespaces import Namespaces
 from fastpush.child import Channel, Context, beat_seconds, tune_collector
 from fastpush.inspection import Inspector
 from fastpush.log import fields
@@ -45,6 +46,8 @@ class Broker:
             resync_seconds=RESYNC_SECONDS,
             queue_bytes=context.config.bus.queue_bytes,
             history_bytes=context.config.bus.history_bytes,
+            idempotency_keys=context.config.limits.idempotency_keys,
+            namespaces=Namespaces(context.config.channels),
             wall_clock=time.time,
             started_seconds=round(time.time(), 3),
             on_stalled=self._on_stalled,
@@ -81,7 +84,7 @@ class Broker:
                 self._channel.send(control.Prepared(message.reload))
             case control.Reload():
                 self._config = message.config
-                self._router.channels.histories.limit_bytes = message.config.bus.history_bytes
+                self._router.configure(message.config)
                 logs.set_level(message.config.log.level)
                 self._channel.send(control.Reloaded(message.reload))
             case control.Inspect():

@@ -56,15 +56,27 @@ class Peer:
 
 
 class Delivery:
-    """A push or drop under way."""
+    """A push or an order under way.
 
-    __slots__ = ("deadline", "origin", "request", "sent", "size", "unconfirmed", "waiting")
+    askers: who is told how it ended, each with the number of its request.  waiting: workers that have not counted.
+    position: where its channel has kept it.
+    """
 
-    def __init__(self, origin: WorkerLink, request: int, waiting: int, size: int, deadline: float) -> None:
-        self.origin = origin
-        self.request = request
+    __slots__ = ("askers", "deadline", "position", "sent", "size", "unconfirmed", "waiting")
+
+    def __init__(
+        self, origin: WorkerLink, request: int, waiting: int, size: int, deadline: float, position: bus.Position
+    ) -> None:
+        self.askers: list[tuple[WorkerLink, int]] = [(origin, request)]
+        self.position = position
         self.waiting = waiting
         self.size = size
         self.deadline = deadline
         self.sent = 0
         self.unconfirmed = 0
+
+    def answer(self) -> None:
+        """Tell who has asked, once nobody is waited for."""
+        askers, self.askers = self.askers, []
+        for link, request in askers:
+            link.send(bus.encode_result(request, bus.Status.DONE, self.sent, self.unconfirmed, self.position))

@@ -25,31 +25,22 @@ from typing import Any
 import orjson
 
 from fastpush.broker.channels import Channels
+from fastpush.broker.inquiries import Inquiries, Inquiry
+from fastpush.broker.once import Once
 from fastpush.broker.peer import NO_LINK, Delivery, Peer, WorkerLink
+from fastpush.channels.namespaces import Namespaces
+from fastpush.config import Config
 from fastpush.log import fields
 from fastpush.metrics import Figure, add_snapshots
 from fastpush.protocol import bus, control
-from fastpush.protocol.bus import Status
+from fastpush.protocol.bus import NO_POSITION, Position, Status
 from fastpush.state.admissions import Admissions
+from fastpush.state.history import Histories
 from fastpush.state.routes import Routes
 
 log = logging.getLogger("fastpush.broker")
 
 Handler = Callable[[Peer, int, Any], None]
-
-SCRAPE_SECONDS = 0.25  # a worker that has not measured by then is shown with its last figures
-
-
-class Scrape:
-    """A report being put together."""
-
-    __slots__ = ("deadline", "missing", "origin", "request")
-
-    def __init__(self, origin: WorkerLink, request: int, missing: set[int], deadline: float) -> None:
-        self.origin = origin
-        self.request = request
-        self.missing = missing
-        self.deadline = deadline
 
 
 class Router:
@@ -59,7 +50,8 @@ class Router:
     clock:         returns seconds; deadlines are exact, `tick` notices them.
     confirm_seconds, resync_seconds: the deadlines of a count and of a key table.
     queue_bytes:   most bytes that a worker may owe counts for; beyond it pushes to it are refused.
-    history_bytes: most bytes of what all channels keep.
+    history_bytes: most bytes of what all channels keep.  namespaces: what each of them keeps, and tells.
+    idempotency_keys: most that are remembered.
     started_seconds: Unix time of the broker's start, for its report.  wall_clock: returns Unix time, for notices.
     on_stalled:    told the number of a worker whose table is overdue, again and again
                    until that has come or `on_gone` is called.
@@ -75,6 +67,8 @@ class Router:
         resync_seconds: float,
         queue_bytes: int,
         history_bytes: int,
+        idempotency_keys: int,
+        namespaces: Namespaces,
         started_seconds: float,
         wall_clock: Callable[[], float],
         on_stalled: Callable[[int], None],
@@ -83,13 +77,15 @@ class Router:
         self.routes: Routes[Peer] = Routes()
         self.admissions: Admissions[Peer] = Admissions()
         self.channels = Channels(
-            history_bytes=history_bytes,
+            Histories(history_bytes, epoch, is_wanted=lambda key: bool(self.routes.subscribers(key))),
+            namespaces,
             queue_bytes=queue_bytes,
             clock=clock,
             wall_clock=wall_clock,
-            subscribers=self.routes.subscribers,
-            hand_out=partial(self._hand_out, NO_LINK, 0, bus.NOTICE),
+            routes=self.routes,
+            hand_out=self._hand_out,
         )
+        self.once = Once(idempotency_keys, clock)
         # Of whoever asks for what nobody knows while a table is missing: at most what the workers ask at once.
         self._askers: list[tuple[Handler, Peer, int, bytes]] = []
         self._clock = clock
@@ -107,7 +103,7 @@ class Router:
         self._started_seconds = started_seconds
         self._on_stalled = on_stalled
         self._last_number = 0
-        self._scrapes: dict[int, Scrape] = {}
+        self._inquiries = Inquiries(clock)
         self._departed: dict[str, Figure] = {}
         self.counts = {"publications": 0, "refused": 0, "unconfirmed": 0, "workers_lost": 0}
         self.restarts = control.Restarts(0, 0)
@@ -116,7 +112,8 @@ class Router:
             bus.UNSUBSCRIBE: self._unsubscribe,
             bus.COMPLETE: self._complete,
             bus.PUBLISH: self._publish,
-            bus.DROP: self._drop,
+            bus.PUBLISH_ONCE: self._publish_once,
+            bus.ORDER: self._order,
             bus.COUNT: self._count,
             bus.SCRAPE: self._scrape,
             bus.SNAPSHOT: self._snapshot,
@@ -129,9 +126,19 @@ class Router:
             bus.CLAIM: self.channels.claim,
             bus.UNCLAIM: self.channels.unclaim,
             bus.HISTORY: self.channels.history,
+            bus.FORGET: self.channels.clear,
             bus.ONLINE: self._once_complete(self.channels.online),
+            bus.PRESENCE: self._once_complete(self.channels.presence),
+            bus.GATHER: self._gather,
+            bus.FOUND: self._found,
             bus.GOODBYE: self._goodbye,
         }
+
+    def configure(self, config: Config) -> None:
+        """Go by `config` from now on."""
+        self.once.limit = config.limits.idempotency_keys
+        self.channels.histories.limit_bytes = config.bus.history_bytes
+        self.channels.namespaces = Namespaces(config.channels)
 
     @property
     def is_ready(self) -> bool:
@@ -167,8 +174,7 @@ class Router:
         for delivery in peer.uncounted.values():
             self._counted(delivery, 0, confirmed=False)
         peer.uncounted.clear()
-        for number in list(self._scrapes):
-            self._measured(number, peer.number)
+        self._inquiries.forget(peer.number)
         self._askers = [asker for asker in self._askers if asker[1] is not peer]
         worker = peer.number
         if peer.is_leaving:
@@ -238,9 +244,7 @@ class Router:
                 link.close()
             else:
                 self._give_up_counts(peer, now)
-        for number, scrape in list(self._scrapes.items()):
-            if scrape.deadline <= now:
-                self._report(number)
+        self._inquiries.tick()
         if not self._due:  # else a table that is missing may hold who seems to have left
             self.channels.tick(now)
             self.channels.answer_deferred()
@@ -308,43 +312,100 @@ class Router:
 
     def _publish(self, peer: Peer, request: int, body: bus.Body) -> None:
         keys, keep = bus.decode_route(body)
+        targets = self._targets(keys)
+        position = self._take(peer, request, keys, keep, targets, body)
+        if position is None:
+            return
+        if not targets:
+            peer.link.send(bus.encode_result(request, Status.DONE, 0, 0, position))
+        elif targets == (peer,):
+            kept_at = b"" if position is NO_POSITION else bus.encode_position(position)
+            peer.link.send(bus.encode(bus.DELIVER_OWN, request, kept_at))
+        else:
+            self._send_out(peer.link, request, targets, body, position)
+
+    def _publish_once(self, peer: Peer, request: int, body: bus.Body) -> None:
+        """Publish what has an idempotency key, or answer as for the one that had the same."""
+        key, body = bus.decode_once(body)
+        delivery = self.once.find(key)
+        if delivery is not None:
+            delivery.askers.append((peer.link, request))
+        else:
+            keys, keep = bus.decode_route(body)
+            targets = self._targets(keys)
+            position = self._take(peer, request, keys, keep, targets, body)
+            if position is None:
+                return
+            delivery = self._send_out(peer.link, request, targets, body, position)
+            self.once.remember(key, delivery)
+        if not delivery.waiting:
+            delivery.answer()
+
+    def _targets(self, keys: list[bytes]) -> tuple[Peer, ...]:
         subscribers = self.routes.subscribers
         if len(keys) == 1:
-            targets = subscribers(keys[0])
+            return subscribers(keys[0])
+        return tuple(dict.fromkeys(target for key in keys for target in subscribers(key)))
+
+    def _take(
+        self, peer: Peer, request: int, keys: list[bytes], keep: int, targets: tuple[Peer, ...], body: bus.Body
+    ) -> Position | None:
+        """Keep a publication, if its channel does, and return its place; None: it was refused."""
+        refusal = self._refusal(targets)
+        if refusal is not None:
+            self._refuse(peer, request, refusal)
+            return None
+        self.counts["publications"] += 1
+        return self.channels.keep(keys[0], keep, body) if len(keys) == 1 else NO_POSITION
+
+    def _order(self, peer: Peer, request: int, body: bytes) -> None:
+        """Have every worker do something, and count."""
+        targets = (*self._peers.values(), *self._lost.values())
+        refusal = self._refusal(targets)
+        if refusal is not None:
+            self._refuse(peer, request, refusal)
         else:
-            targets = tuple(dict.fromkeys(target for key in keys for target in subscribers(key)))
-        if self._send_out(peer, request, bus.DELIVER, targets, body) and keep:
-            self.channels.keep(keys[0], bus.decode_publication(body).frame, keep)
+            self._hand_out(bus.OBEY, targets, body, peer.link, request)
 
-    def _drop(self, peer: Peer, request: int, body: bytes) -> None:
-        self._send_out(peer, request, bus.CLOSE, (*self._peers.values(), *self._lost.values()), body)
-
-    def _send_out(self, origin: Peer, request: int, kind: int, targets: tuple[Peer, ...], body: bus.Body) -> bool:
-        """Send `body` to every target and owe `origin` their counts; to all of them, or to none and return False."""
+    def _refusal(self, targets: tuple[Peer, ...]) -> Status | None:
+        """Return why nothing can be sent to all targets now, if it cannot."""
         if self._missing:
-            self._refuse(origin, request, Status.NOT_READY)
-            return False
+            return Status.NOT_READY
         for target in targets:
             if target.link.is_full or target.uncounted_bytes >= self._queue_bytes:
-                self._refuse(origin, request, Status.NOT_READY if target.link is NO_LINK else Status.OVERLOADED)
-                return False
-        self.counts["publications"] += 1
-        if not targets:
-            origin.link.send(bus.encode_result(request, Status.DONE, 0, 0))
-        elif kind == bus.DELIVER and targets == (origin,):
-            origin.link.send(bus.encode(bus.DELIVER_OWN, request))
-        else:
-            self._hand_out(origin.link, request, kind, targets, body)
-        return True
+                return Status.NOT_READY if target.link is NO_LINK else Status.OVERLOADED
+        return None
 
-    def _hand_out(self, origin: WorkerLink, request: int, kind: int, targets: tuple[Peer, ...], body: bus.Body) -> None:
+    def _send_out(
+        self, origin: WorkerLink, request: int, targets: tuple[Peer, ...], body: bus.Body, position: Position
+    ) -> Delivery:
+        """Send a publication to every target, with its place in what its channel has kept."""
+        if position is NO_POSITION:
+            return self._hand_out(bus.DELIVER, targets, body, origin, request)
+        offset = bus.encode_offset(position.offset)
+        return self._hand_out(bus.DELIVER_AT, targets, body, origin, request, position=position, before=offset)
+
+    def _hand_out(
+        self,
+        kind: int,
+        targets: tuple[Peer, ...],
+        body: bus.Body,
+        origin: WorkerLink = NO_LINK,
+        request: int = 0,
+        *,
+        position: Position = NO_POSITION,
+        before: bytes = b"",
+    ) -> Delivery:
+        """Send a message to every target, and owe `origin` their counts. before: stands before the body."""
         self._last_number = number = self._last_number + 1
-        delivery = Delivery(origin, request, len(targets), len(body), self._clock() + self._confirm_seconds)
-        head = bus.encode_head(kind, number, len(body))
+        deadline = self._clock() + self._confirm_seconds
+        delivery = Delivery(origin, request, len(targets), len(body), deadline, position)
+        head = bus.encode_head(kind, number, len(before) + len(body)) + before
         for target in targets:
             target.uncounted[number] = delivery
             target.uncounted_bytes += delivery.size
             target.link.send(head, body)
+        return delivery
 
     def _refuse(self, origin: Peer, request: int, status: Status) -> None:
         self.counts["refused"] += 1
@@ -365,37 +426,34 @@ class Router:
             delivery.unconfirmed += 1
             self.counts["unconfirmed"] += 1
         if delivery.waiting == 0:
-            delivery.origin.send(bus.encode_result(delivery.request, Status.DONE, delivery.sent, delivery.unconfirmed))
+            delivery.answer()
 
     # -- figures -----------------------------------------------------------------
 
     def _scrape(self, peer: Peer, request: int, body: bytes) -> None:
-        self._last_number = number = self._last_number + 1
-        missing = {other.number for other in self._peers.values()}
-        self._scrapes[number] = Scrape(peer.link, request, missing, self._clock() + SCRAPE_SECONDS)
-        for other in self._peers.values():
-            if not other.link.is_full:
-                other.link.send(bus.encode(bus.MEASURE, number))
+        report = partial(self._report, request)
+        self._inquiries.ask(peer.link, self._peers.values(), bus.MEASURE, b"", report)
 
     def _snapshot(self, peer: Peer, number: int, body: bytes) -> None:
         peer.snapshot = orjson.loads(body)
         if number:
-            self._measured(number, peer.number)
+            self._inquiries.answer(peer.number, number)
 
-    def _measured(self, number: int, worker: int) -> None:
-        scrape = self._scrapes.get(number)
-        if scrape is not None:
-            scrape.missing.discard(worker)
-            if not scrape.missing:
-                self._report(number)
+    def _gather(self, peer: Peer, request: int, body: bytes) -> None:
+        self._inquiries.ask(peer.link, self._peers.values(), bus.INQUIRE, body, partial(_answer_gathered, request))
 
-    def _report(self, number: int) -> None:
-        scrape = self._scrapes.pop(number)
+    def _found(self, peer: Peer, number: int, body: bytes) -> None:
+        self._inquiries.answer(peer.number, number, body)
+
+    def _report(self, request: int, scrape: Inquiry) -> None:
+        """Answer a scrape; a worker that has not measured in time is shown with its last figures."""
         report = {
             "broker": {
                 **self.counts,
                 "routes": len(self.routes),
                 **self.channels.figures(),
+                "idempotency_keys": len(self.once),
+                "idempotency_keys_forgotten": self.once.forgotten,
                 "workers": len(self._peers),
                 "start_time_seconds": self._started_seconds,
                 "restarts_worker": self.restarts.workers,
@@ -405,7 +463,12 @@ class Router:
             "workers": {str(peer.number): _figures(peer) for peer in (*self._peers.values(), *self._lost.values())},
             "stale": sorted({*scrape.missing, *self._lost}),
         }
-        scrape.origin.send(bus.encode(bus.REPORT, scrape.request, orjson.dumps(report)))
+        scrape.origin.send(bus.encode(bus.REPORT, request, orjson.dumps(report)))
+
+
+def _answer_gathered(request: int, inquiry: Inquiry) -> None:
+    gathered = bus.Gathered(inquiry.found, len(inquiry.missing))
+    inquiry.origin.send(bus.encode(bus.ANSWER, request, bus.pack(gathered)))
 
 
 def _figures(peer: Peer) -> dict[str, Any]:

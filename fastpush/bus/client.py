@@ -13,13 +13,13 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fastpush.bus.link import Link
 from fastpush.errors import FastpushError
 from fastpush.log import fields
 from fastpush.protocol import bus
-from fastpush.protocol.bus import Publication, Status
+from fastpush.protocol.bus import NO_POSITION, Position, Publication, Status
 
 log = logging.getLogger("fastpush.bus")
 
@@ -29,6 +29,13 @@ RECONNECT_SECONDS = 0.02  # the listener outlives brokers, so a refusal means th
 _OVERRUN = 2
 QUESTIONS_MAX = 100_000  # one or two a client that connects just now, and whatever applications ask
 DEPARTED_MAX = 100_000  # a broker is back within a second or two; who is left out leaves without a notice
+
+
+class Own(NamedTuple):
+    """A publication that is delivered by the worker that took it: bytes of its body, and where it was kept."""
+
+    size: int
+    position: Position
 
 
 class BusUnavailable(FastpushError):
@@ -58,10 +65,19 @@ class Members(Protocol):
         """A user came to a channel or left it; `counted` is told once how many connections took it."""
         ...
 
+    def on_changes(self, changes: Publication, counted: Callable[[int], None]) -> None:
+        """Several came to a channel with a namespace, or left it; `counted` as above."""
+        ...
+
+    def on_relinked(self) -> None:
+        """Another link to a broker: what came over the last one may have been lost in part."""
+        ...
+
 
 OnAdmitted = Callable[[bool], None]
 OnAnswer = Callable[[bytes], None]
-OnResult = Callable[[int, int, int], None]  # Status, connections that took it, workers that did not count
+# Status, connections that took it, workers that did not count, where its channel has kept it.
+OnResult = Callable[[int, int, int, Position], None]
 
 
 class BusClient:
@@ -69,7 +85,8 @@ class BusClient:
 
     number:      of this worker process.
     deliver:     called with a publication and whom to tell, once, how many connections took it.
-    close:       called with the body of a DROP; returns the connections closed.
+    obey:        called with the body of an ORDER; returns the connections that it was about.
+    inquire:     called with the body of a GATHER; returns this worker's answer.
     members:     asked, and told, about channels and claims; set it before `start`.
     key_table:   returns the keys that have subscribers or are about to.
     measure:     returns this worker's snapshot as JSON.
@@ -85,7 +102,8 @@ class BusClient:
         queue_bytes: int,
         answer_seconds: float,
         deliver: Callable[[Publication, Callable[[int], None]], None],
-        close: Callable[[bytes], int],
+        obey: Callable[[bytes], int],
+        inquire: Callable[[bytes], bytes],
         key_table: Callable[[], Iterable[bytes]],
         measure: Callable[[], bytes],
     ) -> None:
@@ -94,7 +112,8 @@ class BusClient:
         self._queue_bytes = queue_bytes
         self._answer_seconds = answer_seconds
         self._deliver = deliver
-        self._close_connections = close
+        self._obey = obey
+        self._inquire = inquire
         self.members: Members
         self._key_table = key_table
         self._measure = measure
@@ -106,8 +125,8 @@ class BusClient:
         self._requests = itertools.count(1)
         # Questions: deadline, whom to answer, and the body, in case it is ours alone to deliver.
         self._answers: dict[int, tuple[float, OnResult, bytes]] = {}
-        # Of those that are being delivered here: the size of each.
-        self._own: dict[int, int] = {}
+        # Those that are being delivered here.
+        self._own: dict[int, Own] = {}
         self._held_bytes = 0  # bodies of questions that are not answered, or not counted here
         self._reports: dict[int, Callable[[bytes | None], None]] = {}
         self._announcements = itertools.count(1)
@@ -124,7 +143,9 @@ class BusClient:
             bus.SUBSCRIBED: self._on_subscribed,
             bus.DELIVER: self._on_deliver,
             bus.DELIVER_OWN: self._on_deliver_own,
-            bus.CLOSE: self._on_close,
+            bus.DELIVER_AT: self._on_deliver_at,
+            bus.OBEY: self._on_order,
+            bus.INQUIRE: self._on_inquiry,
             bus.RESULT: self._on_result,
             bus.MEASURE: self._on_measure,
             bus.REPORT: self._on_report,
@@ -133,6 +154,7 @@ class BusClient:
             bus.CLAIMED: self._on_claimed,
             bus.REPLACED: self._on_replaced,
             bus.NOTICE: self._on_notice,
+            bus.CHANGES: self._on_changes,
         }
 
     @property
@@ -243,7 +265,7 @@ class BusClient:
         return self._admitted[name]
 
     def ask(self, kind: int, body: bytes, on_answer: OnAnswer) -> None:
-        """Ask a JOIN, HISTORY or ONLINE; `on_answer` is called exactly once, by the next broker if this one is lost.
+        """Ask what an ANSWER is due for; `on_answer` is called exactly once, by the next broker if this one is lost.
 
         Raises: BusUnavailable: the bus is full, or too many wait.
         """
@@ -281,18 +303,23 @@ class BusClient:
             log.warning("broker does not read", extra=fields(bytes=link.queued_bytes))
             link.abort()
 
-    def publish(self, body: bytes, on_result: OnResult) -> None:
+    def publish(self, body: bytes, on_result: OnResult, once: bytes = b"") -> None:
         """Hand a publication's body to the broker; `on_result` is called exactly once, later.
+
+        once: its idempotency key, at most ONCE_BYTES_MAX; b"" for none.
 
         Raises: BusUnavailable, when it was not handed over.
         """
-        self._ask(bus.PUBLISH, body, on_result)
+        if once:
+            self._ask(bus.PUBLISH_ONCE, body, on_result, bus.encode_once(once))
+        else:
+            self._ask(bus.PUBLISH, body, on_result)
 
-    def drop(self, body: bytes, on_result: OnResult) -> None:
-        """Ask every worker to close connections; as `publish`."""
-        self._ask(bus.DROP, body, on_result)
+    def order(self, body: bytes, on_result: OnResult) -> None:
+        """Have every worker do what `body` says; as `publish`."""
+        self._ask(bus.ORDER, body, on_result)
 
-    def _ask(self, kind: int, body: bytes, on_result: OnResult) -> None:
+    def _ask(self, kind: int, body: bytes, on_result: OnResult, before: bytes = b"") -> None:
         link = self._link
         if link is None or not self._is_welcome:
             raise BusUnavailable("the broker is being restarted")
@@ -306,7 +333,7 @@ class BusClient:
         self._held_bytes += len(body)
         if self._overdue is None:
             self._overdue = self._loop.call_at(deadline, self._expire)
-        link.send(bus.encode_head(kind, request, len(body)), body)
+        link.send(bus.encode_head(kind, request, len(before) + len(body)) + before, body)
 
     def scrape(self, on_report: Callable[[bytes | None], None]) -> None:
         """Ask for the whole host's figures, as JSON; None when the broker is lost meanwhile.
@@ -338,10 +365,14 @@ class BusClient:
                 break
             late.append(request)
         for request in late:
-            if request in self._own:  # the broker took it, and this worker has not counted it
-                self._answer(request, Status.DONE, 0, 1)
-            else:
-                self._answer(request, Status.UNKNOWN, 0, 0)
+            self._give_up(request)
+
+    def _give_up(self, request: int) -> None:
+        """Answer what has not been answered, or, if the broker took it, not been counted here."""
+        if request in self._own:
+            self._answer(request, Status.DONE, 0, 1, self._own[request].position)
+        else:
+            self._answer(request, Status.UNKNOWN, 0, 0)
 
     def _on_message(self, link: Link, kind: int, number: int, body: bus.Body) -> None:
         handler = self._handlers.get(kind)
@@ -361,17 +392,18 @@ class BusClient:
             else:  # whoever closes it unread would be asked again without a pause
                 self._loop.call_later(RECONNECT_SECONDS, self.start)
         for request in list(self._answers):
-            if request not in self._own:
-                self._answer(request, Status.UNKNOWN, 0, 0)
-            elif self._closing:  # nobody looks at its deadline any more
-                self._answer(request, Status.DONE, 0, 1)
+            # Of those that are counted here, once nobody looks at their deadlines any more.
+            if request not in self._own or self._closing:
+                self._give_up(request)
         for request in list(self._reports):
             _call(self._reports.pop(request), None)
 
     def _on_welcome(self, number: int, body: bytes) -> None:
         self.epoch = bus.decode_epoch(body)
-        self.welcomed.set()
         self._is_welcome = True
+        if self.welcomed.is_set():
+            _call(self.members.on_relinked)
+        self.welcomed.set()
         self._departed.clear()
         log.debug("broker connected", extra=fields(epoch=f"{self.epoch:016x}"))
 
@@ -380,12 +412,16 @@ class BusClient:
         while unconfirmed and unconfirmed[0][0] <= number:
             _call(unconfirmed.popleft()[1])
 
-    def _on_deliver(self, number: int, body: bus.Body) -> None:
+    def _on_deliver_at(self, number: int, body: bus.Body) -> None:
+        offset, body = bus.decode_offset(body)
+        self._on_deliver(number, body, offset)
+
+    def _on_deliver(self, number: int, body: bus.Body, offset: int = 0) -> None:
         assert self._link is not None
         # The count belongs on this link: to another one the number may mean another publication.
         counted = partial(_send_count, self._link, number)
         try:
-            self._deliver(bus.decode_publication(body), counted)
+            self._deliver(bus.decode_publication(body, offset), counted)
         except Exception:
             counted(0)  # the broker holds against this worker what it has not counted
             raise
@@ -395,38 +431,47 @@ class BusClient:
         if question is None:
             return  # answered as unknown meanwhile
         own = question[2]
-        self._own[number] = len(own)
+        position = bus.decode_position(body)
+        self._own[number] = Own(len(own), position)
         try:
-            self._deliver(bus.decode_publication(own), partial(self._on_own_counted, number))
+            self._deliver(bus.decode_publication(own, position.offset), partial(self._on_own_counted, number))
         except Exception:
             self._on_own_counted(number, 0)
             raise
 
     def _on_own_counted(self, request: int, count: int) -> None:
-        size = self._own.pop(request, 0)
+        own = self._own.pop(request, None)
+        if own is None:
+            return
         if request in self._answers:
-            self._answer(request, Status.DONE, count, 0)
+            self._answer(request, Status.DONE, count, 0, own.position)
         else:  # answered at its deadline
-            self._held_bytes -= size
+            self._held_bytes -= own.size
 
-    def _on_close(self, number: int, body: bytes) -> None:
+    def _on_inquiry(self, number: int, body: bytes) -> None:
+        assert self._link is not None
+        self._link.send(bus.encode(bus.FOUND, number, self._inquire(body)))
+
+    def _on_order(self, number: int, body: bytes) -> None:
         assert self._link is not None
         count = 0
         try:
-            count = self._close_connections(body)
+            count = self._obey(body)
         finally:
             _send_count(self._link, number, count)
 
     def _on_result(self, number: int, body: bytes) -> None:
         self._answer(number, *bus.decode_result(body))
 
-    def _answer(self, request: int, status: int, sent: int, unconfirmed: int) -> None:
+    def _answer(
+        self, request: int, status: int, sent: int, unconfirmed: int, position: Position = NO_POSITION
+    ) -> None:
         answer = self._answers.pop(request, None)
         if answer is not None:
             if request not in self._own:
                 self._held_bytes -= len(answer[2])
             try:
-                answer[1](status, sent, unconfirmed)
+                answer[1](status, sent, unconfirmed, position)
             except Exception:  # as in _call, without the call
                 log.exception("bus answer failed")
 
@@ -452,10 +497,18 @@ class BusClient:
         self.members.on_replaced(connection, name)
 
     def _on_notice(self, number: int, body: bus.Body) -> None:
+        self._pass_on(self.members.on_notice, number, body)
+
+    def _on_changes(self, number: int, body: bus.Body) -> None:
+        self._pass_on(self.members.on_changes, number, body)
+
+    def _pass_on(
+        self, take: Callable[[Publication, Callable[[int], None]], None], number: int, body: bus.Body
+    ) -> None:
         assert self._link is not None
         counted = partial(_send_count, self._link, number)
         try:
-            self.members.on_notice(bus.decode_publication(body), counted)
+            take(bus.decode_publication(body), counted)
         except Exception:
             counted(0)
             raise

@@ -1,17 +1,22 @@
-"""`fastpush token`: sign a token as your back-end would, for tests; with --url also a URL's parameters."""
+"""`fastpush token`: sign a token as your back-end would, for tests; with --url also a URL's parameters, with --channel
+a subscription token.
+"""
 
 import re
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import click
+import orjson
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
+from fastpush.channels.namespaces import check_name
 from fastpush.cli.common import TEXT, config_option, fail, load_config, warn
-from fastpush.config import JwtKey
+from fastpush.config import Jwt, JwtKey
 from fastpush.errors import EXIT_USAGE
 from fastpush.http.auth.contract import MAX_TOKEN_BYTES
 from fastpush.http.auth.signed import PARAMETERS_MAX
@@ -45,6 +50,33 @@ class UrlToSign(click.ParamType):  # type: ignore[type-arg]
         return parts
 
 
+class Channel(click.ParamType):  # type: ignore[type-arg]
+    """The name of a channel."""
+
+    name = "channel"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            check_name(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+        return value
+
+
+class Json(click.ParamType):  # type: ignore[type-arg]
+    """A JSON value, as a list of one: None stands for an option that was not given."""
+
+    name = "json"
+
+    def convert(self, value: str | list[Any], param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        if isinstance(value, list):
+            return value
+        try:
+            return [orjson.loads(value)]
+        except orjson.JSONDecodeError as error:
+            self.fail(f"{value!r} is not JSON ({error}); a text needs double quotes of its own", param, ctx)
+
+
 def _query_fault(query: str) -> str:
     """Return why nobody can vouch for the parameters, "" if one can."""
     try:
@@ -75,6 +107,17 @@ def _query_fault(query: str) -> str:
     "--url", type=UrlToSign(), metavar="URL",
     help="Print this WebSocket URL with the token, which vouches for all its parameters.",
 )  # fmt: skip
+@click.option(
+    "--channel", type=Channel(), metavar="NAME",
+    help="Make it a subscription token: USER may subscribe to this channel.",
+)  # fmt: skip
+@click.option(
+    "--subscribe", "channels", type=Channel(), metavar="NAME", multiple=True,
+    help="Have the server subscribe the connection to this channel. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--info", type=Json(), metavar="JSON", help='What others in a channel see beside USER, such as \'{"name": "J"}\'.'
+)
 @config_option
 def token(
     user: str,
@@ -82,12 +125,36 @@ def token(
     kid: str | None,
     private_key: Path | None,
     url: SplitResult | None,
+    channel: str | None,
+    channels: tuple[str, ...],
+    info: list[Any] | None,
     config_path: str | None,
 ) -> None:
     """Print a JSON Web Token for USER, signed with a key of [auth.jwt]."""
+    if channel is not None and (channels or url is not None):
+        raise click.UsageError("--channel makes a subscription token; --subscribe and --url are for those that connect")
     auth = load_config(config_path).auth
-    settings = auth.jwt
-    key = _choose(settings.key, kid)
+    key = _choose(auth.jwt.key, kid)
+    claims = _claims(auth.jwt, user, expires_seconds)
+    if url is not None:
+        claims["params"] = dict(parse_qsl(url.query, keep_blank_values=True))
+    if channel is not None:
+        claims["channel"] = channel
+    if channels:
+        claims["channels"] = channels
+    if info is not None:
+        claims["info"] = info[0]
+    header = {"alg": key.algorithm} | ({"kid": key.kid} if key.kid else {})
+    signed = _sign(header, claims, key, private_key)
+    if len(signed) > MAX_TOKEN_BYTES:
+        fail(f"the token would have more than {MAX_TOKEN_BYTES} bytes; no server would take it", EXIT_USAGE)
+    if auth.mode != "jwt":
+        warn(f'a server with this configuration does not take it: [auth] mode is "{auth.mode}"')
+    click.echo(signed if url is None else _with_token(url, signed))
+
+
+def _claims(settings: Jwt, user: str, expires_seconds: int) -> dict[str, object]:
+    """Return what every token says."""
     now = int(time.time())
     claims: dict[str, object] = {settings.user_claim: user, "iat": now}
     if expires_seconds:
@@ -96,18 +163,10 @@ def token(
         claims["aud"] = settings.audience
     if settings.issuer:
         claims["iss"] = settings.issuer
-    if url is not None:
-        claims["params"] = dict(parse_qsl(url.query, keep_blank_values=True))
-    header = {"alg": key.algorithm} | ({"kid": key.kid} if key.kid else {})
-    signed = _sign(header, claims, key, private_key)
-    if auth.mode != "jwt":
-        warn(f'a server with this configuration does not take it: [auth] mode is "{auth.mode}"')
-    click.echo(signed if url is None else _with_token(url, signed))
+    return claims
 
 
 def _with_token(url: SplitResult, signed: str) -> str:
-    if len(signed) > MAX_TOKEN_BYTES:
-        fail(f"the token would have more than {MAX_TOKEN_BYTES} bytes; no server would take it", EXIT_USAGE)
     pair = urlencode({"token": signed})
     return urlunsplit(url._replace(query=f"{url.query}&{pair}" if url.query else pair))
 

@@ -10,11 +10,13 @@
 
 from fastpush.config.file import find, load, load_tokens, read_secret
 from fastpush.config.rules import (
+    WITHOUT_NAMESPACE,
     addresses,
     changes,
     check,
     check_exposure,
     is_loopback,
+    merge_handlers,
     merge_live,
     open_keys,
     parse_listen,
@@ -24,6 +26,7 @@ from fastpush.config.schema import (
     Application,
     Auth,
     Bus,
+    Client,
     Compression,
     Config,
     Connections,
@@ -32,6 +35,7 @@ from fastpush.config.schema import (
     JwtKey,
     Limits,
     Log,
+    Namespace,
     Push,
     PythonAuth,
     Section,
@@ -41,10 +45,12 @@ from fastpush.config.schema import (
 )
 
 __all__ = [
+    "WITHOUT_NAMESPACE",
     "Api",
     "Application",
     "Auth",
     "Bus",
+    "Client",
     "Compression",
     "Config",
     "Connections",
@@ -53,6 +59,7 @@ __all__ = [
     "JwtKey",
     "Limits",
     "Log",
+    "Namespace",
     "Push",
     "PythonAuth",
     "Section",
@@ -67,6 +74,7 @@ __all__ = [
     "is_loopback",
     "load",
     "load_tokens",
+    "merge_handlers",
     "merge_live",
     "open_keys",
     "parse_listen",

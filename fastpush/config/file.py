@@ -56,7 +56,7 @@ _FOREIGN = re.compile(
     r"FASTPUSH_(TEST|BENCH)_.*|FASTPUSH_(KEY|TOKEN)|FASTPUSH_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)"
 )
 _FOREIGN_PORT = re.compile(r"(tcp|udp)://")
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_REFERENCE = re.compile(r"\$\{(\w+)\}")
 _TOML_POSITION = re.compile(r" \(at (line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
 _TOML_HINTS = {
     "Invalid value": 'text needs quotes, as in name = "text"',
@@ -158,17 +158,31 @@ class _Draft:
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
         """Lay FASTPUSH_<SECTION>_<KEY> over the file; a variable of this prefix that names no key is a mistake."""
-        variables = {PREFIX + "_".join(place).upper(): (place, key) for place, key in keys()}
-        for variable in sorted(name for name in environ if name.startswith(PREFIX)):
+        variables = {_variable(place): (place, key) for place, key in keys()}
+        for variable in sorted(variables.keys() & environ.keys()):
+            self._take_variable(variable, environ[variable], *variables[variable])
+        # Only now it is known which tables of a table there are.
+        inner = {_variable(place): (place, key) for place, key in self._keys_of_named()}
+        for variable in sorted(name for name in environ if name.startswith(PREFIX) and name not in variables):
             text = environ[variable]
-            if not _is_utf8(text):
-                self._problems[(variable,), ""] = f"environment variable {variable}: is not valid UTF-8"
-            elif variable in variables:
-                place, key = variables[variable]
-                self._put(place, _environment_value(text, key), f"environment variable {variable}")
+            if variable in inner:
+                self._take_variable(variable, text, *inner[variable])
             elif not (_FOREIGN.fullmatch(variable) or (variable.endswith("_PORT") and _FOREIGN_PORT.match(text))):
-                hint = _nearest_variable(variable, list(variables))
+                hint = _nearest_variable(variable, [*variables, *inner])
                 self._problems[(variable,), ""] = f"environment variable {variable}: names no key; {hint}"
+
+    def _take_variable(self, variable: str, text: str, place: tuple[str, ...], key: Key) -> None:
+        if _is_utf8(text):
+            self._put(place, _environment_value(text, key), f"environment variable {variable}")
+        else:
+            self._problems[(variable,), ""] = f"environment variable {variable}: is not valid UTF-8"
+
+    def _keys_of_named(self) -> Iterator[tuple[tuple[str, ...], Key]]:
+        """Yield the keys of each table in a table of tables, with their places."""
+        for (name,), section in ((place, key.named) for place, key in keys() if key.named):
+            tables = self.values.get(name)
+            for inner in tables if isinstance(tables, dict) else ():
+                yield from keys(section, (name, inner))
 
     def take_overrides(self, overrides: Mapping[str, Any]) -> None:
         """Lay what the command line gave over everything else."""
@@ -201,8 +215,7 @@ class _Draft:
             elif isinstance(value, dict):
                 self.settle(member, value, here)
             else:
-                heading = f"[{'.'.join(map(str, here))}]"
-                self.blame(here, f"found {article(toml_type(value))}; must be a section headed {heading}")
+                self.blame(here, f"found {article(toml_type(value))}; must be a section headed {_heading(here)}")
         for name, member in members(section).items():
             if isinstance(member, Key) and member.is_required and name not in table:
                 self.blame((*place, name), f"is missing; must be {member.allowed}")
@@ -210,6 +223,8 @@ class _Draft:
     def _settled(self, key: Key, value: Any, place: Place) -> Any:
         if key.entries:
             self._settle_entries(key.entries, value, place)
+        elif key.named:
+            self._settle_named(key, key.named, value, place)
         elif not _fits(value, key):
             self.blame(place, f"found {_found(value, key)}; must be {key.allowed} (default {default_of(key)})")
         elif key.overrides:
@@ -230,6 +245,20 @@ class _Draft:
             return
         for index, entry in enumerate(value):
             self.settle(section, entry, (*place, index))
+
+    def _settle_named(self, key: Key, section: type[Section], value: Any, place: Place) -> None:
+        if not isinstance(value, dict):
+            self.blame(place, f"found {article(toml_type(value))}; must be {key.allowed}")
+            return
+        for name, table in value.items():
+            here = (*place, name)
+            if isinstance(table, dict):
+                self.settle(section, table, here)
+            elif name in members(section):
+                self.blame(here, f"stands outside a namespace; it belongs in {key.allowed}")
+            else:
+                heading = _heading(here)
+                self.blame(here, f"found {article(toml_type(table))}; must be a table headed {heading}")
 
     def _settle_overrides(self, section: type[Section], table: dict[str, Any], place: Place) -> None:
         known = overridable(section)
@@ -296,11 +325,16 @@ class _Draft:
         return key
 
 
+def _heading(place: Place) -> str:
+    """Return the heading of the table at a place."""
+    return f"[{'.'.join(bare_or_quoted(part) for part in place if isinstance(part, str))}]"
+
+
 def _unknown(section: type[Section], place: Place, value: Any) -> tuple[str, str]:
     """Return how an unknown key or section is called, and what may have been meant. Never shows the value."""
     name = str(place[-1])
     if isinstance(value, dict) or (value and isinstance(value, list) and all(isinstance(v, dict) for v in value)):
-        path = ".".join(bare_or_quoted(str(part)) for part in place if isinstance(part, str))
+        path = _heading(place)[1:-1]
         label = f"[{path}]" if isinstance(value, dict) else f"[[{path}]]"
         return label, f"no such section; {_GONE.get(path) or _nearest_heading(path, name)}"
     label = title(place) if len(place) > 1 else bare_or_quoted(name)
@@ -328,8 +362,12 @@ def _headings() -> dict[str, tuple[str, list[str]]]:
     """Return each heading that a file may have, by its dotted name, and the keys that may stand below it."""
     headings = {".".join(table): (f"[{'.'.join(table)}]", _own_keys(section)) for table, section in sections()}
     for place, key in keys():
-        if key.entries:
-            name = ".".join(place)
+        name = ".".join(place)
+        if key.is_table:
+            headings[name] = f"[{name}]", []
+        elif key.named:
+            headings[name] = f"[{name}.<{key.named.__name__.lower()}>]", _own_keys(key.named)
+        elif key.entries:
             headings[name] = f"[[{name}]]", _own_keys(key.entries)
             for inner in members(key.entries).values():
                 if isinstance(inner, Key) and inner.is_table:
@@ -341,7 +379,12 @@ def _headings() -> dict[str, tuple[str, list[str]]]:
 def _own_keys(section: type[Section]) -> list[str]:
     """Return the names of a section's keys without those that have a heading of their own."""
     own = members(section).items()
-    return [name for name, key in own if isinstance(key, Key) and not key.entries and not key.is_table]
+    return [name for name, key in own if isinstance(key, Key) and not (key.entries or key.named or key.is_table)]
+
+
+def _variable(place: tuple[str, ...]) -> str:
+    """Return the name of the environment variable for a key."""
+    return PREFIX + "_".join(place).upper().replace("-", "_")
 
 
 def _is_utf8(text: str) -> bool:
@@ -457,7 +500,7 @@ def _absolute(text: str, environ: Mapping[str, str], folder: Path) -> Path:
             raise ConfigError(f"found {found(text)}; the environment has no {match[1]}{hint}")
         return environ[match[1]]
 
-    return folder.absolute() / _VARIABLE.sub(value, text)
+    return folder.absolute() / _REFERENCE.sub(value, text)
 
 
 def _read(path: Path) -> str:

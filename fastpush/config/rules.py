@@ -5,6 +5,7 @@
 
 import base64
 import binascii
+import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,17 +15,42 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fastpush.config.schema import Config, Jwt, JwtKey, Key, Place, Section, found, members, shown, title
+from fastpush.config.schema import (
+    Config,
+    Jwt,
+    JwtKey,
+    Key,
+    Namespace,
+    Place,
+    Section,
+    bare_or_quoted,
+    found,
+    members,
+    shown,
+    title,
+)
 from fastpush.errors import ConfigError
 
-RESERVED_PATHS = ("/", "/health", "/ready", "/metrics", "/online", "/applications.json")
-RESERVED_FOLDER = "/assets"
+RESERVED_PATHS = (
+    "/",
+    "/health",
+    "/ready",
+    "/metrics",
+    "/online",
+    "/applications.json",
+    "/connection/websocket",
+    "/connection/uni_sse",
+    "/sse",
+)
+RESERVED_FOLDERS = ("/assets", "/api")
+WITHOUT_NAMESPACE = "without_namespace"  # the table for channels without a colon in their names
 KEY_CHARACTERS = 16
 SECRET_BYTES = 32  # RFC 7518, section 3.2: a key of the same size as the hash output or larger
 
 _LOCALHOST = "localhost"
 _HIGHEST_PORT = 65535
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*")  # RFC 3986 pchar, without percent-encoding
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
 _PEM = re.compile(r"-----BEGIN (RSA )?PUBLIC KEY-----(?P<body>.*)-----END (RSA )?PUBLIC KEY-----", re.DOTALL)
@@ -57,6 +83,9 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _path_problems(config)
     for index, application in enumerate(config.application):
         yield from _name_problems(("application", index, "handler"), application.handler, "Class")
+    yield from _client_problems(config)
+    for name, namespace in config.channels.items():
+        yield from _namespace_problems(name, namespace)
     for index, origin in enumerate(config.server.origins):
         if text := _origin_problem(origin):
             yield Problem(("server", "origins", index), text)
@@ -160,9 +189,10 @@ def _path_problem(path: str) -> str:
         return f"found {found(path)}; must consist of letters, digits and -._~!$&'()*+,;=:@ between slashes"
     if {".", ".."} & set(path.split("/")):
         return f"found {found(path)}; must not hold . or .. between slashes: browsers remove them"
-    if path in RESERVED_PATHS or path == RESERVED_FOLDER or path.startswith(RESERVED_FOLDER + "/"):
-        taken = ", ".join((*RESERVED_PATHS, RESERVED_FOLDER))
-        return f"found {found(path)}; the server's own pages are there ({taken} and all below {RESERVED_FOLDER})"
+    if path in RESERVED_PATHS or f"{path}/".startswith(tuple(f"{folder}/" for folder in RESERVED_FOLDERS)):
+        taken = ", ".join(RESERVED_PATHS)
+        folders = " and ".join(RESERVED_FOLDERS)
+        return f"found {found(path)}; the server's own pages are there ({taken}, {folders} and all below these)"
     return ""
 
 
@@ -201,6 +231,35 @@ def _nearest_origin(origin: str) -> str:
     suffix = f":{port}" if port and port != _DEFAULT_PORTS.get(parts.scheme) else ""
     near = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{suffix}"
     return near if _ORIGIN.fullmatch(near) else ""
+
+
+# Channels
+
+
+def _client_problems(config: Config) -> Iterator[Problem]:
+    client = config.client
+    personal: Place = ("client", "personal_namespace")
+    if client.personal_namespace == WITHOUT_NAMESPACE:
+        yield Problem(personal, f"must be the name of a namespace; {shown(WITHOUT_NAMESPACE)} is for names without")
+    elif client.personal_namespace and client.personal_namespace not in config.channels:
+        heading = f"[channels.{bare_or_quoted(client.personal_namespace)}]"
+        near = difflib.get_close_matches(client.personal_namespace, config.channels, 1, 0.5)
+        hint = f"did you mean {shown(near[0])}?" if near else f"add {heading}"
+        yield Problem(personal, f"found {found(client.personal_namespace)}; there is no table {heading}; {hint}")
+    if client.handler:
+        yield from _name_problems(("client", "handler"), client.handler, "Class")
+    elif client.options:
+        yield Problem(("client", "options"), "are for the class that [client] handler names, and it names none")
+
+
+def _namespace_problems(name: str, namespace: Namespace) -> Iterator[Problem]:
+    place: Place = ("channels", name)
+    if not _NAMESPACE.fullmatch(name):
+        yield Problem(place, "the name of a namespace must consist of 1 to 64 letters, digits, _ and -")
+    if namespace.recovery and not namespace.history_messages:
+        yield Problem((*place, "recovery"), "needs history_messages of at least 1: what was missed comes from there")
+    if namespace.join_leave != "off" and not namespace.presence:
+        yield Problem((*place, "join_leave"), f"{shown(namespace.join_leave)} needs presence = true")
 
 
 # Authentication
@@ -386,10 +445,29 @@ def _staying(old: Config, new: Config) -> tuple[str, ...]:
 def _pairs(old: Section, new: Section, table: str = "") -> Iterator[tuple[str, Key, object, object]]:
     for name, member in members(type(old)).items():
         before, after = getattr(old, name), getattr(new, name)
-        if isinstance(member, Key):
+        if isinstance(member, Key) and member.named:
+            yield from _named_pairs(member, before, after, f"{table}{name}.")
+        elif isinstance(member, Key):
             yield table + name, member, before, after
         else:
             yield from _pairs(before, after, f"{table}{name}.")
+
+
+def _named_pairs(
+    key: Key, old: dict[str, Section], new: dict[str, Section], table: str
+) -> Iterator[tuple[str, Key, object, object]]:
+    """Yield the keys of each table that stays, and each table that comes or goes."""
+    for name in dict.fromkeys((*old, *new)):
+        if name in old and name in new:
+            yield from _pairs(old[name], new[name], f"{table}{name}.")
+        else:
+            yield table + name, key, old.get(name), new.get(name)
+
+
+def merge_handlers(old: Config, new: Config) -> Config:
+    """Return `old` with the classes that `new` names and their options, which workers read when they start."""
+    client = msgspec.structs.replace(old.client, handler=new.client.handler, options=new.client.options)
+    return msgspec.structs.replace(old, application=new.application, client=client)
 
 
 def merge_live(old: Config, new: Config) -> Config:

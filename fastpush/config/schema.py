@@ -58,6 +58,11 @@ _PATH = 'a string that starts with "/"'
 _ADDRESSES = 'a string "host:port" or an array of them'
 _CALLABLE = 'a string "package.module:function"'
 _CLASS = 'a string "package.module:Class"'
+_NAMESPACES = "tables headed [channels.<namespace>]"
+_ANONYMOUS = (
+    "Who needs no token. no: everybody needs one, which [auth] judges. loopback: programs and pages of this machine "
+    "need none; what carries a proxy's headers does (X-Forwarded-…, Forwarded, Via). everywhere: nobody needs one."
+)
 _URL = 'a string "https://…" or "http://…"'
 
 
@@ -320,6 +325,19 @@ class Limits(Section, frozen=True):
         ),
     ] = 1048576
     registrations: Annotated[int, setting("Most events that one connection may register.", ge=1, le=100000)] = 100
+    channels_per_connection: Annotated[
+        int,
+        setting("Most channels that one connection of [client] may be subscribed to.", ge=1, le=65535),
+    ] = 128
+    idempotency_keys: Annotated[
+        int,
+        setting(
+            "Most idempotency keys that are remembered, each for 5 minutes; beyond it the oldest are forgotten. "
+            "0: a publication that is sent again is published again.",
+            ge=0,
+            le=10000000,
+        ),
+    ] = 100000
     name_bytes: Annotated[int, setting("Longest user id and longest event, as UTF-8.", ge=1, le=65535)] = 512
     push_body_bytes: Annotated[
         int, setting("Largest body of a push; a larger one is answered with 413.", ge=1024, le=67108864)
@@ -529,6 +547,132 @@ class Push(Section, frozen=True):
     ] = ""
 
 
+class Namespace(Section, frozen=True):
+    """What holds for channels whose names begin with the namespace and a colon: [channels.chat] for chat:42."""
+
+    subscribe: Annotated[
+        Literal["token", "users", "everybody", "nobody"],
+        setting(
+            "Who may subscribe. token: who has a subscription token of your back-end, which needs [auth] mode jwt. "
+            "users: everybody but anonymous connections. everybody: these too. nobody: clients do not ask, the server "
+            "subscribes them. A subscription token opens the channel whatever stands here. The name of a channel may "
+            "narrow it: $chat:42 always takes a subscription token, chat:#jack is for the user jack alone, without "
+            "token, and chat:#jack,rose for two.",
+        ),
+    ] = "token"
+    publish: Annotated[
+        Literal["nobody", "subscribers", "users", "everybody"],
+        setting(
+            "Which clients may publish; back-ends always may. subscribers: who is subscribed to the channel. "
+            "users: everybody but anonymous connections.",
+        ),
+    ] = "nobody"
+    history_messages: Annotated[
+        int,
+        setting(
+            "Newest publications that each channel keeps, for clients that come back and for those that ask. 0: none.",
+            ge=0,
+            le=65535,
+        ),
+    ] = 0
+    history_seconds: Annotated[
+        float,
+        setting(
+            "How long a publication is kept, and how long the position of a channel without any is known.",
+            ge=1,
+            le=2592000,
+        ),
+    ] = 300
+    history_bytes: Annotated[
+        int,
+        setting(
+            "Most bytes that each channel keeps; beyond it its oldest publications go. [bus] history_bytes bounds all "
+            "channels together.",
+            ge=1024,
+            le=67108864,
+        ),
+    ] = 1048576
+    recovery: Annotated[
+        bool,
+        setting(
+            "A client that comes back gets what it missed, in order, or is told that this is kept no longer. Needs "
+            "history_messages.",
+        ),
+    ] = False
+    presence: Annotated[bool, setting("Who is subscribed is known: to subscribers that ask, and to back-ends.")] = False
+    join_leave: Annotated[
+        Literal["off", "connections", "users"],
+        setting(
+            "Subscribers are told who comes and leaves: not at all, of each connection, or once of each user, with "
+            "its first and its last connection. Needs presence.",
+        ),
+    ] = "off"
+    grace_seconds: Annotated[
+        float,
+        setting('join_leave = "users": who comes back within this time has not left.', ge=0, le=3600),
+    ] = 2
+    join_leave_members: Annotated[
+        int,
+        setting(
+            "A channel with more connections than this tells nobody who comes and leaves; who asks for presence is "
+            "answered still.",
+            ge=1,
+            le=1000000,
+        ),
+    ] = 1000
+    slow_policy: Annotated[
+        Literal["disconnect", "drop-oldest", "latest"],
+        setting(
+            "What happens when a client falls behind by [limits] send_queue_messages or send_queue_bytes. disconnect: "
+            "it is closed, and may recover. drop-oldest: its oldest publications of such channels go, and it is told "
+            "how many. latest: as soon as it is behind, only the newest publication of each channel waits for it.",
+        ),
+    ] = "disconnect"
+
+
+class Client(Section, frozen=True):
+    """Clients of channels: the Centrifugal client protocol at /connection/websocket, and Server-Sent Events."""
+
+    anonymous: Annotated[Literal["no", "loopback", "everywhere"], setting(_ANONYMOUS)] = "no"
+    personal_namespace: Annotated[
+        str,
+        setting(
+            "The server subscribes every connection of a user to NAMESPACE:#USER, so that back-ends reach users "
+            "wherever they are. Such a namespace has a table [channels.<namespace>]. Empty: to none.",
+            form='a string, the name of a namespace, or ""',
+        ),
+    ] = ""
+    expired_close_seconds: Annotated[
+        float,
+        setting(
+            "Time a client has to refresh a token that has expired; then its connection is closed, or the "
+            "subscription ended.",
+            ge=0,
+            le=3600,
+        ),
+    ] = 25
+    handler: Annotated[
+        str,
+        setting(
+            "Your class for what channels do not do: remote procedure calls (on_rpc) and messages (on_message). It "
+            "derives from fastpush.applications.Application; workers import it when they start. Empty: clients are "
+            "told that there is none.",
+            form=_CLASS,
+            live=False,
+        ),
+    ] = ""
+    options: Annotated[
+        dict[str, Any],
+        setting(
+            "What the class is given; it says itself what is allowed.",
+            form="a table headed [client.options]",
+            live=False,
+            secret=True,
+            example={"greeting": "hello"},
+        ),
+    ] = {}
+
+
 class Application(Section, frozen=True):
     """A WebSocket path, and the class that serves it."""
 
@@ -544,11 +688,7 @@ class Application(Section, frozen=True):
     ]
     anonymous: Annotated[
         Literal["no", "loopback", "everywhere"],
-        setting(
-            "Who needs no token. no: everybody needs one, which [auth] judges. loopback: programs and pages of this "
-            "machine need none; what carries a proxy's headers does (X-Forwarded-…, Forwarded, Via). everywhere: "
-            "nobody needs one.",
-        ),
+        setting(_ANONYMOUS),
     ] = "no"
     heartbeat_seconds: Annotated[
         float,
@@ -616,6 +756,26 @@ class Config(Section, frozen=True):
     bus: Bus = Bus()
     auth: Auth = Auth()
     push: Push = Push()
+    client: Client = Client()
+    channels: Annotated[
+        dict[str, Namespace],
+        setting(
+            "A namespace of channels: what holds for all whose names begin with it and a colon, such as chat:42. Names "
+            "without a colon follow [channels.without_namespace]. Clients subscribe only where there is such a table.",
+            form=_NAMESPACES,
+            example={
+                "chat": Namespace(
+                    subscribe="users",
+                    publish="subscribers",
+                    history_messages=100,
+                    history_seconds=3600,
+                    recovery=True,
+                    presence=True,
+                    join_leave="users",
+                )
+            },
+        ),
+    ] = {}
     application: Annotated[
         list[Application],
         setting("WebSocket paths beside [server] websocket_path, and the class that serves each.", live=False),
@@ -664,7 +824,14 @@ class Key:
     @property
     def is_table(self) -> bool:
         """Whether its value is a table with a heading of its own, and no section."""
-        return typing.get_origin(_bare(self.annotation)) is dict
+        return typing.get_origin(_bare(self.annotation)) is dict and self.named is None
+
+    @property
+    def named(self) -> type[Section] | None:
+        """The section of each table when the key is a table of tables with names of the operator's choice."""
+        bare = _bare(self.annotation)
+        inner = typing.get_args(bare)[1] if typing.get_origin(bare) is dict else None
+        return inner if isinstance(inner, type) and issubclass(inner, Section) else None
 
     @property
     def entries(self) -> type[Section] | None:
@@ -722,7 +889,7 @@ def overridable(section: type[Section]) -> dict[str, Key]:
 
 
 def keys(section: type[Section] = Config, table: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Key]]:
-    """Yield every key with its place; keys of the entries of an array of tables are not among them."""
+    """Yield every key with its place; keys of the tables in an array, or in a table of tables, are not among them."""
     for name, member in members(section).items():
         if isinstance(member, Key):
             yield (*table, name), member

@@ -9,7 +9,31 @@ every receiver and every send queue. While receivers are walked nothing may chan
 groups: they only mark themselves, and are closed after the walk.
 """
 
-from fastpush.fanout.batch import DEFLATE, ENVELOPE, GZIP, LINES, PLAIN, Receiver
+from fastpush.fanout.batch import (
+    CHANNEL_FORMS,
+    CLIENT,
+    DEFLATE,
+    ENVELOPE,
+    EVENTS,
+    GZIP,
+    LINES,
+    PLAIN,
+    UNIDIRECTIONAL,
+    Receiver,
+)
 from fastpush.fanout.hub import Group, Hub
 
-__all__ = ["DEFLATE", "ENVELOPE", "GZIP", "LINES", "PLAIN", "Group", "Hub", "Receiver"]
+__all__ = [
+    "CHANNEL_FORMS",
+    "CLIENT",
+    "DEFLATE",
+    "ENVELOPE",
+    "EVENTS",
+    "GZIP",
+    "LINES",
+    "PLAIN",
+    "UNIDIRECTIONAL",
+    "Group",
+    "Hub",
+    "Receiver",
+]

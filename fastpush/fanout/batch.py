@@ -7,21 +7,35 @@ A receiver's `form` says how it wants its messages; ENVELOPE may be added to the
     DEFLATE   permessage-deflate, for messages that are worth it
     GZIP      a binary message that holds gzip (S2-14)
     LINES     texts that have waited in a send queue are joined, a line each (S4-13)
+
+In CHANNEL_FORMS frames are ChannelFrames; each of them stands alone:
+
+    CLIENT          the client protocol: JSON replies and pushes in text frames
+    UNIDIRECTIONAL  its pushes alone, as Server-Sent Events
+    EVENTS          the pushed text as Server-Sent Events
 """
 
 import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
+import orjson
+
 from fastpush.config import Compression
-from fastpush.protocol.bus import Publication
-from fastpush.protocol.frames import deflated_frame, gzip_frame, is_text, payload_of, text_frame
-from fastpush.protocol.push import envelope
+from fastpush.protocol import client
+from fastpush.protocol.bus import Kind, Publication
+from fastpush.protocol.client import bare, message_push, publication_push
+from fastpush.protocol.frames import ChannelFrame, deflated_frame, gzip_frame, is_text, payload_of, text_frame
+from fastpush.protocol.push import EVERYBODY, channel_of, envelope
+from fastpush.protocol.server_sent import event
 
 if TYPE_CHECKING:
     from fastpush.fanout.hub import Group
 
 PLAIN, ENVELOPE, DEFLATE, GZIP, LINES = 0, 1, 2, 4, 8
+CLIENT, UNIDIRECTIONAL, EVENTS = 16, 32, 64
+CHANNEL_FORMS = CLIENT | UNIDIRECTIONAL | EVENTS
+_DATA, _CHANGES = int(Kind.DATA), int(Kind.CHANGES)
 
 
 class Writable(Protocol):
@@ -96,6 +110,8 @@ class Batch:
                 form = receiver.form
                 joined, frames = self._in_form(form)
                 length = len(joined)
+            if not length:  # this form has nothing for it
+                continue
             writable = receiver.writable
             if writable is not None and not writable.is_closing():
                 # Past the transport, which has nothing waiting: a tenth of the whole write cheaper.
@@ -140,20 +156,83 @@ class Batch:
     def _in_form(self, form: int) -> tuple[bytes, Sequence[bytes]]:
         made = self._forms.get(form)
         if made is None:
-            frames = [frame_in_form(publication, form, self._compression) for publication in self.publications]
-            joined = frames[0] if len(frames) == 1 else b"".join(frames)
-            made = self._forms[form] = (joined, frames)
+            if form & CHANNEL_FORMS:
+                made = channel_frames(self.publications, form, self._compression)
+            else:
+                frames = [frame_in_form(publication, form, self._compression) for publication in self.publications]
+                made = (frames[0] if len(frames) == 1 else b"".join(frames), frames)
+            self._forms[form] = made
         return made
 
 
 def frame_in_form(publication: Publication, form: int, compression: Compression) -> bytes:
-    """Return the frame that a receiver of `form` is sent."""
+    """Return the frame that a receiver of `form` is sent; b"" for nothing."""
     frame = publication.frame
+    if publication.kind == _CHANGES:
+        return b""
     if form & ENVELOPE and is_text(frame):  # an application may push binary messages to the same user and event
         message = str(payload_of(frame), "utf-8")
         frame = text_frame(envelope(publication.event.decode(), message))
     if form & GZIP:
         return gzip_frame(frame, compression.level)
-    if form & DEFLATE and compression.min_bytes <= len(payload_of(frame)) <= compression.max_bytes:
+    return _deflated(frame, compression) if form & DEFLATE else frame
+
+
+def channel_frames(
+    publications: Sequence[Publication], form: int, compression: Compression
+) -> tuple[bytes, Sequence[bytes]]:
+    """Return what one of CHANNEL_FORMS is sent: all at once, and a frame for each publication, b"" for nothing."""
+    texts = [event_text(publication) if form & EVENTS else push_text(publication) for publication in publications]
+    if form & UNIDIRECTIONAL:
+        texts = [b"\n".join(map(bare, text.split(b"\n"))) if text else b"" for text in texts]
+    if form & CLIENT:
+        frames = [text_frame(text) if text else b"" for text in texts]
+        # Several objects may share a frame, a line each; to a client one message costs less than many.
+        joined = text_frame(b"\n".join(filter(None, texts))) if len(frames) > 1 and any(texts) else frames[0]
+    else:
+        frames = [event(text) if text else b"" for text in texts]
+        joined = b"".join(frames)
+    if form & DEFLATE:
+        frames = [_deflated(frame, compression) if frame else frame for frame in frames]
+        joined = _deflated(joined, compression) if joined else joined
+    return joined, [_named(frame, publication) for frame, publication in zip(frames, publications, strict=True)]
+
+
+def _named(frame: bytes, publication: Publication) -> bytes:
+    if publication.kind == _CHANGES:  # who comes and leaves is no publication that a newer one stands for
+        return frame
+    named = ChannelFrame(frame)
+    named.key, named.offset = publication.keys[0], publication.offset
+    return named
+
+
+def _deflated(frame: bytes, compression: Compression) -> bytes:
+    if compression.min_bytes <= len(payload_of(frame)) <= compression.max_bytes:
         return deflated_frame(frame, compression.level)
     return frame
+
+
+def push_text(publication: Publication) -> bytes:
+    """Return a publication as pushes of the client protocol, a line each; b"" for what that has no form for."""
+    key, frame = publication.keys[0], publication.frame
+    if publication.kind == _CHANGES:
+        return bytes(payload_of(frame))
+    if key == EVERYBODY:
+        message = {"event": publication.event.decode(), "message": str(payload_of(frame), "utf-8")}
+        return message_push(orjson.dumps(message))
+    data = data_of(publication.kind, frame)
+    extras = publication.event if publication.kind == _DATA else b""
+    return publication_push(channel_of(key), client.publication(data, extras, publication.offset)) if data else b""
+
+
+def data_of(kind: int, frame: bytes) -> bytes:
+    """Return what a frame holds as JSON: a text that an application has sent as a string, nothing of a binary one."""
+    if kind == _DATA:
+        return bytes(payload_of(frame))
+    return orjson.dumps(str(payload_of(frame), "utf-8")) if is_text(frame) else b""
+
+
+def event_text(publication: Publication) -> bytes:
+    """Return a publication as an event stream of the simple protocol has it; b"" for what that has no form for."""
+    is_text_of_somebody = publication.kind != _CHANGES and is_text(publication.frame)
+    return bytes(payload_of(publication.frame)) if is_text_of_somebody else b""

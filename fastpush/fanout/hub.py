@@ -105,6 +105,10 @@ class Hub:
         """Return every key that is announced: the key table a new broker needs."""
         return self._groups.keys()
 
+    def groups(self) -> Iterable[Group]:
+        """Return every group."""
+        return self._groups.values()
+
     def hold(self, key: bytes) -> Group:
         """Announce `key` for a connection that will join; pair with `release`."""
         group = self._group(key)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from fastpush.config import Compression, Fanout
 from fastpush.fanout.batch import PLAIN, Batch, Receiver
 from fastpush.metrics import Counters
-from fastpush.protocol.bus import Publication
+from fastpush.protocol.bus import Kind, Publication
 
 if TYPE_CHECKING:
     from fastpush.fanout.hub import Group
@@ -118,8 +118,9 @@ class Pump:
         frames = (frame,)
         batch: Batch | None = None
         count = 0
+        plain = PLAIN if publication.kind != Kind.CHANGES else -1
         for receiver in members:
-            if receiver.form == PLAIN:
+            if receiver.form == plain:
                 count += receiver.send_joined(frame, frames)
             else:
                 if batch is None:

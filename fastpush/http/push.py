@@ -23,7 +23,7 @@ from fastpush.errors import (
 )
 from fastpush.metrics import Counters
 from fastpush.protocol import push as protocol
-from fastpush.protocol.bus import Status, encode_publication
+from fastpush.protocol.bus import Position, Status, encode_publication
 from fastpush.protocol.frames import text_header
 from fastpush.state.send_queue import ENTRY_BYTES
 
@@ -60,8 +60,8 @@ def internal_error(error: Exception) -> RequestError:
 
 
 OnOutcome = Callable[[Outcome | RequestError], None]
-# Status, connections reached, workers whose count is missing.
-OnResult = Callable[[int, int, int], None]
+# Status, connections reached, workers whose count is missing, where its channel has kept it.
+OnResult = Callable[[int, int, int, Position], None]
 Ask = Callable[[bytes, OnResult], None]  # raises RequestError 503 when not handed over
 
 
@@ -106,8 +106,8 @@ class PushService:
     def drop(self, body: bytes, on_outcome: OnOutcome) -> None:
         """Close a user's connections; as `push`."""
         user, event = protocol.parse_drop(body, name_bytes=self.limits.name_bytes)
-        order = orjson.dumps(["user", user, event, CloseCode.POLICY_VIOLATION, "dropped by the back-end"])
-        self._drop(order, lambda *result: on_outcome(_outcome(*result)))
+        order = orjson.dumps(["close_user", user, event, CloseCode.POLICY_VIOLATION, "dropped by the back-end"])
+        self._drop(order, lambda status, sent, unconfirmed, _: on_outcome(_outcome(status, sent, unconfirmed)))
 
     def _send(self, keys: list[bytes], event: str, message: str, on_outcome: OnOutcome) -> None:
         payload = message.encode()
@@ -118,7 +118,7 @@ class PushService:
         if len(keys) > PUBLICATION_KEYS_MAX:
             raise illegal_request(f"userId has {len(keys)} entries, at most {PUBLICATION_KEYS_MAX} are allowed")
 
-        def on_result(status: int, sent: int, unconfirmed: int) -> None:
+        def on_result(status: int, sent: int, unconfirmed: int, _: Position) -> None:
             outcome = _outcome(status, sent, unconfirmed)
             if isinstance(outcome, RequestError):
                 self._count_refusal(outcome)

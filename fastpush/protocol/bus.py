@@ -12,39 +12,51 @@
     UNSUBSCRIBE  0; body: key
     COMPLETE     announcement: the key table is sent   (answered by SUBSCRIBED)
     PUBLISH      request; body: publication         DELIVER      publication number; same body
-                                                    DELIVER_OWN  request
-    DROP         request; body: JSON                CLOSE        publication number; same body
-    COUNT        publication number; u32            RESULT       request; status, sent, unconfirmed
+                                                    DELIVER_OWN  request; position, where it was kept
+    PUBLISH_ONCE request; u16 length, idempotency   DELIVER_AT   publication number; u64 offset, same body
+                 key, publication
+    ORDER        request; body: JSON                OBEY         publication number; same body
+    COUNT        publication number; u32            RESULT       request; status, sent, unconfirmed, position
     SCRAPE       request                            MEASURE      scrape
     SNAPSHOT     scrape or 0; body: JSON            REPORT       request; body: JSON
     ADMIT        request; u32 limit, name           ADMITTED     request; 1 or 0
     RELEASE      0; name: one admitted less
     HOLD         number of those admitted; name     (part of the table, before COMPLETE)
-    JOIN         request; Join                      ANSWER       request; list of kept entries
+    JOIN         request; list of Join              ANSWER       request; list of Kept, as many
     LEAVE        0; Join, as it was told
     PRESENT      0; Join: somebody who has joined   (part of the table)
     CLAIM        connection; u64 number, name       CLAIMED      connection; name
     UNCLAIM      connection; name                   REPLACED     connection; name
-    HISTORY      request; routing key               ANSWER       request; list of kept entries
+    HISTORY      request; History                   ANSWER       request; Kept
+    FORGET       request; routing key               ANSWER       request; nothing
     ONLINE       request; Online                    ANSWER       request; OnlineAnswer
+    PRESENCE     request; routing key               ANSWER       request; list of members' infos
+    GATHER       request; JSON question             INQUIRE      inquiry; same body
+    FOUND        inquiry; JSON                      ANSWER       request; Gathered
                                                     NOTICE       publication number; publication
+                                                    CHANGES      publication number; publication
     GOODBYE      0: the link closes on purpose
 
 ADMIT asks for one more connection of a name (of a user, of an address) on the whole host.
 It is sent only where a limit is configured.
 
-JOIN lets a connection into a channel with more than routing: with what the channel has kept, with presence, or
+JOIN lets a connection into channels with more than routing: with what a channel has kept, with presence, or
 both. The answer stands in the stream at the very place where the connection joins: what was delivered before it is
 among the kept entries, what comes behind it is not. A NOTICE tells of a user who came or left; what it looks like is
-the application's affair, which each worker asks. Its event is the application's path, its frame a Notice.
+the application's affair, which each worker asks. Its event is the application's path, its frame a Notice. CHANGES
+tells the same of a channel with a namespace, several at once: its frame is a list of (came, info).
+
+A publication that its channel keeps gets the channel's next offset, in the same step in which it is sent out: what
+comes with an offset (DELIVER_AT) is kept, what is kept has been sent. A PUBLISH_ONCE whose idempotency key was used
+before gets the earlier one's RESULT.
 
 CLAIM makes a connection the only one of a name, told again as part of a table. Of two claims the one with the larger
 number wins: the time at which it was made, by CLOCK_MONOTONIC, which all processes share. So the newest connection wins
 whichever worker's message comes first.
 
 A publication's body is made once, by the worker that took the push, and travels
-unchanged: when it was taken, keys, event, whom it spares, how many its channel keeps, and the WebSocket frame that
-receivers write as it is. Each process
+unchanged: when it was taken, keys, kind, event, whom it spares, how many its channel keeps, and the WebSocket frame
+that receivers write as it is. Each process
 copies a large one once at most: the first one into the body, the broker not at all (it cuts
 views out of what it has read), and each receiving worker into the frame that all its
 connections share. What the kernel's sockets copy comes on top.
@@ -62,16 +74,17 @@ import msgspec
 
 from fastpush.errors import FastpushError
 
-HELLO, SUBSCRIBE, UNSUBSCRIBE, COMPLETE, PUBLISH, DROP, COUNT, SCRAPE, SNAPSHOT, GOODBYE = range(1, 11)
+HELLO, SUBSCRIBE, UNSUBSCRIBE, COMPLETE, PUBLISH, ORDER, COUNT, SCRAPE, SNAPSHOT, GOODBYE = range(1, 11)
 ADMIT, RELEASE, HOLD, JOIN, LEAVE, PRESENT, CLAIM, UNCLAIM, HISTORY, ONLINE = range(11, 21)
-WELCOME, SUBSCRIBED, DELIVER, CLOSE, RESULT, MEASURE, REPORT, ADMITTED, DELIVER_OWN = range(65, 74)
-ANSWER, REPLACED, NOTICE, CLAIMED = range(74, 78)
+PUBLISH_ONCE, FORGET, PRESENCE, GATHER, FOUND = range(21, 26)
+WELCOME, SUBSCRIBED, DELIVER, OBEY, RESULT, MEASURE, REPORT, ADMITTED, DELIVER_OWN = range(65, 74)
+ANSWER, REPLACED, NOTICE, CLAIMED, DELIVER_AT, CHANGES, INQUIRE = range(74, 81)
 
 _HEAD = struct.Struct("<IBQ")
 _pack_head = _HEAD.pack
 _HEAD_BYTES = _HEAD.size
 _LENGTH_BYTES = 4
-_PUBLICATION = struct.Struct("<dQHHI")  # when taken, whom it spares, how many to keep, keys, length of the first
+_PUBLICATION = struct.Struct("<dQBHHI")  # when taken, whom it spares, kind, how many to keep, keys, length of the first
 _NUMBER = struct.Struct("<Q")
 _pack_publication = _PUBLICATION.pack
 _unpack_publication = _PUBLICATION.unpack_from
@@ -79,12 +92,18 @@ _FIRST_KEY = _PUBLICATION.size
 _pack_u32 = struct.Struct("<I").pack
 _unpack_u32 = struct.Struct("<I").unpack_from
 _RESULT = struct.Struct("<BIH")
+_POSITION = struct.Struct("<QQ")
+_pack_u16 = struct.Struct("<H").pack
+_unpack_u16 = struct.Struct("<H").unpack_from
 _new_tuple = tuple.__new__  # what a NamedTuple's constructor ends in, at half of the cost
 
 
 Body = bytes | memoryview
 """What a message carries: bytes, or a view of LARGE_BYTES and more, valid for as long as it is kept."""
 
+HISTORY_MESSAGES_MAX = 65_535
+HISTORY_BYTES_MAX = 16 * 1024 * 1024  # of what one answer holds: far below what a message on the bus may have
+ONCE_BYTES_MAX = 1024  # of an idempotency key
 LARGE_BYTES = 16384  # from here on a copy costs more than what it takes to do without
 
 
@@ -101,11 +120,31 @@ class Status(IntEnum):
     UNKNOWN = 3  # the broker was lost before it answered; set by the asking worker itself
 
 
+class Kind(IntEnum):
+    """What a publication's frame holds, and its event."""
+
+    MESSAGE = 0  # any message; the event that it was pushed with, or the application's path
+    DATA = 1  # a text that is JSON, one publication of a channel; event: further members of that, as `publication` says
+    NOTICE = 2  # among kept entries only: a packed Notice
+    CHANGES = 3  # who came and left, as pushes of the client protocol, ready to be sent
+
+
+class Position(NamedTuple):
+    """A place in what a channel has kept: publications so far, from 1 on, and since when they are counted."""
+
+    offset: int
+    epoch: int
+
+
+NO_POSITION = Position(0, 0)
+
+
 class Publication(NamedTuple):
     """One push on its way: routing keys, event (UTF-8) and prebuilt frame.
 
     taken_seconds: when it was handed to the broker, by CLOCK_MONOTONIC, which all processes of a host share.
     spared: `connection_number` of a connection that does not get it; 0: nobody.
+    offset: its place in what its channel has kept; 0: it was not kept.
     """
 
     keys: list[bytes]
@@ -113,14 +152,17 @@ class Publication(NamedTuple):
     frame: bytes
     taken_seconds: float
     spared: int = 0
+    kind: int = 0
+    offset: int = 0
 
 
 class Join(msgspec.Struct, frozen=True, array_like=True):
     """A connection that enters a channel.
 
     connection: its `connection_number`.  replay_messages, replay_bytes: most of what the channel has kept that it
-    wants, the newest.
-    user: who is present by it; "": nobody.  path: of the application that words the notices.
+    wants, the newest.  since: if all behind this position is within that, it is answered, else nothing is.
+    is_present: whether presence counts it, as one of `user`, "" for nobody's.  info: what others are told of it, JSON.
+    path: of the application that words the notices; "": the channel's namespace says what is told.
     grace_ms: time in which a user may come back unnoticed.  keep: how many entries the channel keeps, notices too.
     """
 
@@ -132,6 +174,42 @@ class Join(msgspec.Struct, frozen=True, array_like=True):
     user: str = ""
     grace_ms: int = 0
     keep: int = 0
+    is_present: bool = False
+    info: bytes = b""
+    since: Position | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One kept publication, of any Kind. data: a WebSocket frame, or a Notice.  extras: as a publication's event."""
+
+    offset: int
+    kind: int
+    data: bytes
+    extras: bytes = b""
+
+
+class Kept(msgspec.Struct, frozen=True, array_like=True):
+    """What a channel has kept: some entries, oldest first, and the position of its newest.
+
+    recovered: the entries are all that came behind the position that was asked for.
+    """
+
+    offset: int
+    epoch: int
+    recovered: bool
+    entries: list[Entry]
+
+
+class History(msgspec.Struct, frozen=True, array_like=True):
+    """A question for what a channel has kept, behind or (reverse) before a position.
+
+    messages: the most; 0: none, only the channel's position.
+    """
+
+    key: bytes
+    messages: int = HISTORY_MESSAGES_MAX
+    since: Position | None = None
+    reverse: bool = False
 
 
 class Notice(msgspec.Struct, frozen=True, array_like=True):
@@ -156,12 +234,26 @@ class OnlineAnswer(msgspec.Struct, frozen=True, array_like=True):
     users: list[str]
 
 
+class Gathered(msgspec.Struct, frozen=True, array_like=True):
+    """What each worker has said, and how many have not in time."""
+
+    found: list[bytes]
+    missing: int
+
+
 pack = msgspec.msgpack.Encoder().encode
 unpack_join = msgspec.msgpack.Decoder(Join).decode
+unpack_joins = msgspec.msgpack.Decoder(list[Join]).decode
 unpack_notice = msgspec.msgpack.Decoder(Notice).decode
 unpack_online = msgspec.msgpack.Decoder(Online).decode
 unpack_online_answer = msgspec.msgpack.Decoder(OnlineAnswer).decode
-unpack_entries = msgspec.msgpack.Decoder(list[tuple[bool, bytes]]).decode
+unpack_entry = msgspec.msgpack.Decoder(Entry).decode
+unpack_history = msgspec.msgpack.Decoder(History).decode
+unpack_kept = msgspec.msgpack.Decoder(Kept).decode
+unpack_all_kept = msgspec.msgpack.Decoder(list[Kept]).decode
+unpack_changes = msgspec.msgpack.Decoder(list[tuple[bool, bytes]]).decode
+unpack_infos = msgspec.msgpack.Decoder(list[bytes]).decode
+unpack_gathered = msgspec.msgpack.Decoder(Gathered).decode
 
 _SERIAL_BITS = 40
 
@@ -187,14 +279,20 @@ def encode_head(kind: int, number: int, body_bytes: int) -> bytes:
 
 
 def encode_publication(
-    keys: list[bytes], event: bytes, *frame: bytes, taken_seconds: float, spared: int = 0, keep: int = 0
+    keys: list[bytes],
+    event: bytes,
+    *frame: bytes,
+    taken_seconds: float,
+    spared: int = 0,
+    keep: int = 0,
+    kind: int = Kind.MESSAGE,
 ) -> bytes:
     """Return a publication's body; the frame may come in parts. keep: how many its channel, the only key, keeps.
 
     Bounds: 65,535 keys, 65,535 to keep; the caller limits the length of keys.
     """
     key = keys[0]
-    start = _pack_publication(taken_seconds, spared, keep, len(keys), len(key))
+    start = _pack_publication(taken_seconds, spared, kind, keep, len(keys), len(key))
     if len(keys) == 1:
         return b"".join((start, key, _pack_u32(len(event)), event, *frame))
     parts = [start, key]
@@ -206,24 +304,45 @@ def encode_publication(
 
 def decode_route(body: Body) -> tuple[list[bytes], int]:
     """Return a publication's keys, and how many its channel keeps, without touching the rest."""
-    _, _, keep, keys, _ = _walk_keys(body)
+    _, _, _, keep, keys, _ = _walk_keys(body)
     return keys, keep
 
 
-def decode_publication(body: Body) -> Publication:
-    """Return what `encode_publication` was given; the frame is the one copy made."""
-    taken_seconds, spared, _, keys, at = _walk_keys(body)
+def decode_publication(body: Body, offset: int = 0) -> Publication:
+    """Return what `encode_publication` was given; the frame is the one copy made. offset: where it was kept."""
+    taken_seconds, spared, kind, _, keys, at = _walk_keys(body)
     (size,) = _unpack_u32(body, at)
     start = at + 4 + size
     event, frame = body[at + 4 : start], body[start:]
     if body.__class__ is not bytes:
         event, frame = bytes(event), bytes(frame)
-    return _new_tuple(Publication, (keys, event, frame, taken_seconds, spared))
+    return _new_tuple(Publication, (keys, event, frame, taken_seconds, spared, kind, offset))
 
 
-def _walk_keys(body: Body) -> tuple[float, int, int, list[bytes], int]:
-    """Return when the publication was taken, whom it spares, how many are kept, its keys, and where these end."""
-    taken_seconds, spared, keep, count, size = _unpack_publication(body)
+def encode_offset(offset: int) -> bytes:
+    """Return what stands before a publication's body in a DELIVER_AT."""
+    return _NUMBER.pack(offset)
+
+
+def decode_offset(body: Body) -> tuple[int, Body]:
+    """Return the offset of a DELIVER_AT, and the publication's body."""
+    return _NUMBER.unpack_from(body)[0], body[_NUMBER.size :]
+
+
+def encode_once(key: bytes) -> bytes:
+    """Return what stands before a publication's body in a PUBLISH_ONCE."""
+    return _pack_u16(len(key)) + key
+
+
+def decode_once(body: Body) -> tuple[bytes, Body]:
+    """Return the idempotency key of a PUBLISH_ONCE, and the publication's body."""
+    end = 2 + _unpack_u16(body)[0]
+    return bytes(body[2:end]), body[end:]
+
+
+def _walk_keys(body: Body) -> tuple[float, int, int, int, list[bytes], int]:
+    """Return when the publication was taken, whom it spares, kind, how many are kept, keys, and where these end."""
+    taken_seconds, spared, kind, keep, count, size = _unpack_publication(body)
     at = _FIRST_KEY + size
     keys = [body[_FIRST_KEY:at]]
     for _ in range(count - 1):
@@ -231,7 +350,7 @@ def _walk_keys(body: Body) -> tuple[float, int, int, list[bytes], int]:
         at += 4 + size
         keys.append(body[at - size : at])
     whole = keys if body.__class__ is bytes else [bytes(key) for key in keys]
-    return taken_seconds, spared, keep, whole, at  # type: ignore[return-value]
+    return taken_seconds, spared, kind, keep, whole, at  # type: ignore[return-value]
 
 
 def encode_count(publication: int, connections: int) -> bytes:
@@ -245,14 +364,27 @@ def decode_count(body: bytes) -> int:
     return count
 
 
-def encode_result(request: int, status: Status, sent: int, unconfirmed: int) -> bytes:
-    """Return a RESULT."""
-    return _pack_head(16, RESULT, request) + _RESULT.pack(status, sent, unconfirmed)
+def encode_result(request: int, status: Status, sent: int, unconfirmed: int, position: Position = NO_POSITION) -> bytes:
+    """Return a RESULT. position: of a publication that was kept."""
+    if position is NO_POSITION:
+        return _pack_head(16, RESULT, request) + _RESULT.pack(status, sent, unconfirmed)
+    return _pack_head(32, RESULT, request) + _RESULT.pack(status, sent, unconfirmed) + _POSITION.pack(*position)
 
 
-def decode_result(body: bytes) -> tuple[int, int, int]:
-    """Return the outcome in a RESULT: (Status, connections that took it, workers that did not count in time)."""
-    return _RESULT.unpack(body)
+def decode_result(body: bytes) -> tuple[int, int, int, Position]:
+    """Return a RESULT: (Status, connections that took it, workers that did not count in time, where it was kept)."""
+    status, sent, unconfirmed = _RESULT.unpack_from(body)
+    return status, sent, unconfirmed, decode_position(body[_RESULT.size :])
+
+
+def encode_position(position: Position) -> bytes:
+    """Return a position as a DELIVER_OWN carries it."""
+    return _POSITION.pack(*position)
+
+
+def decode_position(body: bytes) -> Position:
+    """Return the position in a body; NO_POSITION for an empty one."""
+    return Position(*_POSITION.unpack(body)) if body else NO_POSITION
 
 
 def encode_admit(name: bytes, limit: int) -> bytes:

@@ -39,6 +39,17 @@ _CLOSE_CODES = frozenset((1000, 1001, 1002, 1003, *range(1007, 1015), *range(300
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
 
+class ChannelFrame(bytes):
+    """What a channel's subscribers are written for one publication, in a form that tells them its channel.
+
+    key: the channel's routing key.  offset: the publication's in its channel; 0: it has none.
+    Empty: nothing is written for it.
+    """
+
+    key: bytes
+    offset: int
+
+
 class Opcode(IntEnum):
     """RFC 6455, 5.2."""
 

@@ -1,4 +1,4 @@
-"""Who is in a channel, on the whole host: users by channel, with as many connections as they have there.
+"""Who is in a channel, on the whole host: its connections, and the users whose they are.
 
 A user comes with the first connection and leaves a while after the last one (the channel's grace
 period): who reconnects meanwhile has neither left nor come. The counts know no grace: they are of the
@@ -20,10 +20,28 @@ class Place(NamedTuple):
     user: str
 
 
+class Member(NamedTuple):
+    """A connection in a channel. holder: of it.  info: what others are told of it, as JSON."""
+
+    holder: Hashable
+    user: str
+    info: bytes
+
+
+class Left(NamedTuple):
+    """A connection that has left a channel, and how that deals with it."""
+
+    channel: bytes
+    connection: int
+    member: Member
+    habits: "Habits"
+
+
 class Habits(NamedTuple):
     """How a channel deals with who comes and leaves.
 
-    path: of the application that words the notices.  grace_seconds: see above.  keep: how many entries it keeps.
+    path: of the application that words the notices; "": its namespace says what is told.
+    grace_seconds: see above.  keep: how many entries it keeps.
     """
 
     path: str
@@ -32,22 +50,23 @@ class Habits(NamedTuple):
 
 
 class _Channel:
-    """Connections by user, how many users are leaving, and what the last one who came said of the channel."""
+    """Connections by number and by user, how many users are leaving, and what the last one who came said of it."""
 
-    __slots__ = ("habits", "leaving", "users")
+    __slots__ = ("habits", "leaving", "members", "users")
 
     def __init__(self, habits: Habits) -> None:
+        self.members: dict[int, Member] = {}
         self.users: Counter[str] = Counter()
         self.leaving = 0
         self.habits = habits
 
 
 class Presence(Generic[Holder]):
-    """Counts connections by channel and user. Holders are few (worker links); time is told, in seconds."""
+    """Knows connections by channel and user. Holders are few (worker links); time is told, in seconds."""
 
     def __init__(self) -> None:
         self._channels: dict[bytes, _Channel] = {}
-        self._held: dict[Holder, Counter[Place]] = {}
+        self._held: dict[Holder, dict[tuple[bytes, int], None]] = {}
         self._leaving: dict[Place, float] = {}  # who has no connection any more: when that counts
         self._due: list[tuple[float, Place]] = []  # a heap: each place once, no later than it is due
         self._planned: set[Place] = set()  # those on the heap
@@ -57,43 +76,52 @@ class Presence(Generic[Holder]):
         """Return the number of channels that somebody is in, or is leaving."""
         return len(self._channels)
 
-    def enter(self, holder: Holder, place: Place, habits: Habits) -> bool:
-        """Count one connection more; return whether the user has come by it."""
+    def enter(self, holder: Holder, place: Place, habits: Habits, connection: int, info: bytes = b"") -> bool:
+        """Let a connection in, or another holder have it; return whether the user has come by it."""
         channel = self._channels.get(place.channel)
         if channel is None:
             channel = self._channels[place.channel] = _Channel(habits)
         channel.habits = habits
+        is_known = connection in channel.members
+        channel.members[connection] = Member(holder, place.user, info)
+        self._held.setdefault(holder, {})[place.channel, connection] = None
+        if is_known:
+            return False
         channel.users[place.user] += 1
         self.connections += 1
-        self._held.setdefault(holder, Counter())[place] += 1
         has_stayed = self._leaving.pop(place, None) is not None
         channel.leaving -= has_stayed
         return channel.users[place.user] == 1 and not has_stayed
 
-    def leave(self, holder: Holder, place: Place, now: float) -> None:
-        """Count one connection of `holder` less; one that it does not hold changes nothing."""
+    def leave(self, holder: Holder, channel: bytes, connection: int, now: float) -> Left | None:
+        """Take a connection of `holder` out of a channel; one that it does not hold there changes nothing."""
         held = self._held.get(holder)
-        if held is not None and held[place]:
-            held[place] -= 1
-            if not held[place]:
-                del held[place]
-            self._release(place, 1, now)
+        if held is None or (channel, connection) not in held:
+            return None
+        del held[channel, connection]
+        return self._release(holder, channel, connection, now)
 
-    def forget(self, holder: Holder, now: float) -> None:
-        """Count nothing of `holder` any more; cost O(its places)."""
-        for place, count in self._held.pop(holder, Counter()).items():
-            self._release(place, count, now)
+    def forget(self, holder: Holder, now: float) -> list[Left]:
+        """Take out all connections of `holder`, and return them; cost O(their places)."""
+        held = self._held.pop(holder, {})
+        return [left for place in held if (left := self._release(holder, *place, now)) is not None]
 
-    def _release(self, place: Place, count: int, now: float) -> None:
-        channel = self._channels[place.channel]
-        self.connections -= count
-        channel.users[place.user] -= count
-        if not channel.users[place.user]:
-            del channel.users[place.user]
+    def _release(self, holder: Holder, key: bytes, connection: int, now: float) -> Left | None:
+        channel = self._channels.get(key)
+        member = None if channel is None else channel.members.get(connection)
+        if channel is None or member is None or member.holder is not holder:
+            return None  # its worker has told it again, over another link
+        del channel.members[connection]
+        self.connections -= 1
+        channel.users[member.user] -= 1
+        if not channel.users[member.user]:
+            del channel.users[member.user]
             channel.leaving += 1
+            place = Place(key, member.user)
             due = self._leaving[place] = now + channel.habits.grace_seconds
             if place not in self._planned:
                 self._plan(due, place)
+        return Left(key, connection, member, channel.habits)
 
     def _plan(self, due: float, place: Place) -> None:
         self._planned.add(place)
@@ -120,9 +148,14 @@ class Presence(Generic[Holder]):
     def counts(self, channel: bytes) -> tuple[int, int]:
         """Return how many users a channel has, and how many connections they have."""
         known = self._channels.get(channel)
-        return (len(known.users), known.users.total()) if known is not None else (0, 0)
+        return (len(known.users), len(known.members)) if known is not None else (0, 0)
 
     def users(self, channel: bytes, most: int) -> list[str]:
         """Return who is in a channel, sorted: the first `most`."""
         known = self._channels.get(channel)
         return heapq.nsmallest(most, known.users) if known is not None else []
+
+    def infos(self, channel: bytes) -> list[bytes]:
+        """Return what others are told of each connection in a channel."""
+        known = self._channels.get(channel)
+        return [member.info for member in known.members.values()] if known is not None else []

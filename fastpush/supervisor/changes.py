@@ -5,10 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from fastpush import log as logs
-from fastpush.config import Config, changes, check_exposure, merge_live
+from fastpush.config import Config, changes, check_exposure, merge_handlers, merge_live
 from fastpush.errors import EXIT_USAGE, ConfigError
 from fastpush.log import fields
 from fastpush.protocol import control
@@ -36,7 +34,7 @@ class Changes:
         self._reloads = 0
         self._reload_again = False
         self._replacement: Replacement | None = None
-        self._applications = config.application  # before the replacement
+        self._before = config  # the replacement
 
     def begin(self, children: Children, listeners: Listeners) -> None:
         """Carry out changes of these from now on."""
@@ -60,7 +58,7 @@ class Changes:
             self._replacement.attend(self._children, self.config, now)
             if self._replacement.failure and not self._replacement.replaced:
                 # Perhaps they are why: who has to be restarted goes by those that it ran with.
-                self.config = msgspec.structs.replace(self.config, application=self._applications)
+                self.config = merge_handlers(self.config, self._before)
 
     # Reload
 
@@ -131,18 +129,18 @@ class Changes:
     # Replacing workers
 
     def restart(self, request: dict[str, Any], reply: Reply) -> None:
-        """{"command": "restart", "seconds": S or null}: replace all workers, one after the other; [[application]] is
-        read anew for them.
+        """{"command": "restart", "seconds": S or null}: replace all workers, one after the other; [[application]] and
+        the handler of [client] are read anew for them.
         """
         seconds = self.seconds_of(request)
         workers = len(self._listeners.slots)
-        self._replace("rolling restart", list(range(workers)), seconds, self._with_applications())
+        self._replace("rolling restart", list(range(workers)), seconds, self._with_handlers())
         reply({"seconds": seconds, "workers": workers})
 
-    def _with_applications(self) -> Config:
-        """Return what the server runs by, with the applications of the configuration of now. Raises: CommandError."""
+    def _with_handlers(self) -> Config:
+        """Return what the server runs by, with the classes that the configuration names now. Raises: CommandError."""
         try:
-            config = msgspec.structs.replace(self.config, application=self._config_source().application)
+            config = merge_handlers(self.config, self._config_source())
             self._listeners.check_exposure(config)
         except ConfigError as error:
             raise CommandError(f"no worker is replaced: {error}", EXIT_USAGE) from None
@@ -159,7 +157,7 @@ class Changes:
 
     def _replace(self, name: str, slots: list[int], seconds: float, config: Config) -> None:
         self.check_idle()
-        self._applications, self.config = self.config.application, config
+        self._before, self.config = self.config, config
         self._replacement = Replacement(name, slots, seconds, self.config.connections.close_timeout_seconds)
 
     def check_idle(self) -> None:

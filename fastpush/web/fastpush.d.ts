@@ -4,13 +4,15 @@
 export interface Options {
   /**
    * Who this client is. A function is asked for the first connection, after 4502, and when a token that it gave
-   * for an earlier connection is refused. Other applications than /ws get it as the URL parameter `token`.
+   * for an earlier connection is refused; ChannelClient asks it also when a token is about to expire. Other
+   * applications than /ws and /connection/websocket get it as the URL parameter `token`.
    */
   token?: string | (() => string | Promise<string>);
   /**
    * The server sends the text "heartbeat" every so many seconds (1 to 3600); after 2.5 times that of silence the
    * connection is replaced. 0: no watch, and "heartbeat" is a message. Default: 25 in PushClient, which asks the
-   * server for it; 0 in Connection, where it is what the application's heartbeat_seconds says.
+   * server for it; 0 in Connection, where it is what the application's heartbeat_seconds says. ChannelClient
+   * takes none: there the server says how often it pings.
    */
   heartbeatSeconds?: number;
   /** The first wait before coming back, in seconds; each further one is twice as long. Default: 1. */
@@ -42,7 +44,7 @@ export interface Open {
 export interface Waiting {
   readonly name: "waiting";
   readonly seconds: number;
-  /** The close code; 0: the token function failed. */
+  /** The close code; 0: the token function failed; below 1000: the error by which a ChannelClient was refused. */
   readonly code: number;
   /** What the server said, or "". */
   readonly reason: string;
@@ -63,6 +65,59 @@ export type State = Idle | Connecting | Open | Waiting | Closed;
 
 /** Removes the handler that it was returned for. */
 export type Off = () => void;
+
+/** What was published to a channel. */
+export interface Publication {
+  readonly data: any;
+  /** Its number in the channel, from 1; in channels without history there is none. */
+  readonly offset?: number;
+  /** The client that published it; none: a back-end. */
+  readonly info?: { readonly user: string; readonly client: string; readonly conn_info?: any; readonly chan_info?: any };
+  /** What the publisher noted beside it. */
+  readonly tags?: { readonly [name: string]: string };
+}
+
+/** Asked for; not, or not now, subscribed: it comes by itself. */
+export interface Subscribing {
+  readonly name: "subscribing";
+  /** Why not any more: a close code, the server's error or unsubscribe code, or 0: the token function failed. */
+  readonly code?: number;
+  readonly reason?: string;
+}
+
+/** Subscribed: every publication from now on arrives. */
+export interface Subscribed {
+  readonly name: "subscribed";
+  /**
+   * True: what was published since it was last subscribed arrives next. False: at the first time; after a cut whose
+   * publications the server has no more; and when it left some out because this client is slow.
+   */
+  readonly recovered: boolean;
+  /** How many it left out for a slow client. */
+  readonly missed?: number;
+}
+
+/** Refused, or ended by the server. Nothing more comes until somebody subscribes anew. */
+export interface Unsubscribed {
+  readonly name: "unsubscribed";
+  /** The server's error or unsubscribe code. */
+  readonly code: number;
+  readonly reason: string;
+}
+
+/** What a subscription does now. */
+export type SubscriptionState = Subscribing | Subscribed | Unsubscribed;
+
+/** How to subscribe. */
+export interface SubscribeOptions {
+  /**
+   * For channels that need their own token. A function is asked for the first subscription, when its last token
+   * is about to expire or has expired, and when one that it gave for an earlier subscription is refused.
+   */
+  token?: string | ((channel: string) => string | Promise<string>);
+  /** Called at every change of the subscription. */
+  onState?: (state: SubscriptionState) => void;
+}
 
 /** A WebSocket to any application: data in, data out, and back again when it was lost. */
 export class Connection {
@@ -121,4 +176,32 @@ export class PushClient extends Connection {
 
   /** As Connection's. What is registered is registered again by `connect()`. */
   close(code?: number, reason?: string): void;
+}
+
+/**
+ * A client of /connection/websocket: any number of channels on one connection, each resumed where it was cut.
+ * Connects with the first channel.
+ *
+ *     subscribing ──► subscribed ──► subscribing …      cut, or the server asks for it
+ *                └───────────┴─────► unsubscribed       refused, or ended by the server
+ */
+export class ChannelClient extends Connection {
+  /**
+   * @param url      as Connection's, "/connection/websocket" most of the time.
+   * @param options  as Connection's, but heartbeatSeconds: the server says how often it pings.
+   */
+  constructor(url?: string | URL, options?: Omit<Options, "heartbeatSeconds">);
+
+  /**
+   * Have `onPublication(data, publication)` called for what is published to a channel: once each, in order, also
+   * after every reconnect. Who else subscribes to it here shares the subscription, and the first one's token.
+   *
+   * @param options  token: for channels that need their own; text, or a function that gets the channel's name.
+   *                 onState: called at every change. With `recovered: false` publications may have been missed.
+   * @returns what unsubscribes.
+   */
+  subscribe(name: string, onPublication: (data: any, publication: Publication) => void, options?: SubscribeOptions): Off;
+
+  /** Have `handler(data, channel, publication)` called for each publication of every channel. Returns what removes it. */
+  onMessage(handler: (data: any, channel: string, publication: Publication) => void): Off;
 }

@@ -1,11 +1,14 @@
 /**
  * fastpush.js: a WebSocket that comes back by itself, in browsers and in Node. One file, no dependencies.
  *
- *     import { PushClient, Connection } from "/assets/fastpush.js";
+ *     import { PushClient, ChannelClient, Connection } from "/assets/fastpush.js";
  *
  *     const client = new PushClient("/ws", { token: () => fetch("/token").then((reply) => reply.text()) });
  *     client.on("price", (message) => console.log(message));
  *     await client.register("price");             // from now on every push arrives
+ *
+ *     const channels = new ChannelClient("/connection/websocket", { token: "aaa" });
+ *     const unsubscribe = channels.subscribe("chat:42", (data) => console.log(data));     // resumed where it broke
  *
  *     const chat = new Connection("/chat", { token: "aaa" }).connect();      // any other application
  *     chat.onMessage((data) => console.log(data));
@@ -19,8 +22,11 @@
 const CONNECT_SECONDS = 15; // for a handshake
 const STEADY_SECONDS = 5; // a connection that was open for so long starts the waits anew
 const SILENT_HEARTBEATS = 2.5; // so many of them missing: nobody is there
+const LONGEST_TIMER_SECONDS = 2e6; // JavaScript's timers take 31 bits of milliseconds
 const LATER = 4; // times the first wait, after these codes: come back, but not soon
-const LATER_CODES = [1002, 1007, 1008, 1009, 1013];
+const LATER_CODES = [1002, 1007, 1008, 1009, 1013, 3008, 3013];
+const EXPIRED_CODES = [3005, 4502]; // the token was good for its time
+const TOKEN_CODES = [109, 3500, 4501, ...EXPIRED_CODES]; // another token may help
 // An error is final when no close follows it at once: out of reach of its authentication, the server says 1013.
 const ERROR_MS = 200;
 
@@ -68,6 +74,35 @@ function pending() {
   return settle;
 }
 
+/** Where a token comes from: text, or a function, whose last one is kept for as long as it is good. */
+class TokenSource {
+  #given;
+  #last;
+  isFresh = false; // the last one was given for this attempt
+
+  constructor(given) {
+    this.#given = given;
+  }
+
+  /** The token, or a promise of it. */
+  get(about) {
+    if (typeof this.#given !== "function") return this.#given;
+    if (!this.#last) {
+      this.#last = Promise.resolve(about).then(this.#given);
+      this.#last.catch(() => (this.#last = undefined));
+      this.isFresh = true;
+    }
+    return this.#last;
+  }
+
+  /** Give up a refused token; true when there is another one to be had. None is, when this one was new. */
+  renew(refused = this.#last) {
+    if (typeof this.#given !== "function") return false;
+    if (this.#last === refused && !this.isFresh) this.#last = undefined;
+    return this.#last !== refused;
+  }
+}
+
 /** A WebSocket to any application: data in, data out, and back again when it was lost. */
 export class Connection {
   #options;
@@ -81,8 +116,6 @@ export class Connection {
   #attempts = 0; // without success
   #openedAt = 0;
   #heardAt = 0;
-  #token; // what the token function gave last
-  #isFresh = false; // it was given for this attempt
   #retry = () => this.connect();
 
   /**
@@ -94,7 +127,8 @@ export class Connection {
    */
   constructor(url, options = {}) {
     const { token, heartbeatSeconds = 0, firstWaitSeconds = 1, longestWaitSeconds = 30 } = options;
-    this.#options = { token, heartbeatSeconds, firstWaitSeconds, longestWaitSeconds };
+    this.#options = { heartbeatSeconds, firstWaitSeconds, longestWaitSeconds };
+    this._tokens = new TokenSource(token);
     this.#WebSocket = options.WebSocket ?? globalThis.WebSocket;
     if (!this.#WebSocket) throw new Error("there is no WebSocket here");
     this._url = new URL(url, globalThis.location?.href);
@@ -140,32 +174,25 @@ export class Connection {
     if (this.#state.name !== "closed") this._show({ name: "closed", code, reason, why: "closed by this side" });
   }
 
-  // -- for PushClient ------------------------------------------------------------------
+  // -- for PushClient and ChannelClient --------------------------------------------------
 
   /** The URL to connect to now. */
   async _target() {
     const url = new URL(this._url);
-    const token = await this._token();
+    const token = await this._tokens.get();
     if (token !== undefined) url.searchParams.set("token", token);
     return url;
   }
 
-  /** The token, or a promise of what the function gives: what it gave last, while that is good. */
-  _token() {
-    const { token } = this.#options;
-    if (typeof token !== "function") return token;
-    if (!this.#token) {
-      this.#token = Promise.resolve().then(token);
-      this.#isFresh = true;
-    }
-    return this.#token;
+  /** Connect for the first time, or anew after the end. */
+  _want() {
+    if (this.#state.name === "idle" || this.#state.name === "closed") this.connect();
   }
 
-  /** Give up a refused token; true when there is another one to be had. None is, when this one was new. */
-  _renew(refused) {
-    if (typeof this.#options.token !== "function") return false;
-    if (this.#token === refused && !this.#isFresh) this.#token = undefined;
-    return this.#token !== refused;
+  /** Seconds to wait after so many failures: after a restart not all clients come back in the same moment. */
+  _wait(attempts, factor = 1) {
+    const { firstWaitSeconds, longestWaitSeconds } = this.#options;
+    return Math.min(longestWaitSeconds, firstWaitSeconds * factor * 2 ** attempts) * (0.5 + Math.random() / 2);
   }
 
   /** Nothing that was asked for is given: no reason to stay. */
@@ -200,22 +227,18 @@ export class Connection {
 
   /** The connection has ended: come back, unless the code says that it is no use. */
   _ended(code, reason) {
-    const { firstWaitSeconds, longestWaitSeconds } = this.#options;
     if (this.#openedAt && performance.now() - this.#openedAt > STEADY_SECONDS * 1000) this.#attempts = 0;
     this.#forget();
-    const why = WHY[code] ?? `closed with ${code}`;
-    if (code === 0) this.#token = undefined;
-    if (code === 4502) this.#isFresh = false; // it was good for its time
-    const canRenew = (code === 4501 || code === 4502) && this._renew(this.#token);
-    if (code === 1000 || (code >= 4500 && !canRenew)) {
+    const why = WHY[code] ?? (reason || `closed with ${code}`);
+    if (EXPIRED_CODES.includes(code)) this._tokens.isFresh = false;
+    const canRenew = TOKEN_CODES.includes(code) && this._tokens.renew();
+    const isFinal = code > 3000 ? code % 1000 >= 500 : code > 0 && code <= 1000;
+    if (isFinal && !canRenew) {
       this._show({ name: "closed", code, reason, why });
       return;
     }
-    const first = firstWaitSeconds * (LATER_CODES.includes(code) ? LATER : 1);
-    const most = Math.min(longestWaitSeconds, first * 2 ** this.#attempts);
+    const seconds = this._wait(this.#attempts, LATER_CODES.includes(code) ? LATER : 1);
     this.#attempts += 1;
-    // After a restart not all clients come back in the same moment.
-    const seconds = most * (0.5 + Math.random() / 2);
     this.#timer = setTimeout(this.#retry, seconds * 1000);
     globalThis.addEventListener?.("online", this.#retry);
     const isOffline = globalThis.navigator?.onLine === false;
@@ -226,9 +249,9 @@ export class Connection {
 
   #open() {
     this.#forget();
-    this.#isFresh = false;
+    this._tokens.isFresh = false;
     if (this.#state.name !== "waiting") this.#attempts = 0;
-    this.#watch(CONNECT_SECONDS);
+    this._watch(CONNECT_SECONDS);
     const begin = this._mine((url) => this.#begin(url));
     this._target().then(begin, this._failing());
     this._show({ name: "connecting", attempt: this.#attempts + 1 });
@@ -248,7 +271,7 @@ export class Connection {
     const on = (name, work) => socket.addEventListener(name, this._mine(work));
     on("open", () => {
       this.#openedAt = performance.now();
-      this.#watch(this.#options.heartbeatSeconds * SILENT_HEARTBEATS);
+      this._watch(this.#options.heartbeatSeconds * SILENT_HEARTBEATS);
       this._opened();
     });
     on("message", ({ data }) => {
@@ -260,7 +283,7 @@ export class Connection {
   }
 
   /** End the connection when nothing is heard for so long; 0: never. One timer, however much is heard. */
-  #watch(seconds) {
+  _watch(seconds) {
     clearTimeout(this.#timer);
     this.#heardAt = performance.now();
     const look = () => {
@@ -315,7 +338,7 @@ export class PushClient extends Connection {
       this.#registrations.set(event, registration);
       if (this.state.name === "open") this.#ask(event);
     }
-    if (this.state.name === "idle" || this.state.name === "closed") this.connect();
+    this._want();
     return registration.promise;
   }
 
@@ -371,7 +394,7 @@ export class PushClient extends Connection {
   }
 
   #ask(event) {
-    const token = (this.#registrations.get(event).token = this._token());
+    const token = (this.#registrations.get(event).token = this._tokens.get());
     const send = this._mine((token) => this.send(JSON.stringify({ token, event })));
     Promise.resolve(token).then(send, this._failing());
   }
@@ -388,7 +411,7 @@ export class PushClient extends Connection {
   #onError(reason, event = this.#longest()) {
     const registration = this.#registrations.get(event);
     if (!registration) return;
-    if (this._renew(registration.token)) {
+    if (this._tokens.renew(registration.token)) {
       this.#ask(event);
       return;
     }
@@ -412,5 +435,233 @@ export class PushClient extends Connection {
 
   #showOpen() {
     this._show({ name: "open", registered: this.#events(true) });
+  }
+}
+
+/**
+ * A client of /connection/websocket: any number of channels on one connection, each resumed where it was cut.
+ * Connects with the first channel.
+ *
+ *     subscribing ──► subscribed ──► subscribing …      cut, or the server asks for it
+ *                └───────────┴─────► unsubscribed       refused, or ended by the server
+ */
+export class ChannelClient extends Connection {
+  #channels = new Map(); // name -> { name, handlers, state, tokens, position, attempts, timer, isServers }
+  #replies = new Map(); // id of a command -> what takes its reply
+  #lastId = 0;
+  #token; // to connect with, this time
+  #self = { tokens: this._tokens }; // what is refreshed, as a channel's is
+
+  /**
+   * @param url      as Connection's, "/connection/websocket" most of the time.
+   * @param options  as Connection's, but heartbeatSeconds: the server says how often it pings.
+   */
+  constructor(url = "/connection/websocket", options = {}) {
+    super(url, { ...options, heartbeatSeconds: 0 });
+  }
+
+  /**
+   * Have `onPublication(data, publication)` called for what is published to a channel: once each, in order, also
+   * after every reconnect. Who else subscribes to it here shares the subscription, and the first one's token.
+   *
+   * @param options  token: for channels that need their own; text, or a function that gets the channel's name.
+   *                 onState: called at every change. With `recovered: false` publications may have been missed.
+   * @returns what unsubscribes.
+   */
+  subscribe(name, onPublication, { token, onState } = {}) {
+    if (!name) throw new TypeError("a channel has a name");
+    const handler = (state, publication) => {
+      if (publication) onPublication(publication.data, publication);
+      else onState?.(state);
+    };
+    const isNew = !this.#channels.has(name);
+    const channel = this.#channel(name, token);
+    channel.handlers.add(handler);
+    if (!isNew && channel.state.name === "subscribed") {
+      const state = { name: "subscribed", recovered: false }; // who comes later has missed what was before
+      queueMicrotask(() => channel.handlers.has(handler) && tell([handler], state));
+    } else if (isNew && this.state.name === "open") {
+      this.#ask(channel);
+    }
+    this._want();
+    return () => {
+      if (!channel.handlers.delete(handler) || channel.handlers.size || channel.isServers) return;
+      this.#forget(channel);
+      if (this.state.name === "open") this.#command({ unsubscribe: { channel: name } });
+    };
+  }
+
+  // The token goes into the first message, not into the URL, which servers and proxies log.
+  async _target() {
+    this.#token = await this._tokens.get();
+    return this._url;
+  }
+
+  _opened() {
+    this._watch(CONNECT_SECONDS);
+    this.#replies.clear();
+    const channels = [...this.#channels.values()];
+    const subs = {};
+    for (const { name, isServers, position } of channels) if (isServers) subs[name] = position;
+    this.#command({ connect: { token: this.#token, subs } }, ({ connect, error }) => {
+      if (error) {
+        this._ended(error.temporary ? 1013 : error.code, error.message);
+        return;
+      }
+      this._watch(connect.ping * SILENT_HEARTBEATS);
+      this.#refreshLater(this.#self, "refresh", connect);
+      this._show({ name: "open" });
+      const given = connect.subs ?? {};
+      for (const name in given) this.#give(name, given[name]);
+      for (const channel of channels) if (!(channel.name in given)) this.#ask(channel);
+    });
+  }
+
+  _received(data) {
+    data.split("\n").forEach(this._mine((line) => this.#take(JSON.parse(line))));
+  }
+
+  _show(state) {
+    super._show(state);
+    if (state.name === "open") return;
+    clearTimeout(this.#self.timer);
+    for (const channel of this.#channels.values()) {
+      clearTimeout(channel.timer);
+      if (channel.state.name === "subscribed") this.#subscribing(channel, state.code, state.reason || state.why);
+    }
+  }
+
+  // -- commands and what comes back -----------------------------------------------------
+
+  #command(command, take) {
+    this.#lastId += 1;
+    this.#replies.set(this.#lastId, take);
+    this.send(JSON.stringify({ id: this.#lastId, ...command }));
+  }
+
+  #take({ id, push, ...reply }) {
+    if (id) {
+      const take = this.#replies.get(id);
+      this.#replies.delete(id);
+      take?.(reply);
+    } else if (push) {
+      this.#onPush(push);
+    } else {
+      this.send("{}"); // its ping, our pong
+    }
+  }
+
+  #onPush({ channel: name, pub, subscribe, unsubscribe }) {
+    if (subscribe) this.#give(name, subscribe);
+    const channel = this.#channels.get(name);
+    if (channel?.state.name !== "subscribed") return; // no longer wanted
+    if (pub) this.#publish(channel, pub);
+    if (unsubscribe) this.#onUnsubscribe(channel, unsubscribe);
+  }
+
+  #onUnsubscribe(channel, { code, reason }) {
+    if (code < 2500) {
+      this.#unsubscribed(channel, code, reason);
+    } else {
+      if (code === 2501) channel.tokens.renew();
+      this.#askLater(channel, code, reason);
+    }
+  }
+
+  #publish(channel, publication) {
+    const { data, offset, tags } = publication;
+    if (offset) channel.position.offset = offset;
+    if (data === null && tags?.gap) {
+      this.#tell(channel, { name: "subscribed", recovered: false, missed: Number(tags.gap) });
+    } else {
+      tell(channel.handlers, null, publication);
+      super._received(data, channel.name, publication);
+    }
+  }
+
+  // -- channels -------------------------------------------------------------------------
+
+  /** The channel of this name; a new one where there is none. */
+  #channel(name, token) {
+    if (!this.#channels.has(name)) {
+      const tokens = new TokenSource(token);
+      this.#channels.set(name, { name, tokens, handlers: new Set(), state: { name: "subscribing" }, attempts: 0 });
+    }
+    return this.#channels.get(name);
+  }
+
+  #forget(channel) {
+    clearTimeout(channel.timer);
+    this.#channels.delete(channel.name);
+  }
+
+  #tell(channel, state) {
+    channel.state = state;
+    tell(channel.handlers, state);
+  }
+
+  #ask(channel) {
+    const { name, tokens, handlers, position } = channel;
+    if (!handlers.size) this.#forget(channel); // the server's alone, and it gives it no more
+    const mine = (work) => this._mine((value) => void (this.#channels.get(name) === channel && work(value)));
+    const answered = ({ subscribe, error }) => {
+      if (subscribe) this.#subscribed(channel, subscribe);
+      else if (error.temporary || tokens.renew()) this.#askLater(channel, error.code, error.message);
+      else if (!channel.isServers) this.#unsubscribed(channel, error.code, error.message);
+    };
+    channel.isServers = tokens.isFresh = false;
+    Promise.resolve(tokens.get(name)).then(
+      mine((token) => this.#command({ subscribe: { channel: name, token, ...position } }, mine(answered))),
+      mine((error) => this.#askLater(channel, 0, String(error?.message ?? error))),
+    );
+  }
+
+  #askLater(channel, code, reason) {
+    clearTimeout(channel.timer);
+    const ask = this._mine(() => this.#ask(channel));
+    channel.timer = setTimeout(ask, this._wait(channel.attempts) * 1000);
+    channel.attempts += 1;
+    this.#subscribing(channel, code, reason);
+  }
+
+  #subscribing(channel, code, reason) {
+    this.#tell(channel, { name: "subscribing", code, reason });
+  }
+
+  #subscribed(channel, result) {
+    const { recoverable, epoch, offset, recovered = false, publications = [] } = result;
+    channel.attempts = 0;
+    channel.tokens.isFresh = false;
+    channel.position = { recover: recoverable, epoch, offset };
+    this.#refreshLater(channel, "sub_refresh", result);
+    this.#tell(channel, { name: "subscribed", recovered });
+    for (const publication of publications) this.#publish(channel, publication);
+  }
+
+  /** Subscribed, by the server. */
+  #give(name, result) {
+    const channel = this.#channel(name);
+    channel.isServers = true;
+    this.#subscribed(channel, result);
+  }
+
+  #unsubscribed(channel, code, reason) {
+    this.#forget(channel);
+    this.#tell(channel, { name: "unsubscribed", code, reason });
+    channel.handlers.clear();
+  }
+
+  /** At its end replace a token that a function gave. Where that fails the server ends what it was for. */
+  #refreshLater(owner, command, { expires, ttl }) {
+    clearTimeout(owner.timer);
+    if (!expires) return;
+    const { tokens, name: channel } = owner;
+    const refreshed = (reply) => reply[command] && this.#refreshLater(owner, command, reply[command]);
+    const send = this._mine((token) => this.#command({ [command]: { channel, token } }, refreshed));
+    const renew = () => {
+      tokens.isFresh = false;
+      if (tokens.renew()) tokens.get(channel).then(send, () => {});
+    };
+    owner.timer = setTimeout(renew, Math.min(ttl, LONGEST_TIMER_SECONDS) * 1000);
   }
 }

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 
 from fastpush.applications.interface import CHANNEL_BYTES_MAX, Connection, Online
-from fastpush.bus.client import BusClient, BusUnavailable
+from fastpush.bus.client import BusClient, BusUnavailable, OnResult
 from fastpush.errors import ConnectionClosed, PublishFailed
 from fastpush.fanout import Group
 from fastpush.http.push import PUBLICATION_KEYS_MAX
 from fastpush.log import fields
 from fastpush.protocol import bus
-from fastpush.protocol.bus import Status, encode_publication
+from fastpush.protocol.bus import Position, Status, encode_publication
 from fastpush.protocol.frames import close_frame, data_frame, message_of
 from fastpush.protocol.push import channel_key, claim_name, user_key
 
@@ -29,7 +29,6 @@ log = logging.getLogger("fastpush.application")
 
 KEEP_MAX = 65535
 GRACE_SECONDS_MAX = 3600
-REPLAY_BYTES_MAX = 16 * 1024 * 1024
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024  # as of a push; a worker's link takes four times as much
 _NOT_TAKEN = {
     Status.NOT_READY: "the broker, or a worker with such connections, is being replaced",
@@ -59,7 +58,7 @@ class Outgoing:
         self._is_over = self._was_awaited = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def on_result(self, status: int, sent: int, unconfirmed: int) -> None:
+    def on_result(self, status: int, sent: int, unconfirmed: int, position: Position) -> None:
         """Take what the broker has answered."""
         if status == Status.DONE:
             self._end(sent, None)
@@ -139,8 +138,9 @@ class ApplicationServer:
         user, limits = own.user if presence else "", own.mount.limits
         # Half of the send queue: the rest is for what comes meanwhile.
         messages = max(1, limits.send_queue_messages // 2) if replay else 0
-        size = min(limits.send_queue_bytes // 2, REPLAY_BYTES_MAX)
-        join = bus.Join(key, own.number, self.path, messages, size, user, round(grace_seconds * 1000), keep)
+        size = min(limits.send_queue_bytes // 2, bus.HISTORY_BYTES_MAX)
+        grace_ms = round(grace_seconds * 1000)
+        join = bus.Join(key, own.number, self.path, messages, size, user, grace_ms, keep, is_present=presence)
         try:
             return self._memberships.join(own, join)
         except BusUnavailable as error:
@@ -163,8 +163,9 @@ class ApplicationServer:
         return self._send([self._own_key], data, self._event, exclude, keep)
 
     async def history(self, channel: str) -> list[str | bytes]:
-        entries = bus.unpack_entries(await self._ask(bus.HISTORY, checked_channel_key(channel)))
-        return [message_of(data) for is_notice, data in entries if not is_notice]
+        question = bus.History(checked_channel_key(channel))
+        kept = bus.unpack_kept(await self._ask(bus.HISTORY, bus.pack(question)))
+        return [message_of(entry.data) for entry in kept.entries if entry.kind != bus.Kind.NOTICE]
 
     # -- users and keys --------------------------------------------------------------
 
@@ -228,9 +229,8 @@ class ApplicationServer:
     def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         try:
             result = function(*arguments)
-        except Exception:
-            self._environment.counters.handler_errors += 1
-            log.exception("timer failed", extra=fields(path=self.path))
+        except Exception as error:  # noqa: BLE001 - whatever an application raises
+            self._fail_timer(error)
             return
         if inspect.isawaitable(result):
             # Not among what a worker waits for before it ends: it may go on for ever.
@@ -241,9 +241,12 @@ class ApplicationServer:
     async def _await_timer(self, result: Awaitable[Any]) -> None:
         try:
             await result
-        except Exception:
-            self._environment.counters.handler_errors += 1
-            log.exception("timer failed", extra=fields(path=self.path))
+        except Exception as error:  # noqa: BLE001 - whatever an application raises
+            self._fail_timer(error)
+
+    def _fail_timer(self, error: Exception) -> None:
+        self._environment.counters.handler_errors += 1
+        log.error("timer failed", exc_info=error, extra=fields(path=self.path))
 
     # -- the bus ---------------------------------------------------------------------
 
@@ -264,18 +267,16 @@ class ApplicationServer:
         if len(frame) > MESSAGE_BYTES_MAX:
             raise ValueError(f"a message has at most {MESSAGE_BYTES_MAX} bytes, found {len(frame)}")
         body = encode_publication(keys, event, frame, taken_seconds=monotonic(), spared=spared, keep=keep)
-        outgoing = Outgoing(self._on_unseen)
-        try:
-            self._bus.publish(body, outgoing.on_result)
-        except BusUnavailable as error:
-            outgoing.fail(str(error))
-        return outgoing
+        return self._hand_over(self._bus.publish, body)
 
     def _close(self, kind: str, name: str, code: int, reason: str) -> Outgoing:
         close_frame(code, reason)  # refuses what the workers could not send
+        return self._hand_over(self._bus.order, orjson.dumps([f"close_{kind}", name, self.path, code, reason]))
+
+    def _hand_over(self, ask: Callable[[bytes, OnResult], None], body: bytes) -> Outgoing:
         outgoing = Outgoing(self._on_unseen)
         try:
-            self._bus.drop(orjson.dumps([kind, name, self.path, code, reason]), outgoing.on_result)
+            ask(body, outgoing.on_result)
         except BusUnavailable as error:
             outgoing.fail(str(error))
         return outgoing

@@ -18,6 +18,7 @@ a reset, on which some systems throw the close frame away.
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from enum import IntEnum
 from time import perf_counter
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastpush.applications.interface import Request
 from fastpush.errors import CloseCode, ConnectionClosed, ProtocolViolation
-from fastpush.fanout import DEFLATE, PLAIN
+from fastpush.fanout import DEFLATE
 from fastpush.log import fields
 from fastpush.protocol.bus import connection_number
 from fastpush.protocol.frames import (
@@ -115,7 +116,7 @@ class Connection(Sender):
         self._user = ""
         self.groups: tuple[Group, ...] = ()
         self.admitted: tuple[bytes, ...] = ()
-        self.form = PLAIN
+        self.form = mount.form
         self.wants_confirm = False
         self.heartbeat_ticks = 0
         self.unregistered: Callable[[Connection], tuple[CloseCode, str]] | None = None
@@ -480,6 +481,14 @@ class Connection(Sender):
         self.send_frame(HEARTBEAT_FRAME)
         self.plan()
 
+    def send_ping(self) -> None:
+        """Send a WebSocket ping, whatever is queued."""
+        self._write(_PING)
+
+    def send_lines(self, lines: bytes) -> bool:
+        """Send replies and pushes of the client protocol, a line each."""
+        return self.send_frame(text_frame(lines))
+
     def beat_every(self, seconds: float) -> None:
         """Send a text heartbeat after `seconds`, and so on."""
         self.heartbeat_ticks = ticks(seconds)
@@ -510,7 +519,7 @@ class Connection(Sender):
                 self.on_sign_of_life()  # it takes what it is sent, and its pong has not been read
         elif now >= self._heard + times.ping_interval:
             self._pinged = now
-            self._write(_PING)
+            self.mount.ping(self)
         if self.heartbeat_ticks and now >= self._heartbeat_due:
             self._heartbeat_due = now + self.heartbeat_ticks
             if self.has_room:
@@ -549,7 +558,8 @@ class Connection(Sender):
         """Leave all groups, send a close frame behind what was queued, wait for the client's; again does nothing."""
         if self.state != State.OPEN:
             return
-        last = close_frame(code, reason)  # first of all: it refuses what an application may not send
+        told = self.mount.application.close_codes.get(code, (code, reason))
+        last = close_frame(*told)  # first of all: it refuses what an application may not send
         if code != CloseCode.TRY_AGAIN_LATER:
             self.environment.hub.leave(self)  # while it still takes what is on its way to it
         self._leave(code, reason)
@@ -558,10 +568,10 @@ class Connection(Sender):
             return
         if code == CloseCode.TRY_AGAIN_LATER:
             self._give_up_queue("slow")
-        elif self._queue is not None and len(self._queue):
+        elif self._queue is not None and self._queue.queued_bytes:
             # Taken messages come before the close frame; close_timeout_seconds bounds the wait.
             self.environment.send_queues.shrink(self._queue.queued_bytes)
-            self._write(b"".join(self._queue.take(self._queue.queued_bytes)))
+            self._write(b"".join(self._queue.take(sys.maxsize)))
         self._write(last)
         if self.inbox is not None:
             if code != CloseCode.SERVICE_RESTART:

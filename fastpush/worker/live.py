@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastpush.applications.push import Push
+from fastpush.channels.endpoint import ClientProtocol
 from fastpush.config import Config
 from fastpush.config.tls import certificate_expiry, server_context
 from fastpush.http.auth import PushAuth, TokenAuth, push_auth, token_auth
@@ -54,7 +55,9 @@ def prepare(config: Config, counters: Counters, on_auth_exhausted: Callable[[], 
     )
 
 
-def take_over(prepared: Prepared, environment: Environment, services: Services, push: Push) -> None:
+def take_over(
+    prepared: Prepared, environment: Environment, services: Services, push: Push, clients: ClientProtocol
+) -> None:
     """Serve by `prepared` from now on."""
     config = prepared.config
     limits = config.limits
@@ -62,6 +65,8 @@ def take_over(prepared: Prepared, environment: Environment, services: Services, 
     environment.send_queues.limit(limits.worker_send_bytes)
     environment.hub.configure(config.fanout, config.compression)
     push.token_auth, push.limits = prepared.token_auth, limits
+    clients.token_auth, clients.service.limits = prepared.token_auth, limits
+    clients.configure(config)
     services.configure(config, prepared.token_auth, prepared.push_auth)
     services.push_service.limits = limits
     services.overload.limit(limits, services.now())

@@ -9,22 +9,24 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-import orjson
 import uvloop
 
 from fastpush import log as logs
 from fastpush.applications import Application, Options
 from fastpush.applications.push import Push
 from fastpush.bus.client import BusClient, BusUnavailable, OnResult
+from fastpush.channels.endpoint import ClientProtocol
+from fastpush.channels.service import ChannelService
 from fastpush.child import LISTEN_BACKLOG, Channel, Context, Listener, ListenerRole, beat_seconds, tune_collector
 from fastpush.config import Config
 from fastpush.errors import ConfigError, unavailable
-from fastpush.fanout import Hub, Receiver
+from fastpush.fanout import Hub
 from fastpush.http.app import HttpApp, Served
+from fastpush.http.auth import TokenAuth
 from fastpush.http.auth.threads import UnawaitedThreads
 from fastpush.http.push import PushService
 from fastpush.http.refusals import RefusalLog
@@ -33,9 +35,9 @@ from fastpush.log import fields
 from fastpush.metrics import Counters
 from fastpush.protocol import control
 from fastpush.protocol.bus import split_connection_number
-from fastpush.protocol.push import claim_name
 from fastpush.worker.admission import Admission
 from fastpush.worker.application_server import ApplicationServer
+from fastpush.worker.client_mount import CLIENT_PATH, ClientHost, ClientMount, client_handler
 from fastpush.worker.connection import Connection
 from fastpush.worker.dispatch import HttpConnection
 from fastpush.worker.drain import Drain
@@ -46,6 +48,7 @@ from fastpush.worker.live import Prepared, prepare, take_over, tell_connections
 from fastpush.worker.membership import Memberships
 from fastpush.worker.memory import Trimmer
 from fastpush.worker.mount import Mount, PushMount, applications
+from fastpush.worker.orders import Orders
 from fastpush.worker.overload import Overload
 from fastpush.worker.services import Services
 from fastpush.worker.timers import TICK_SECONDS, TimerWheel
@@ -85,7 +88,8 @@ class Worker:
             queue_bytes=config.bus.queue_bytes,
             answer_seconds=config.bus.confirm_ms / 1000 + _ANSWER_MARGIN_SECONDS,
             deliver=lambda publication, counted: self._hub.deliver(publication, counted),  # noqa: PLW0108 - no hub yet
-            close=self._close_connections,
+            obey=lambda body: self._orders.obey(body),  # noqa: PLW0108 - as above
+            inquire=lambda body: self._orders.answer(body),  # noqa: PLW0108 - as above
             key_table=self._key_table,
             measure=self._measure,
         )
@@ -108,6 +112,7 @@ class Worker:
             send_queues=SendQueues(config.limits.worker_send_bytes, self._hub),
         )
         self._memberships = self._bus.members = Memberships(self._environment, self._bus, lambda: self._services.mounts)
+        self._orders = Orders(self._environment, self._memberships, lambda: self._clients)
 
     async def serve(self) -> int:
         """Startup, main loop, shutdown."""
@@ -171,10 +176,23 @@ class Worker:
         services.configure(config, prepared.token_auth, prepared.push_auth)
         self._push = Push(self._hub, config.limits, environment.counters, prepared.token_auth, admission)
         path = config.server.websocket_path
+        self._clients = self._build_clients(config, prepared.token_auth, admission)
         mounts = applications(config, self._serve_application)
         nowhere = Mount(path, Application(self._serve_application(path), Options()), config)
-        services.serve([PushMount(path, self._push, config), *mounts], nowhere)
+        clients = ClientMount(CLIENT_PATH, self._clients, config)
+        services.serve([PushMount(path, self._push, config), clients, *mounts], nowhere)
         return services
+
+    def _build_clients(self, config: Config, token_auth: TokenAuth, admission: Admission) -> ClientProtocol:
+        return ClientProtocol(
+            ChannelService(self._bus, config.limits),
+            ClientHost(self._environment, self._memberships),
+            self._environment.counters,
+            config,
+            token_auth,
+            admission,
+            client_handler(config, self._serve_application(CLIENT_PATH)),
+        )
 
     def _serve_application(self, path: str) -> ApplicationServer:
         return ApplicationServer(path, self._environment, self._bus, self._memberships)
@@ -353,7 +371,7 @@ class Worker:
         services = self._services
         services.spawn(self._current.close())
         self._current = prepared
-        take_over(prepared, self._environment, services, self._push)
+        take_over(prepared, self._environment, services, self._push, self._clients)
         log.info("reloaded")
         self._channel.send(control.Reloaded(message.reload))
         await tell_connections(self._environment)
@@ -377,7 +395,7 @@ class Worker:
 
     def _drop(self, body: bytes, on_result: OnResult) -> None:
         try:
-            self._bus.drop(body, on_result)
+            self._bus.order(body, on_result)
         except BusUnavailable as error:
             raise unavailable(f"{error}; nobody was dropped") from None
 
@@ -389,16 +407,6 @@ class Worker:
 
     def _key_table(self) -> Iterable[bytes]:
         return self._hub.keys()
-
-    def _close_connections(self, body: bytes) -> int:
-        kind, name, event, code, reason = orjson.loads(body)
-        if kind == "user":
-            found: Sequence[Receiver] = self._hub.connections(name, event)
-        else:
-            found = self._memberships.holders(claim_name(event, name))
-        for connection in found:
-            connection.close(code, reason)
-        return len(found)
 
     def _find(self, number: int) -> Connection | None:
         worker, serial = split_connection_number(number)

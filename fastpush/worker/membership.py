@@ -6,15 +6,18 @@ new broker all of them.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from fastpush.bus.client import BusClient
+from fastpush.bus.client import BusClient, BusUnavailable
 from fastpush.errors import CloseCode
 from fastpush.log import fields
 from fastpush.protocol import bus
-from fastpush.protocol.bus import Publication
+from fastpush.protocol.bus import Kind, Publication
+from fastpush.protocol.client import join_push, leave_push
+from fastpush.protocol.frames import text_frame
+from fastpush.protocol.push import channel_of
 from fastpush.worker.environment import Environment
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from fastpush.worker.mount import Mount
 
 log = logging.getLogger("fastpush.application")
+
+Entered = list[tuple[bus.Join, bus.Kept]]  # channels, and what these have kept
 
 _WORKERS = 256
 
@@ -66,35 +71,66 @@ class Memberships:
 
         Raises: BusUnavailable: the bus takes no more.
         """
-        environment, standing = self._environment, self._standing(connection)
-        joined = standing.joining.get(join.key)
-        if joined is not None:
-            return asyncio.shield(joined)
-        group = environment.hub.hold(join.key)
-        packed = bus.pack(join)
-        joined = standing.joining[join.key] = asyncio.get_running_loop().create_future()
+        standing = connection.standing
+        joined = None if standing is None else standing.joining.get(join.key)
+        if joined is None:
+            joined = self.enter(connection, [join], lambda entered: self._replay(connection, entered))
+        return asyncio.shield(joined)
 
-        def on_answer(entries: bytes) -> None:
-            # Else it has ended, or left the channel, meanwhile.
-            if standing.joining.get(join.key) is joined:
-                del standing.joining[join.key]
-                for frame in self._frames(join.path, join.key, entries):
-                    connection.send_frame(frame)
-                environment.hub.join(connection, join.key)
-                if join.user:
-                    standing.joins[join.key] = packed
-            elif join.user:
-                self._bus.depart(packed)
-            environment.hub.release(group)
-            joined.set_result(None)
+    def _replay(self, connection: "Connection", entered: Entered) -> None:
+        for join, kept in entered:
+            for frame in self._frames(join.path, join.key, kept.entries):
+                connection.send_frame(frame)
+
+    def enter(
+        self, connection: "Connection", joins: Sequence[bus.Join], take: Callable[[Entered], None]
+    ) -> asyncio.Future[None]:
+        """Let a connection into channels, all at one place in what the broker sends.
+
+        take: called there, with what was kept of those that it has not left meanwhile; none are left once it has
+        ended. What it sends comes before all that is published later.
+
+        Raises: BusUnavailable: the bus takes no more.
+        """
+        environment, standing = self._environment, self._standing(connection)
+        groups = [environment.hub.hold(join.key) for join in joins]
+        joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        standing.joining.update(dict.fromkeys((join.key for join in joins), joined))
+
+        def on_answer(answer: bytes) -> None:
+            entered = []
+            for join, kept in zip(joins, bus.unpack_all_kept(answer), strict=True):
+                if standing.joining.get(join.key) is joined:
+                    del standing.joining[join.key]
+                    entered.append((join, kept))
+                elif join.is_present and join.key not in standing.joining and join.key not in standing.joins:
+                    self._bus.depart(bus.pack(join))
+            try:
+                take(entered)
+            finally:
+                for join, _ in entered:
+                    self._enter(connection, standing, join)
+                for group in groups:
+                    environment.hub.release(group)
+                joined.set_result(None)
 
         try:
-            self._bus.ask(bus.JOIN, packed, on_answer)
-        except Exception:
-            del standing.joining[join.key]
-            environment.hub.release(group)
+            self._bus.ask(bus.JOIN, bus.pack(joins), on_answer)
+        except BusUnavailable:
+            for join in joins:
+                del standing.joining[join.key]
+            for group in groups:
+                environment.hub.release(group)
             raise
-        return asyncio.shield(joined)
+        return joined
+
+    def _enter(self, connection: "Connection", standing: Standing, join: bus.Join) -> None:
+        if connection.standing is standing:
+            self._environment.hub.join(connection, join.key)
+            if join.is_present:
+                standing.joins[join.key] = bus.pack(join)
+        elif join.is_present:  # it has been closed by what it was told
+            self._bus.depart(bus.pack(join))
 
     def is_present(self, connection: "Connection", key: bytes) -> bool:
         """Whether a connection has joined a channel with presence."""
@@ -197,10 +233,24 @@ class Memberships:
         else:
             self._environment.hub.deliver(notice._replace(frame=frame), counted)
 
-    def _frames(self, path: str, key: bytes, entries: bytes) -> Iterator[bytes]:
+    def on_changes(self, changes: Publication, counted: Callable[[int], None]) -> None:
+        """See Members."""
+        channel = channel_of(changes.keys[0])
+        pushes = [
+            join_push(channel, info) if came else leave_push(channel, info)
+            for came, info in bus.unpack_changes(changes.frame)
+        ]
+        self._environment.hub.deliver(changes._replace(frame=text_frame(b"\n".join(pushes))), counted)
+
+    def on_relinked(self) -> None:
+        """See Members."""
+        for connection in list(self._environment.connections.values()):
+            connection.mount.on_relinked(connection)
+
+    def _frames(self, path: str, key: bytes, entries: list[bus.Entry]) -> Iterator[bytes]:
         """Yield what a channel has kept as frames."""
-        for is_notice, data in bus.unpack_entries(entries):
-            frame = self._worded(path, key, data) if is_notice else data
+        for entry in entries:
+            frame = self._worded(path, key, entry.data) if entry.kind == Kind.NOTICE else entry.data
             if frame is not None:
                 yield frame
 

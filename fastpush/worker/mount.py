@@ -9,10 +9,9 @@ import msgspec
 from multidict import MultiDict, MultiDictProxy
 
 from fastpush.applications.interface import Application, Request
-from fastpush.applications.loading import Loaded, load
+from fastpush.applications.loading import Loaded, load, make
 from fastpush.applications.push import Push
 from fastpush.config import Config
-from fastpush.errors import ConfigError
 from fastpush.fanout import ENVELOPE, GZIP, PLAIN
 from fastpush.http.auth import Identity
 from fastpush.http.guard import Guard
@@ -41,11 +40,15 @@ _NO_PARAMETERS: MultiDictProxy[str] = MultiDictProxy(MultiDict())
 
 
 class Asked(NamedTuple):
-    """What the URL of a handshake says. options: of the simple protocol."""
+    """What the URL of a handshake says. options: of the simple protocol.
+
+    is_anonymous: no token, and none is needed.
+    """
 
     token: str | None
     query: MultiDictProxy[str]
     options: UrlOptions
+    is_anonymous: bool = False
 
 
 class Mount:
@@ -55,7 +58,11 @@ class Mount:
     anonymous: who needs no token: "no", "loopback" or "everywhere".
     guard: decides who counts as of this machine.
     hears_open, hears_close: whether it has such a method.  longest: seconds that a call of it has held the loop.
+    form: of what its connections are sent.  admits_first: who needs a token shows it by message, later.
     """
+
+    form = PLAIN
+    admits_first = False
 
     def __init__(self, path: str, application: Application, config: Config, loaded: Loaded | None = None) -> None:
         self.path = path
@@ -107,6 +114,17 @@ class Mount:
             connection.expires_at = identity.expires_at
         for key in keys:
             connection.environment.hub.join(connection, key)
+
+    def slow_policy(self, key: bytes) -> str:
+        """Return what happens to a routing key's messages that a slow client does not take (state/send_queue.py)."""
+        return self.limits.slow_policy
+
+    def ping(self, connection: Connection) -> None:
+        """Ask a client that has been silent whether it is there."""
+        connection.send_ping()
+
+    def on_relinked(self, connection: Connection) -> None:
+        """What the broker sent for a connection may have been lost in part."""
 
     def observe(self, seconds: float) -> None:
         """Note how long a call has held the loop."""
@@ -165,11 +183,7 @@ def applications(config: Config, serve: Callable[[str], ApplicationServer]) -> l
     mounts = []
     for number, entry in enumerate(config.application, 1):
         loaded = load(number, entry)
-        try:
-            application = loaded.application_class(serve(entry.path), loaded.options)
-        except Exception as error:
-            log.exception("application not made", extra=fields(path=entry.path))
-            text = f"{entry.handler} could not be made: {type(error).__name__}: {error}"
-            raise ConfigError(f"[[application]] number {number}, handler: {text}") from error
+        where = f"[[application]] number {number}"
+        application = make(where, (loaded.application_class, loaded.options), serve(entry.path))
         mounts.append(Mount(entry.path, application, config, loaded))
     return mounts

@@ -4,18 +4,24 @@ All frames are prebuilt bytes written straight to the transport. uvloop holds at
 the rest of one write (high-water mark 0); what comes after `pause_writing` waits in the
 send queue, as references to shared frames, where it is bounded and counted. Of the pongs
 that a paused connection is owed the last one is kept (RFC 6455, 5.5.3).
+
+What happens at the bound is `[limits] slow_policy`, for a connection's messages all alike; where it writes
+ChannelFrames, each channel's own policy (state/send_queue.py).
 """
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastpush.errors import ConnectionClosed
-from fastpush.fanout import DEFLATE, GZIP, LINES
+from fastpush.fanout import CHANNEL_FORMS, DEFLATE, GZIP, LINES
 from fastpush.log import fields
-from fastpush.protocol.frames import data_frame, join_lines, pong_frame
-from fastpush.state.send_queue import ENTRY_BYTES, SendQueue
+from fastpush.protocol.client import gap_push
+from fastpush.protocol.frames import ChannelFrame, data_frame, join_lines, pong_frame, text_frame
+from fastpush.protocol.push import channel_of
+from fastpush.state.send_queue import DISCONNECT, ENTRY_BYTES, ChannelQueue, SendQueue
 
 if TYPE_CHECKING:
     from fastpush.fanout import Group
@@ -24,13 +30,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastpush.connection")
 
-_FRAME_BYTES = ENTRY_BYTES + 10  # of a queued frame, beside its payload
+_HEADER_BYTES = 10  # of a frame, beside its payload: at most
 
 
-class Sender(asyncio.BufferedProtocol):
+class Sender(asyncio.BufferedProtocol, ABC):
     """The sending side of a Connection, which is the only class made of it.
 
-    form: how it wants its messages.
+    form: how it wants its messages; whether it is one of CHANNEL_FORMS is settled before the transport is taken over.
     writable, descriptor: the transport while it is open and takes more, and its socket: what a fan-out looks at;
     None and -1 with TLS.
     """
@@ -49,34 +55,34 @@ class Sender(asyncio.BufferedProtocol):
     writable: Any
     descriptor: int
     _transport: Any  # uvloop's, which is no asyncio.Transport by class
-    _queue: SendQueue | None
+    _queue: SendQueue | ChannelQueue | None
     _room: asyncio.Future[None] | None
 
     @property
+    @abstractmethod
     def id(self) -> str:
         """Unique among all connections of all workers (S0-17)."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def is_open(self) -> bool:
         """Whether messages may still be sent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self, code: int, reason: str) -> None:
         """See Receiver."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close_slow(self) -> None:
         """See Receiver."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_sign_of_life(self) -> None:
         """The client has taken something."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plan(self) -> None:
         """Have a changed deadline noticed."""
-        raise NotImplementedError
 
     @property
     def wants_gzip(self) -> bool:
@@ -118,7 +124,7 @@ class Sender(asyncio.BufferedProtocol):
         if queue is None or not len(queue):
             return True
         # As much as a client may send, for what is returned to it; half of the queue for longer ones.
-        room = max(limits.send_queue_bytes // 2, limits.message_bytes + _FRAME_BYTES)
+        room = max(limits.send_queue_bytes // 2, limits.message_bytes + _HEADER_BYTES + queue.entry_bytes)
         return len(queue) < limits.send_queue_messages and queue.queued_bytes + room <= limits.send_queue_bytes
 
     def _tell_of_room(self) -> None:
@@ -157,10 +163,14 @@ class Sender(asyncio.BufferedProtocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frame)
 
-    def _enqueue(self, queue: SendQueue, frames: Sequence[bytes]) -> int:
+    def _enqueue(self, queue: SendQueue | ChannelQueue, frames: Sequence[bytes]) -> int:
+        if isinstance(queue, ChannelQueue):
+            return self._enqueue_by_channel(queue, frames)
         environment = self.environment
         limits = self.mount.limits
         for taken, frame in enumerate(frames):
+            if not frame:  # this form has nothing for the publication
+                continue
             # An empty queue takes any frame: pushes that are too large for it are refused with 413.
             while len(queue) and (
                 len(queue) >= limits.send_queue_messages
@@ -173,11 +183,45 @@ class Sender(asyncio.BufferedProtocol):
             environment.send_queues.grow(queue.append(frame))
         return len(frames)
 
-    def _drop_oldest(self, queue: SendQueue) -> None:
-        if not queue.dropped:
+    def _enqueue_by_channel(self, queue: ChannelQueue, frames: Sequence[bytes]) -> int:
+        environment = self.environment
+        limits = self.mount.limits
+        for taken, frame in enumerate(frames):
+            if not frame:  # this form has nothing for the publication
+                continue
+            policy = self.mount.slow_policy(frame.key) if isinstance(frame, ChannelFrame) else DISCONNECT
+            messages, cost = queue.cost(frame, policy)
+            while queue.queued_bytes and (
+                len(queue) + messages > limits.send_queue_messages
+                or queue.queued_bytes + cost > limits.send_queue_bytes
+            ):
+                if not self._drop_oldest(queue):
+                    environment.hub.mark_slow(self)
+                    return taken
+            environment.send_queues.grow(queue.append(frame, policy))
+            environment.counters.drops_latest += not messages
+        return len(frames)
+
+    def _drop_oldest(self, queue: SendQueue | ChannelQueue) -> bool:
+        """Make room; return whether there was something that may go."""
+        is_first = not queue.dropped
+        gained = queue.drop_oldest()
+        if not gained:
+            return False
+        if is_first:
             log.info("drops oldest messages", extra=fields(connection=self.id, user=self.user, peer=self.peer))
-        self.environment.send_queues.shrink(queue.drop_oldest())
+        self.environment.send_queues.shrink(gained)
         self.environment.counters.drops_oldest += 1
+        return True
+
+    def seal_channel(self, key: bytes) -> None:
+        """Have nothing that comes of a channel later stand before what waits now: a subscription has ended."""
+        if isinstance(self._queue, ChannelQueue):
+            self._queue.seal(key)
+
+    def gap_frame(self, key: bytes, dropped: int) -> bytes:
+        """Return the frame that tells the client how many publications of a channel it has missed."""
+        return text_frame(gap_push(channel_of(key), dropped))
 
     @property
     def queued_bytes(self) -> int:
@@ -188,7 +232,8 @@ class Sender(asyncio.BufferedProtocol):
         """The transport has something waiting: queue from now on."""
         if self._queue is None:
             log.debug("slow", extra=fields(connection=self.id, user=self.user, peer=self.peer))
-        self._queue = SendQueue(self.environment.wheel.now)
+        now = self.environment.wheel.now
+        self._queue = ChannelQueue(now, self.gap_frame) if self.form & CHANNEL_FORMS else SendQueue(now)
         self.writable = None
         self.environment.send_queues.paused[self] = None
         if self.mount.times.write_timeout and self.is_open:
@@ -207,14 +252,14 @@ class Sender(asyncio.BufferedProtocol):
         pong = send_queues.paused.pop(self, None)
         if pong is not None and self.is_open:
             self._write(pong_frame(pong))
-        while self._queue is None and len(queue) and not transport.is_closing():
+        while self._queue is None and queue.queued_bytes and not transport.is_closing():
             before = queue.queued_bytes
             frames = queue.take(self.environment.config.server.write_buffer_bytes)
             send_queues.shrink(before - queue.queued_bytes)
             if self.form & LINES and not self.form & (GZIP | DEFLATE):
                 frames = join_lines(frames)
             transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
-        if len(queue):
+        if queue.queued_bytes:
             queue.since = self.environment.wheel.now
             self._queue = queue
             self.writable = None
@@ -223,7 +268,7 @@ class Sender(asyncio.BufferedProtocol):
         if self.has_room:
             self._tell_of_room()
 
-    def _tell_dropped(self, queue: SendQueue) -> None:
+    def _tell_dropped(self, queue: SendQueue | ChannelQueue) -> None:
         """Say how many messages a slow client has missed, when that is over."""
         if queue.dropped:
             told = fields(connection=self.id, user=self.user, reason="oldest", messages=queue.dropped)
@@ -236,8 +281,8 @@ class Sender(asyncio.BufferedProtocol):
         if queue is None:
             return
         self._tell_dropped(queue)
+        environment.send_queues.shrink(queue.queued_bytes)
         if len(queue):
-            environment.send_queues.shrink(queue.queued_bytes)
             if reason == "slow":
                 environment.counters.drops_slow += len(queue)
             else:

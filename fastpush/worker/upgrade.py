@@ -145,17 +145,24 @@ class Handshake:
 
     def _admit_anonymous(self) -> None:
         """Let a client in that shows no token, where the application allows that."""
+        refusal = self._anonymous_refusal()
+        if refusal is None:
+            self._asked = self._asked._replace(is_anonymous=True)
+        elif not self._mount.admits_first:
+            raise refusal
+        self._announce()
+
+    def _anonymous_refusal(self) -> RequestError | TokenRejected | None:
         mount = self._mount
         if mount.anonymous == "no":
-            raise TokenRejected("a token is needed: send it as the URL parameter token")
+            return TokenRejected("a token is needed: send it as the URL parameter token")
         assert self._http is not None
         if mount.anonymous == "loopback":
             refusal = mount.guard.refusal(self._head.headers, is_tls=self._http.is_tls)
-            if refusal is not None:
-                raise refusal
-            if not is_loopback(self._http.local_host):
-                raise TokenRejected("a token is needed from other machines: send it as the URL parameter token")
-        self._announce()
+            if refusal is None and not is_loopback(self._http.local_host):
+                return TokenRejected("a token is needed from other machines: send it as the URL parameter token")
+            return refusal
+        return None
 
     async def _await_identity(self, found: Awaitable[Identity]) -> None:
         try:

@@ -1,9 +1,10 @@
-// fastpush.js in Node, driven by JSON lines: node fastpush.mjs PushClient|Connection URL OPTIONS
+// fastpush.js in Node, driven by JSON lines: node fastpush.mjs PushClient|ChannelClient|Connection URL OPTIONS
 //
 // OPTIONS as the class takes them, and tokens: what a token function gives, one after the other (null: it fails);
 // random: what Math.random gives. Every line of standard input is [COMMAND, ARGUMENT…]. Standard output has a line
 // for whatever happens: {"state": …}, {"message": …, "event": …}, {"on": event, "text": …}, {"asked": how often},
-// {"registered": event}, {"refused": event, "reason": …}, {"sent": true or false}, {"uncaught": …}.
+// {"registered": event}, {"refused": event, "reason": …}, {"sent": true or false}, {"uncaught": …},
+// {"publication": data, "channel": …, "as": …, …}, {"subscription": state, "channel": …, "as": …}.
 import { readFile } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import ws from "ws";
@@ -16,28 +17,42 @@ const tell = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
 process.on("uncaughtException", (error) => tell({ uncaught: error.message }));
 if (random !== undefined) Math.random = () => random;
 
-if (tokens) {
+function oneByOne(tokens) {
   let asked = 0;
-  options.token = async () => {
+  return async (channel) => {
     const token = tokens[asked];
     asked += 1;
-    tell({ asked });
+    tell({ asked, channel });
     if (token === null) throw new Error("the back-end is away");
     return token;
   };
 }
+if (tokens) options.token = oneByOne(tokens);
 // The page's Origin, which a browser sends: the server then tells of bad tokens by close codes.
 const origin = new URL(url).origin.replace("ws", "http");
+let socket;
 class PageWebSocket extends ws {
   constructor(url) {
     super(url, { origin });
+    socket = this;
   }
 }
 const client = new fastpush[kind](url, { WebSocket: PageWebSocket, ...options });
 client.onState((state) => tell({ state }));
 client.onMessage((message, event) => tell(event === undefined ? { message } : { message, event }));
 
+const subscriptions = new Map(); // by the name that a test gave them
 const commands = {
+  // Subscribe, and call that `as`. options: tokens as above.
+  subscribe: (channel, as = channel, { tokens, ...options } = {}) => {
+    if (tokens) options.token = oneByOne(tokens);
+    options.onState = (state) => tell({ subscription: state, channel, as });
+    const onPublication = (data, { offset, tags }) => tell({ publication: data, channel, as, offset, tags });
+    subscriptions.set(as, client.subscribe(channel, onPublication, options));
+  },
+  unsubscribe: (as) => subscriptions.get(as)(),
+  cut: () => socket.terminate(),
+  port: () => tell({ port: socket._socket.localPort }),
   register: (event) =>
     client.register(event).then(
       () => tell({ registered: event }),

@@ -287,13 +287,13 @@ def test_unknown_path_is_404_json(server: Server, method: str, path: str) -> Non
 
 def test_paths_are_configurable(serve: Callable[..., Server]) -> None:
     """S0-02: push, drop and WebSocket paths are what the configuration says; the usual ones are 404 then."""
-    paths = {"websocket_path": "/live", "push_path": "/api/send", "drop_path": "/api/kick"}
+    paths = {"websocket_path": "/live", "push_path": "/back/send", "drop_path": "/back/kick"}
     server = serve(workers=1, sections={"server": paths})
     with connect(server.ws_url("token=jack&event=topic1", path="/live"), compression=None) as connection:
-        assert post(server, BODY, path="/api/send").body == b"message sent to 1 clients"
-        assert post(server, BODY, path="/api/send/all").body == b"message sent to 1 clients"
+        assert post(server, BODY, path="/back/send").body == b"message sent to 1 clients"
+        assert post(server, BODY, path="/back/send/all").body == b"message sent to 1 clients"
         assert [connection.recv(timeout=5) for _ in range(2)] == ["hello", "hello"]
-        assert post(server, {"userId": "jack"}, JSON, path="/api/kick").json() == {"sent": 1}
+        assert post(server, {"userId": "jack"}, JSON, path="/back/kick").json() == {"sent": 1}
     for path in (*TAKING_PATHS, "/ws"):
         assert post(server, BODY, path=path).status == 404
 

@@ -17,7 +17,7 @@ from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from fastpush.config import Jwt, JwtKey
 from fastpush.errors import AuthUnavailable, TokenRejected
-from fastpush.http.auth import Identity, jwks
+from fastpush.http.auth import Identity, Subscription, jwks
 from fastpush.http.auth.jwks import DOCUMENT_BYTES, MAX_KEYS, REFETCH_SECONDS, read_key_set
 from fastpush.http.auth.jwt import JwtAuth
 
@@ -143,6 +143,20 @@ def test_the_set_is_fetched_once(run: Any) -> None:
             assert users == [f"u{i}" for i in range(20)] + ["alice"]
             assert at_once(auth, tokens[0])
             assert idp.fetches == 1
+
+    run(main())
+
+
+def test_subscription_tokens_are_signed_with_published_keys(run: Any) -> None:
+    """The first waits for the key set, as a token that connects does; the next is answered at once."""
+
+    async def main() -> None:
+        async with provider(public("ES256", "e")) as idp, asking(idp.url) as auth:
+            claims = {"sub": "alice", "channel": "chat:42"}
+            token = joserfc_jwt.encode({"alg": "ES256", "kid": "e"}, claims, key("ES256", 0))
+            first = auth.subscription(token)
+            assert not isinstance(first, Subscription)
+            assert await first == auth.subscription(token) == Subscription("alice", "chat:42")
 
     run(main())
 

@@ -167,6 +167,19 @@ def test_the_backend_vouches_for_url_parameters(run: Any) -> None:
     run(main())
 
 
+def test_the_backend_names_info_and_channels(run: Any) -> None:
+    """An answer may hold what others in a channel see of the user, and what the server subscribes the client to."""
+
+    async def main() -> None:
+        answer = {"userId": "alice", "info": {"name": "Alice"}, "channels": ["news", "chat:1", "news"]}
+        async with serving(replying(answer)) as backend, asking(backend.url) as auth:
+            for _ in range(2):
+                assert await ask(auth) == Identity("alice", info={"name": "Alice"}, channels=("news", "chat:1"))
+            assert len(backend.questions) == 1
+
+    run(main())
+
+
 @pytest.mark.parametrize("status", [201, 204, 302, 307, 408, 425, 429, 500, 502, 503])
 def test_other_statuses_are_unavailable(run: Any, status: int) -> None:
     """5xx, redirects (not followed), other successes and "not now" are no verdict on the token; never remembered."""
@@ -197,6 +210,10 @@ def test_other_statuses_are_unavailable(run: Any, status: int) -> None:
         b'{"userId":"a","params":[]}',
         b'{"userId":"a","params":{"room":7}}',
         json.dumps({"userId": "a", "params": {str(number): "" for number in range(33)}}).encode(),
+        b'{"userId":"a","channels":"news"}',
+        b'{"userId":"a","channels":[7]}',
+        b'{"userId":"a","channels":["\\ud800"]}',
+        b'{"userId":"a","info":"\\ud800"}',
         b'{"userId":"\xff"}',
         b'{"userId":"a","x":' + b"[" * 20000,
     ],

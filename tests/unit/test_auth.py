@@ -20,8 +20,8 @@ from joserfc import jwt as joserfc_jwt
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from fastpush.config import Auth, Config, Jwt, JwtKey, Limits, Push, PythonAuth, Webhook
-from fastpush.errors import AuthUnavailable, ConfigError, TokenRejected
-from fastpush.http.auth import Identity, check_signed, push_auth, token_auth
+from fastpush.errors import AuthUnavailable, ConfigError, TokenExpired, TokenRejected
+from fastpush.http.auth import Identity, Subscription, check_signed, push_auth, token_auth
 from fastpush.http.auth.answers import Answers
 from fastpush.http.auth.complaints import EVERY_SECONDS, Complaints
 from fastpush.http.auth.jwt import JwtAuth, read_key
@@ -293,6 +293,35 @@ def test_extreme_times() -> None:
     assert "before 1e+300" in rejection(lambda: hs256().authenticate(token, {}))
 
 
+def test_expired_tokens_are_told_apart() -> None:
+    """A client whose token is over can get a fresh one; one whose token was never good cannot."""
+    with pytest.raises(TokenExpired):
+        hs256().authenticate(signed({"sub": "a", "exp": NOW}), {})
+    for claims in ({"sub": "a", "nbf": NOW + 5}, {"sub": ""}, {"exp": NOW + 5}):
+        with pytest.raises(TokenRejected) as caught:
+            hs256().authenticate(signed(claims), {})
+        assert not isinstance(caught.value, TokenExpired)
+
+
+def test_what_a_token_allows_may_end_at_another_time() -> None:
+    """`expire_at` is when the connection ends, 0 for never; `exp` is until when the token may be shown."""
+    auth = hs256()
+    for claims, expires_at in (
+        ({"exp": NOW + 1, "expire_at": NOW + 99}, NOW + 99),
+        ({"exp": NOW + 1, "expire_at": 0}, None),
+        ({"expire_at": NOW + 99}, NOW + 99),
+    ):
+        assert auth.authenticate(signed({"sub": "a", **claims}), {}) == Identity("a", expires_at)
+        subscription = Subscription("a", "chat:42", expires_at=expires_at)
+        assert auth.subscription(signed({"sub": "a", "channel": "chat:42", **claims})) == subscription
+    assert "expired" in rejection(lambda: auth.authenticate(signed({"sub": "a", "exp": NOW, "expire_at": 0}), {}))
+    for over in (NOW, 1, -1):
+        token = signed({"sub": "a", "channel": "chat:42", "expire_at": over})
+        with pytest.raises(TokenExpired, match="what the token allows ended at"):
+            auth.subscription(token)
+    assert "not a time" in rejection(lambda: auth.authenticate(signed({"sub": "a", "expire_at": "never"}), {}))
+
+
 def test_audience_and_issuer() -> None:
     """The aud (text or list) and iss must be the configured ones, where configured."""
     auth = hs256(audience="push", issuer="https://me")
@@ -357,6 +386,96 @@ def test_params_of_a_token_that_is_not_valid() -> None:
     assert rejection(lambda: hs256().authenticate(foreign, {})) == "token has a wrong signature"
     expired = signed({"sub": "a", "params": {"room": "7"}, "exp": NOW})
     assert "expired" in rejection(lambda: hs256().authenticate(expired, {}))
+
+
+@pytest.mark.parametrize("info", [{"name": "Jörg", "roles": [1, None]}, "text", 7, False, [], ""])
+def test_info_of_a_token(info: Any) -> None:
+    """The claim info is any JSON; without it, as with null, there is none."""
+    assert hs256().authenticate(signed({"sub": "a", "info": info}), {}) == Identity("a", info=info)
+    assert hs256().authenticate(signed({"sub": "a", "info": None}), {}).info is None
+    assert hs256().authenticate(signed({"sub": "a"}), {}).info is None
+
+
+def test_channels_of_a_token() -> None:
+    """The server subscribes to the names in the claim channels and to the keys of the claim subs, to each once."""
+    claims = {"sub": "a", "channels": ["news", "chat:1"], "subs": {"chat:1": {}, "chat:2": {"info": 1, "data": 2}}}
+    assert hs256().authenticate(signed(claims), {}).channels == ("news", "chat:1", "chat:2")
+    assert hs256().authenticate(signed({"sub": "a", "channels": [], "subs": {}}), {}).channels == ()
+
+
+@pytest.mark.parametrize("value", ["news", 7, None, ["news", 7], {"news": {}}])
+def test_channels_that_are_none(value: Any) -> None:
+    """A claim channels that is no list of texts is refused, not ignored; so is a claim subs that is no object."""
+    token = signed({"sub": "a", "channels": value})
+    assert rejection(lambda: hs256().authenticate(token, {})) == "token's claim channels is no array of texts"
+    token = signed({"sub": "a", "subs": ["news"]})
+    assert rejection(lambda: hs256().authenticate(token, {})) == "token's claim subs is no object"
+
+
+# --- subscription tokens
+
+
+def test_a_subscription_token_names_user_and_channel() -> None:
+    """Signed as tokens that connect are, it lets one user into one channel, perhaps on one connection, until `exp`."""
+    auth = hs256()
+    assert auth.subscription(signed({"sub": "a", "channel": "chat:42"})) == Subscription("a", "chat:42")
+    claims = {"sub": "a", "channel": "$x", "client": "c7", "exp": NOW + 9, "info": {"n": 1}}
+    assert auth.subscription(signed(claims)) == Subscription("a", "$x", "c7", NOW + 9, {"n": 1})
+
+
+def test_subscription_tokens_of_anonymous_connections() -> None:
+    """Without a user, or with an empty one, it is for connections without a token of their own."""
+    for claims in ({"channel": "news"}, {"sub": "", "channel": "news"}):
+        assert hs256().subscription(signed(claims)) == Subscription("", "news")
+
+
+def test_subscription_tokens_are_judged_as_others() -> None:
+    """Key, time, audience, issuer and user claim: what is configured for tokens that connect."""
+    auth = hs256(audience="push", issuer="https://me", user_claim="uid", leeway_seconds=10)
+    claims = {"uid": 7, "channel": "x", "aud": ["push"], "iss": "https://me", "exp": NOW}
+    assert auth.subscription(signed(claims)) == Subscription("7", "x", expires_at=NOW + 10)
+    for change, reason in (
+        ({"aud": "others"}, "another audience"),
+        ({"iss": "them"}, "another issuer"),
+        ({"exp": NOW - 10}, "token expired"),
+        ({"nbf": NOW + 11}, "not valid before"),
+        ({"uid": None}, "claim uid that is no text"),
+        ({"uid": ["a"]}, "claim uid that is no text"),
+    ):
+        assert reason in rejection(lambda change=change: auth.subscription(signed(claims | change)))
+    assert "wrong signature" in rejection(lambda: auth.subscription(signed(claims, OTHER_SECRET)))
+    assert "empty" in rejection(lambda: auth.subscription(""))
+    assert "longer than" in rejection(lambda: auth.subscription("x" * 8193))
+
+
+@pytest.mark.parametrize("channel", [{}, {"channel": ""}, {"channel": None}, {"channel": 42}, {"channel": ["x"]}])
+def test_tokens_that_name_no_channel(channel: dict[str, Any]) -> None:
+    """A token that connects opens no channel."""
+    token = signed({"sub": "a", **channel})
+    assert "so it is no subscription token" in rejection(lambda: hs256().subscription(token))
+
+
+def test_subscription_tokens_for_a_strange_connection() -> None:
+    """The only connection that may use it is named by text."""
+    token = signed({"sub": "a", "channel": "x", "client": 7})
+    assert rejection(lambda: hs256().subscription(token)) == "token has a claim client that is no text"
+
+
+def test_subscription_tokens_need_signatures(module: types.ModuleType) -> None:
+    """Every mode but jwt refuses subscription tokens, and says which mode takes them."""
+    module.check = lambda token, headers: "anybody"
+    python = PythonAuth(callable=f"{module.__name__}:check")
+    for auth in (
+        TokenIsUser(NAME_BYTES),
+        StaticAuth({"t": "a"}, NAME_BYTES),
+        WebhookAuth(Webhook(url="http://127.0.0.1:1/"), NAME_BYTES),
+        token_auth(Config(auth=Auth(mode="python", python=python))),
+    ):
+        reason = rejection(lambda auth=auth: auth.subscription("t"))
+        assert reason == 'subscription tokens need [auth] mode "jwt"'
+
+
+# --- URL parameters
 
 
 def test_url_parameters_are_compared_with_the_signed_ones() -> None:
@@ -511,7 +630,37 @@ def test_functions_that_say_until_when(module: types.ModuleType) -> None:
         ask_python(module)
 
 
-@pytest.mark.parametrize("wrong", [42, b"alice", ["alice"], ("alice", "tomorrow"), ("alice", float("nan")), (1, 2, 3)])
+def test_functions_that_return_an_identity(module: types.ModuleType) -> None:
+    """An Identity says more: info for others in a channel, and channels to be subscribed to."""
+    module.check = lambda token, headers: Identity("alice", 4e9, info={"n": 1}, channels=["a", "b", "a"])
+    assert ask_python(module) == Identity("alice", 4e9, info={"n": 1}, channels=("a", "b"))
+    module.check = lambda token, headers: Identity("")
+    with pytest.raises(TokenRejected, match="the auth function rejected the token"):
+        ask_python(module)
+    module.check = lambda token, headers: Identity("alice", 1.0)
+    with pytest.raises(TokenExpired, match="token expired at 1970-01-01T00:00:01Z"):
+        ask_python(module)
+    for info in ({1, 2}, "\ud800"):
+        module.check = lambda token, headers, info=info: Identity("alice", info=info)
+        with pytest.raises(TokenRejected, match="cannot be written as JSON"):
+            ask_python(module)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        42,
+        b"alice",
+        ["alice"],
+        ("alice", "tomorrow"),
+        ("alice", float("nan")),
+        (1, 2, 3),
+        Identity(42),
+        Identity("alice", "tomorrow"),
+        Identity("alice", channels="news"),
+        Identity("alice", channels=(7,)),
+    ],
+)
 def test_functions_that_return_something_else(
     module: types.ModuleType, wrong: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

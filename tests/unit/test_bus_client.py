@@ -218,7 +218,7 @@ def test_push_and_its_answer(tmp_path: Path) -> None:
             client.drop(b'["jack",null]', on_result)
             asked = [await broker.hear() for _ in range(3)]
             assert [(kind, body) for kind, _, body in asked] == [
-                (bus.PUBLISH, b"first"), (bus.PUBLISH, b"second"), (bus.DROP, b'["jack",null]')
+                (bus.PUBLISH, b"first"), (bus.PUBLISH, b"second"), (bus.ORDER, b'["jack",null]')
             ]  # fmt: skip
             assert client.pending == 3
             for (_, number, _), sent in zip(reversed(asked), (1, 2, 3), strict=True):
@@ -315,7 +315,7 @@ def test_delivery_is_counted(tmp_path: Path) -> None:
                 await broker.say(
                     bus.encode(bus.DELIVER, number, bus.encode_publication([KEY], b"news", frame, taken_seconds=1.0))
                 )
-            await broker.say(bus.encode(bus.CLOSE, 9, b'["jack",null]'))
+            await broker.say(bus.encode(bus.OBEY, 9, b'["jack",null]'))
             heard = [await broker.hear() for _ in range(4)]
             counts = [(kind, number, bus.decode_count(body)) for kind, number, body in heard]
             assert counts == [(bus.COUNT, 0, 3), (bus.COUNT, 1, 0), (bus.COUNT, 2, 3), (bus.COUNT, 9, 2)]

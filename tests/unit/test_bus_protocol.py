@@ -28,8 +28,8 @@ def stream() -> bytes:
 def test_kinds_are_distinct_and_fit_a_byte() -> None:
     """No two messages share a type, in either direction."""
     kinds = [
-        bus.HELLO, bus.SUBSCRIBE, bus.UNSUBSCRIBE, bus.COMPLETE, bus.PUBLISH, bus.DROP, bus.COUNT, bus.SCRAPE,
-        bus.SNAPSHOT, bus.GOODBYE, bus.WELCOME, bus.SUBSCRIBED, bus.DELIVER, bus.CLOSE, bus.RESULT, bus.MEASURE,
+        bus.HELLO, bus.SUBSCRIBE, bus.UNSUBSCRIBE, bus.COMPLETE, bus.PUBLISH, bus.ORDER, bus.COUNT, bus.SCRAPE,
+        bus.SNAPSHOT, bus.GOODBYE, bus.WELCOME, bus.SUBSCRIBED, bus.DELIVER, bus.OBEY, bus.RESULT, bus.MEASURE,
         bus.REPORT, bus.ADMIT, bus.RELEASE, bus.HOLD, bus.ADMITTED, bus.DELIVER_OWN, bus.JOIN, bus.LEAVE, bus.PRESENT,
         bus.CLAIM, bus.UNCLAIM, bus.CLAIMED, bus.REPLACED, bus.HISTORY, bus.ONLINE, bus.ANSWER, bus.NOTICE,
     ]  # fmt: skip

@@ -99,6 +99,12 @@ def test_version() -> None:
         (("listen", "--token", "aaa"), "Missing option '--event'"),
         (("listen", "--token", "aaa", "--event", "e", "--count", "0"), "0 is not in the range"),
         (("token", "jack", "--expires", "soon"), "is not a valid integer"),
+        (("token", "jack", "--channel", ""), "the channel's name is empty"),
+        (("token", "jack", "--subscribe", "/chat"), "starts with a slash"),
+        (("token", "jack", "--info", "Jack"), "is not JSON"),
+        (("token", "jack", "--info", "NaN"), "is not JSON"),
+        (("token", "jack", "--channel", "a", "--subscribe", "b"), "--channel makes a subscription token"),
+        (("token", "jack", "--channel", "a", "--url", "wss://host/"), "--channel makes a subscription token"),
         (("token", "jack", "--url", "ftp://host/"), "is not a URL of a server; write it like wss://host/path?"),
         (("token", "jack", "--url", "host/broadcast"), "is not a URL of a server"),
         (("token", "jack", "--url", "wss:///broadcast"), "is not a URL of a server"),
@@ -339,6 +345,32 @@ def test_token_of_another_mode_warns(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert '[auth] mode is "token-is-user"' in result.stderr
     assert claims_of(result.stdout.strip())["sub"] == "jack"
+
+
+def test_subscription_token(tmp_path: Path) -> None:
+    """--channel makes a token that a server takes for this channel and user, with --info for the others there."""
+    path = hs256(tmp_path, {"user_claim": "uid"})
+    result = fastpush("token", "jack", "--channel", "$chat:42", "--info", '{"name": "Jörg"}', "--config", path)
+    auth = JwtAuth(Jwt(key=[JwtKey(kid="one", secret=SECRET)], user_claim="uid"), 512)
+    found = auth.subscription(result.stdout.strip())
+    assert (found.user, found.channel, found.info) == ("jack", "$chat:42", {"name": "Jörg"})
+    assert claims_of(result.stdout.strip())["exp"] == found.expires_at
+
+
+def test_token_with_server_side_subscriptions(tmp_path: Path) -> None:
+    """--subscribe, several times, names channels in the token; info may be any JSON; without them neither claim is."""
+    path = hs256(tmp_path)
+    more = ("--subscribe", "news", "--subscribe", "chat:42", "--info", "null")
+    claims = claims_of(fastpush("token", "jack", *more, "--config", path).stdout.strip())
+    assert (claims["channels"], claims["info"]) == (["news", "chat:42"], None)
+    assert set(claims_of(fastpush("token", "jack", "--config", path).stdout.strip())) == {"sub", "iat", "exp"}
+
+
+def test_a_token_that_is_too_long(tmp_path: Path) -> None:
+    """One that no server would read is not printed."""
+    result = fastpush("token", "jack", "--info", f'"{"x" * 8192}"', "--config", hs256(tmp_path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "more than 8192 bytes" in result.stderr
 
 
 SPECIAL = "wss://host/broadcast?specialKey=room:7&support_gzip=1"

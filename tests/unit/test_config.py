@@ -16,12 +16,14 @@ from fastpush.config import (
     Application,
     Auth,
     Bus,
+    Client,
     Config,
     Connections,
     Jwt,
     JwtKey,
     Limits,
     Log,
+    Namespace,
     Push,
     Server,
     Tls,
@@ -29,6 +31,7 @@ from fastpush.config import (
 from fastpush.config.file import DEFAULT_PATHS, key_lines
 from fastpush.config.schema import Key, keys, members, overridable, sections
 from fastpush.errors import ConfigError
+from fastpush.protocol import control
 from tools import config_toml
 
 PROJECT = Path(__file__).parents[2]
@@ -72,21 +75,26 @@ def test_delivered_file_is_the_defaults() -> None:
 
 
 def test_delivered_file_has_every_key() -> None:
-    """Each key stands in the delivered file, except those of arrays of tables, which stand there as an example."""
+    """Each key stands in the delivered file, except tables that nobody must have, which stand there as an example."""
     text = (PROJECT / "config.toml").read_text(encoding="utf-8")
     lines = key_lines(text)
-    assert [place for place, key in keys() if place not in lines and not key.entries] == []
+    as_example = [place for place, key in keys() if place not in lines]
+    assert as_example == [place for place, key in keys() if key.entries or key.named or key.is_table]
     assert max(map(len, text.splitlines())) <= 100
 
 
 def test_examples_of_the_delivered_file_work(load: Callable[..., Config]) -> None:
     """The lines that start with # and no space are valid when the # is taken away, and hold every key of an entry."""
     text = re.sub(r"^#(?=[\[a-z])", "", (PROJECT / "config.toml").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    config, raw = load(text), tomllib.loads(text)
+    config, raw = load(text, FASTPUSH_CLIENT_HANDLER="package.module:Class"), tomllib.loads(text)
     assert raw["auth"]["jwt"]["key"] == [msgspec.to_builtins(JwtKey())]
     [example] = raw["application"]
     assert list(example) == list(members(Application))
     assert (example["path"], example["handler"]) == ("/echo", "fastpush.applications.echo:Echo")
+    assert list(raw["channels"]) == ["chat"]
+    assert list(raw["channels"]["chat"]) == list(members(Namespace))
+    assert config.channels["chat"].recovery, "it shows what channels are for"
+    assert config.client.options == {"greeting": "hello"}
     [echo] = config.application
     assert (list(echo.limits), list(echo.connections)) == (list(overridable(Limits)), list(overridable(Connections)))
     assert (echo.limits_over(config.limits), echo.connections_over(config.connections)) == (Limits(), Connections())
@@ -175,6 +183,8 @@ def test_environment_names_are_unique() -> None:
             "application",
             [Application(path="/a", handler="a:B", limits={"message_bytes": 128})],
         ),
+        ("FASTPUSH_CHANNELS", "{chat = {presence = true}}", "channels", {"chat": Namespace(presence=True)}),
+        ("FASTPUSH_CLIENT_ANONYMOUS", "everywhere", "client.anonymous", "everywhere"),
     ],
 )
 def test_environment_values(variable: str, text: str, dotted: str, expected: object) -> None:
@@ -183,6 +193,18 @@ def test_environment_values(variable: str, text: str, dotted: str, expected: obj
     for name in dotted.split("."):
         value = getattr(value, name)
     assert value == expected
+
+
+def test_environment_of_a_namespace(load: Callable[..., Config]) -> None:
+    """A variable overrides a key of a namespace that there is, in the file or in FASTPUSH_CHANNELS; - reads as _."""
+    given = {"FASTPUSH_CHANNELS_CHAT_HISTORY_MESSAGES": "7", "FASTPUSH_CHANNELS_TO_DO_SUBSCRIBE": "users"}
+    config = load("[channels.chat]\nrecovery = true\n[channels.to-do]", **given)
+    assert config.channels == {
+        "chat": Namespace(recovery=True, history_messages=7),
+        "to-do": Namespace(subscribe="users"),
+    }
+    whole = {"FASTPUSH_CHANNELS": "{news = {}}", "FASTPUSH_CHANNELS_NEWS_GRACE_SECONDS": "0.5"}
+    assert load("[channels.chat]", **whole).channels == {"news": Namespace(grace_seconds=0.5)}
 
 
 def test_foreign_variables_are_ignored() -> None:
@@ -206,6 +228,9 @@ def test_foreign_variables_are_ignored() -> None:
         ("FASTPUSH_SERVER_WORKER", "3", "names no key; did you mean FASTPUSH_SERVER_WORKERS?"),
         ("FASTPUSH_SERVER_PORT", "80", "variable FASTPUSH_SERVER_PORT: names no key"),
         ("FASTPUSH_API_ZZ", "", "there are FASTPUSH_API_LISTEN, FASTPUSH_API_PAGE"),
+        ("FASTPUSH_CHANNELS_CHAT_PRESENCE", "true", "names no key; "),
+        ("FASTPUSH_CHANNELS", "{chat = {presense = true}}", "[channels.chat] presense: no such key; did you mean pres"),
+        ("FASTPUSH_CHANNELS", "chat", "[channels]: found a string; must be tables headed [channels.<namespace>]"),
         ("FASTPUSH_ECHO_ENABLED", "true", "names no key; echo is an application now"),
         ("FASTPUSH_APPLICATION", "[{path = 3}]", "[[application]] number 1, path: found 3 (integer)"),
         ("FASTPUSH_SEVER_LISTEN", "x", "did you mean FASTPUSH_SERVER_LISTEN?"),
@@ -345,10 +370,15 @@ def test_mistake_in_file(
         ),
         (
             "[server]\nwebsocket_path = '/'",
-            "the server's own pages are there (/, /health, /ready, /metrics, /online, /applications.json, /assets",
+            "the server's own pages are there (/, /health, /ready, /metrics, /online, /applications.json, /connection",
         ),
         ("[server]\nwebsocket_path = '/metrics'", "the server's own pages are there"),
         ("[server]\nwebsocket_path = '/assets/x'", "the server's own pages are there"),
+        ("[server]\nwebsocket_path = '/connection/websocket'", "the server's own pages are there"),
+        ("[[application]]\nhandler = 'a:B'\npath = '/connection/uni_sse'", "the server's own pages are there"),
+        ("[[application]]\nhandler = 'a:B'\npath = '/sse'", "the server's own pages are there"),
+        ("[server]\npush_path = '/api'", "the server's own pages are there"),
+        ("[server]\npush_path = '/api/push'", "/sse, /assets and /api and all below these)"),
         ("[server]\nwebsocket_path = '/w s'", "must consist of letters, digits and"),
         ("[server]\nwebsocket_path = '/ws?x=1'", "must consist of letters, digits and"),
         ("[server]\nwebsocket_path = '/a/../b'", "must not hold . or .. between slashes"),
@@ -537,7 +567,7 @@ def test_what_an_application_may_override() -> None:
             "[application]: found a table; must be tables headed [[application]], in dou",
         ),
         ("[[applications]]\npath = '/a'", 1, "[[applications]]: no such section; did you mean [[application]]?"),
-        ("handler = 'a:B'", 1, "handler: stands above all sections; it belongs in [[application]]"),
+        ("handler = 'a:B'", 1, "handler: stands above all sections; it belongs in [client] or [[application]]"),
         (
             ECHO + "[application.limit]\nx = 1",
             4,
@@ -814,6 +844,120 @@ def test_open_api_elsewhere() -> None:
         configuration.check_exposure(Config(api=api, auth=Auth(mode="jwt")))
 
 
+# Channels
+
+
+def test_no_channels_by_default() -> None:
+    """Without a table below [channels] clients of channels can subscribe to nothing, and nobody comes without token."""
+    assert (Config().channels, Config().client.anonymous, Config().client.handler) == ({}, "no", "")
+    assert (Namespace().subscribe, Namespace().publish, Namespace().history_messages) == ("token", "nobody", 0)
+
+
+def test_namespaces(load: Callable[..., Config]) -> None:
+    """Each table below [channels] is a namespace; what it leaves out has its default."""
+    text = (
+        "[channels.chat]\nsubscribe = 'users'\nhistory_messages = 10\nrecovery = true\n"
+        "[channels.without_namespace]\nslow_policy = 'latest'\n[channels]\nA-1 = {presence = true}\n"
+        "[client]\npersonal_namespace = 'chat'\nhandler = 'my:Calls'\n[client.options]\nsince = 1979-05-27"
+    )
+    config = load(text)
+    assert config.channels == {
+        "chat": Namespace(subscribe="users", history_messages=10, recovery=True),
+        "without_namespace": Namespace(slow_policy="latest"),
+        "A-1": Namespace(presence=True),
+    }
+    assert config.client == Client(personal_namespace="chat", handler="my:Calls", options={"since": date(1979, 5, 27)})
+
+
+def test_namespaces_reach_running_processes() -> None:
+    """A configuration with channels is handed to a child, and read there, as it was."""
+    config = Config(channels={"chat": Namespace(presence=True)}, client=Client(handler="a:B", options={"a": 1}))
+    assert control.decode_to_child(control.encode(control.Prepare(1, config))) == control.Prepare(1, config)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "expected"),
+    [
+        # names
+        (
+            "[channels.chat]\n\nhistroy_messages = 3",
+            3,
+            "[channels.chat] histroy_messages: no such key; did you mean his",
+        ),
+        (
+            "[channels.chat]\nzz = 3",
+            2,
+            "[channels.chat] zz: no such key; there are subscribe, publish, history_messages,",
+        ),
+        (
+            "[channels.chat]\nmessage_bytes = 3",
+            2,
+            "no such key in this section; it belongs in [limits] or [application.",
+        ),
+        ("[channels.chat]\n[channels.chat.history]", 2, "[channels.chat.history]: no such section"),
+        ("[chanels.chat]", 1, "[chanels]: no such section; did you mean [channels.<namespace>]?"),
+        ("[limits]\nhistory_messages = 3", 2, "no such key in this section; it belongs in [channels.<namespace>]"),
+        ("[channels.'a b']", 1, '[channels] "a b": the name of a namespace must consist of 1 to 64 letters, digits, _'),
+        (f"[channels.{'a' * 65}]", 1, "must consist of 1 to 64 letters"),
+        ("[channels.'']", 1, "must consist of 1 to 64 letters"),
+        # types and ranges
+        (
+            "[channels]\npresence = true",
+            2,
+            "stands outside a namespace; it belongs in tables headed [channels.<namespac",
+        ),
+        ("[channels]\nchat = true", 2, "[channels] chat: found a boolean; must be a table headed [channels.chat]"),
+        ("[[channels.chat]]", 1, "[channels] chat: found an array; must be a table headed [channels.chat]"),
+        ("[[channels]]", 1, "[channels]: found an array; must be tables headed [channels.<namespace>]"),
+        (
+            "[channels.chat]\nslow_policy = 'drop'",
+            2,
+            'must be one of "disconnect", "drop-oldest", "latest" (default "di',
+        ),
+        (
+            "[channels.a]\n[channels.b]\nhistory_messages = 65536",
+            3,
+            "[channels.b] history_messages: found 65536 (integer",
+        ),
+        (
+            "[channels.chat]\nhistory_bytes = 1",
+            2,
+            "an integer from 1024 (1 KiB) to 67108864 (64 MiB) (default 1048576 (1",
+        ),
+        ("[limits]\nchannels_per_connection = 0", 2, "must be an integer from 1 to 65535 (default 128)"),
+        # keys that need each other
+        ("[channels.chat]\nrecovery = true", 2, "[channels.chat] recovery: needs history_messages of at least 1"),
+        ("[channels.chat]\njoin_leave = 'users'", 2, '[channels.chat] join_leave: "users" needs presence = true'),
+        ("[client]\npersonal_namespace = 'me'", 2, "there is no table [channels.me]; add [channels.me]"),
+        ("[channels.mine]\n[client]\npersonal_namespace = 'min'", 3, 'no table [channels.min]; did you mean "mine"?'),
+        (
+            "[channels.without_namespace]\n[client]\npersonal_namespace = 'without_namespace'",
+            3,
+            'must be the name of a namespace; "without_namespace" is for names without',
+        ),
+        (
+            "[client]\nhandler = 'a.B'",
+            2,
+            '[client] handler: found "a.B" (string); must have the form "package.module:Cla',
+        ),
+        ("[client]\n[client.options]\na = 1", 2, "[client] options: are for the class that [client] handler names"),
+        ("[client]\noptions = 3", 2, "[client] options: found an integer; must be a table headed [client.options]"),
+        ("[client]\nanonymus = 'no'", 2, '[client] anonymus: no such key; did you mean anonymous (one of "no", "loopb'),
+    ],
+)
+def test_mistake_in_channels(load: Callable[..., Config], tmp_path: Path, text: str, line: int, expected: str) -> None:
+    """A mistake inside a namespace is told as one in a section: line, key, what was found and what is allowed."""
+    told = complaint(load, text)
+    assert told.startswith(f"{tmp_path / 'config.toml'}:{line}: ")
+    assert expected in told
+    assert "\n" not in told, "one mistake, one line"
+
+
+def test_options_of_the_handler_are_not_printed() -> None:
+    """What the class of [client] is given may hold secrets, so it does not show in a log."""
+    assert "swordfish" not in repr(Config(client=Client(handler="a:B", options={"password": "swordfish"})))
+
+
 # Reload
 
 
@@ -833,6 +977,8 @@ def test_what_is_live() -> None:
         "connections.socket_send_bytes",
         "bus.queue_bytes",
         "bus.confirm_ms",
+        "client.handler",
+        "client.options",
         "application",
         "log.format",
         "log.file",
@@ -885,6 +1031,34 @@ def test_applications_wait_for_a_restart() -> None:
     assert configuration.changes(old, Config()) == ([], ["application"])
 
 
+def test_channels_are_live() -> None:
+    """A reload takes namespaces over, new, changed and gone, and names each; the handler of [client] waits."""
+    old = Config(
+        channels={"chat": Namespace(), "news": Namespace()}, client=Client(handler="a:B", options={"since": 1})
+    )
+    new = Config(
+        channels={"chat": Namespace(presence=True), "shop": Namespace()},
+        client=Client(anonymous="everywhere", handler="a:C", options={"since": 2}),
+    )
+    assert configuration.changes(old, new) == (
+        ["client.anonymous", "channels.chat.presence", "channels.news", "channels.shop"],
+        ["client.handler", "client.options"],
+    )
+    merged = configuration.merge_live(old, new)
+    assert merged.channels == new.channels
+    assert merged.client == Client(anonymous="everywhere", handler="a:B", options={"since": 1})
+
+
+def test_new_workers_take_new_handlers() -> None:
+    """What `restart --rolling` reads anew are the classes and their options; every other key waits."""
+    old = Config(limits=Limits(name_bytes=9), client=Client(handler="a:B", expired_close_seconds=1))
+    applications = [Application(path="/a", handler="a:B")]
+    new = Config(application=applications, client=Client(handler="a:C", options={"since": 2}))
+    merged = configuration.merge_handlers(old, new)
+    assert (merged.application, merged.limits) == (applications, old.limits)
+    assert merged.client == Client(handler="a:C", options={"since": 2}, expired_close_seconds=1)
+
+
 # The schema
 
 
@@ -896,7 +1070,7 @@ def test_check_names_keys_without_a_file() -> None:
 
 def test_every_key_is_described() -> None:
     """Each key has a sentence, a default that its own limits allow, and a name that ends in its unit."""
-    for section in [section for _, section in sections()] + [Config, JwtKey, Application]:
+    for section in [section for _, section in sections()] + [Config, JwtKey, Application, Namespace]:
         assert section.__doc__
         for key in members(section).values():
             if isinstance(key, Key):

@@ -77,7 +77,7 @@ class Broker:
 
     def count(self, link: FakeLink, connections: int) -> None:
         """Count the oldest publication that the worker has not counted."""
-        position = next(at for at, message in enumerate(link.sent) if message[0] in {bus.DELIVER, bus.CLOSE})
+        position = next(at for at, message in enumerate(link.sent) if message[0] in {bus.DELIVER, bus.OBEY})
         number = link.sent.pop(position)[1]
         self.say(link, bus.COUNT, number, bus.encode_count(number, connections)[13:])
 
@@ -155,7 +155,7 @@ def test_drop_goes_to_every_worker() -> None:
     """Where a user's connections are is not known by user: all are asked."""
     broker = Broker()
     one, two = broker.join(1), broker.join(2)
-    broker.say(one, bus.DROP, 9, b'["jack",null]')
+    broker.say(one, bus.ORDER, 9, b'["jack",null]')
     broker.count(one, 1)
     broker.count(two, 4)
     assert one.results() == [(9, Status.DONE, 5, 0)]
@@ -366,7 +366,7 @@ def test_what_is_late_is_owed_until_it_is_counted() -> None:
     """
     broker = Broker(queue_bytes=1)
     link = broker.join(1, KEY)
-    broker.say(link, bus.DROP, 1, b'["jack",null]')
+    broker.say(link, bus.ORDER, 1, b'["jack",null]')
     asker = broker.join(2)
     broker.push(asker, 2)
     assert asker.results() == [(2, Status.OVERLOADED, 0, 0)]
@@ -374,7 +374,7 @@ def test_what_is_late_is_owed_until_it_is_counted() -> None:
     assert link.results() == [(1, Status.DONE, 0, 1)]
     broker.push(asker, 3)
     assert asker.results() == [(3, Status.OVERLOADED, 0, 0)]
-    ((number, _),) = link.take(bus.CLOSE)
+    ((number, _),) = link.take(bus.OBEY)
     broker.say(link, bus.COUNT, number, b"\1\0\0\0")
     assert link.results() == []
     broker.push(asker, 4)
@@ -405,7 +405,7 @@ def test_new_broker_takes_no_push_before_every_table() -> None:
     assert one.take(bus.WELCOME) == [(0, bus.encode_epoch(0xE0))]
     assert one.take(bus.SUBSCRIBED) == [(1, b"")]
     broker.push(one, 1)
-    broker.say(one, bus.DROP, 2, b'["jack",null]')
+    broker.say(one, bus.ORDER, 2, b'["jack",null]')
     assert one.results() == [(1, Status.NOT_READY, 0, 0), (2, Status.NOT_READY, 0, 0)]
     assert not broker.router.is_ready
     two = FakeLink()
@@ -477,9 +477,9 @@ def test_a_lost_link_hides_nobody() -> None:
     broker.router.on_closed(two)
     broker.push(one, 1, KEY)
     broker.push(one, 2, KEY, OTHER)
-    broker.say(one, bus.DROP, 3, b'["jack",null]')
+    broker.say(one, bus.ORDER, 3, b'["jack",null]')
     assert one.results() == [(n, Status.NOT_READY, 0, 0) for n in (1, 2, 3)]
-    assert one.take(bus.DELIVER) == one.take(bus.CLOSE) == []
+    assert one.take(bus.DELIVER) == one.take(bus.OBEY) == []
     broker.push(asker, 4, OTHER)
     assert len(one.take(bus.DELIVER)) == 1
 

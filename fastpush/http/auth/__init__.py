@@ -1,9 +1,10 @@
 """Who a client is, and who may push: one file a mode, one contract for all.
 
     token ─► TokenAuth.authenticate ─► Identity | TokenRejected (401 / 4501) | AuthUnavailable (503 / 1013)
+    token ─► TokenAuth.subscription ─► Subscription | TokenRejected          | AuthUnavailable
     head  ─► PushAuth.authorize     ─► True | False (401)                    | AuthUnavailable (503)
 
-    contract.py    Identity, the two protocols, what every mode checks
+    contract.py    Identity, Subscription, the two protocols, what every mode checks
     signed.py      URL parameters that a token vouches for
     tables.py      token-is-user, static                    answers at once
     jwt.py         signed tokens; jwks.py keeps a key set   answers at once while the key is known
@@ -22,7 +23,7 @@ from collections.abc import Callable
 
 from fastpush.config import Config, load_tokens
 from fastpush.errors import ConfigError
-from fastpush.http.auth.contract import Identity, PushAuth, TokenAuth
+from fastpush.http.auth.contract import Identity, PushAuth, Subscription, TokenAuth
 from fastpush.http.auth.jwt import JwtAuth
 from fastpush.http.auth.keys import KeysPushAuth, NoPushAuth
 from fastpush.http.auth.python import PythonPushAuth, PythonTokenAuth, Watch
@@ -31,7 +32,7 @@ from fastpush.http.auth.tables import StaticAuth, TokenIsUser
 from fastpush.http.auth.webhook import WebhookAuth
 from fastpush.metrics import Counters
 
-__all__ = ["Identity", "PushAuth", "TokenAuth", "check_signed", "push_auth", "token_auth"]
+__all__ = ["Identity", "PushAuth", "Subscription", "TokenAuth", "check_signed", "push_auth", "token_auth"]
 
 
 def token_auth(

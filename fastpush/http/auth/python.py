@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastpush.config import PythonAuth
-from fastpush.errors import AuthUnavailable, ConfigError, TokenRejected
+from fastpush.errors import AuthUnavailable, ConfigError, TokenExpired, TokenRejected
 from fastpush.http.auth.complaints import Complaints
-from fastpush.http.auth.contract import Identity, check_present, date, identity
+from fastpush.http.auth.contract import Identity, WithoutSubscriptions, check_present, date, identity
 from fastpush.http.auth.threads import Call, Outcome, WatchedThreads
 from fastpush.log import fields
 from fastpush.metrics import Counters
@@ -42,10 +42,11 @@ class Watch:
     on_exhausted: Callable[[], None]
 
 
-class PythonTokenAuth:
+class PythonTokenAuth(WithoutSubscriptions):
     """[auth] mode = "python": function(token, headers) returns the user id.
 
-    Or (user id, expires_at), or (user id, ok) as in S0-10; anything false names nobody.
+    Or (user id, expires_at), or (user id, ok) as in S0-10, or an Identity, which may hold `info` and `channels` too;
+    anything false names nobody.
     """
 
     def __init__(
@@ -64,8 +65,12 @@ class PythonTokenAuth:
 
     async def _authenticate(self, token: str, headers: dict[str, str]) -> Identity:
         result = await self._function.call(token, headers)
+        info: Any = None
+        channels: Any = ()
         match result:
             case tuple((user, expires_at)):
+                pass
+            case Identity(user=user, expires_at=expires_at, info=info, channels=channels):
                 pass
             case _:
                 user, expires_at = result, None
@@ -74,13 +79,15 @@ class PythonTokenAuth:
         if not user:
             raise TokenRejected("the auth function rejected the token")
         if not isinstance(user, str):
-            raise self._function.wrong_type(user, "a user id, None or (user id, expires_at)")
+            raise self._function.wrong_type(user, "a user id, None, (user id, expires_at) or an Identity")
         if expires_at is not None:
             if not isinstance(expires_at, int | float) or not math.isfinite(expires_at):
                 raise self._function.wrong_type(expires_at, "unix seconds or None as expires_at")
             if expires_at <= self._wall_clock():
-                raise TokenRejected(f"token expired at {date(expires_at)}")
-        return identity(user, expires_at, self._name_bytes)
+                raise TokenExpired(f"token expired at {date(expires_at)}")
+        if not isinstance(channels, tuple | list) or not all(isinstance(channel, str) for channel in channels):
+            raise self._function.wrong_type(channels, "names of channels")
+        return identity(user, expires_at, self._name_bytes, None, info, channels)
 
 
 class PythonPushAuth:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from fastpush.errors import TokenRejected
-from fastpush.http.auth.contract import Identity, check_present, identity
+from fastpush.http.auth.contract import Identity, WithoutSubscriptions, check_present, identity
 
 
-class TokenIsUser:
+class TokenIsUser(WithoutSubscriptions):
     """Believes everybody: the token is the user (S0-11)."""
 
     def __init__(self, name_bytes: int) -> None:
@@ -20,7 +20,7 @@ class TokenIsUser:
         """Nothing is held."""
 
 
-class StaticAuth:
+class StaticAuth(WithoutSubscriptions):
     """A table of token -> user; several tokens may name one user (S0-13)."""
 
     def __init__(self, users: Mapping[str, str], name_bytes: int) -> None:

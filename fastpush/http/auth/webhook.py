@@ -2,7 +2,9 @@
 
     POST {"token": "…", "headers": {"cookie": "…"}}     the chosen headers that the client sent, names in lower case
     200  {"userId": "…", "expiresAt": 1767225600,       expiresAt: unix seconds, optional
-          "params": {"specialKey": "room:7"}}           params: what signed.py is about, optional
+          "params": {"specialKey": "room:7"},           params: what signed.py is about, optional
+          "info": {"name": "Jack"},                     info: JSON that others in a channel see, optional
+          "channels": ["news"]}                         channels: to be subscribed to by the server, optional
     4xx  the token names nobody
 
 Anything else (5xx, a redirect, no answer, no JSON), and 408, 425 and 429, which speak of the
@@ -19,6 +21,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 from http import HTTPStatus
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -28,7 +31,7 @@ from fastpush.errors import AuthUnavailable, ConfigError, TokenRejected
 from fastpush.http.auth import outgoing
 from fastpush.http.auth.answers import Answers
 from fastpush.http.auth.complaints import Complaints
-from fastpush.http.auth.contract import Identity, check_present, check_size, date, identity
+from fastpush.http.auth.contract import Identity, WithoutSubscriptions, check_present, check_size, date, identity
 from fastpush.http.auth.signed import Parameters
 
 ANSWER_BYTES = 65536
@@ -42,6 +45,8 @@ class Answer(msgspec.Struct, rename="camel"):
     user_id: str
     expires_at: float | None = None
     params: Parameters | None = None
+    info: Any = None
+    channels: tuple[str, ...] = ()
 
 
 class _Unavailable(msgspec.Struct, frozen=True):
@@ -50,7 +55,7 @@ class _Unavailable(msgspec.Struct, frozen=True):
     reason: str
 
 
-class WebhookAuth:
+class WebhookAuth(WithoutSubscriptions):
     """[auth] mode = "webhook"."""
 
     def __init__(
@@ -163,11 +168,13 @@ class WebhookAuth:
         except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
             answer = None
         if answer is None or (answer.expires_at is not None and not math.isfinite(answer.expires_at)):
-            form = '{"userId": text, "expiresAt": optional number, "params": optional object of texts}'
-            raise AuthUnavailable(f"the auth webhook did not answer {form}")
+            optional = '"expiresAt": number, "params": object of texts, "info": JSON, "channels": array of texts'
+            raise AuthUnavailable(f'the auth webhook did not answer {{"userId": text}} and, optional, {optional}')
         if answer.expires_at is not None and answer.expires_at <= self._wall_clock():
             return f"token expired at {date(answer.expires_at)}"
         try:
-            return identity(answer.user_id, answer.expires_at, self._name_bytes, answer.params)
+            return identity(
+                answer.user_id, answer.expires_at, self._name_bytes, answer.params, answer.info, answer.channels
+            )
         except TokenRejected as error:
             return str(error)

@@ -1,0 +1,737 @@
+"""Clients of channels: performs what their sessions ask for (/connection/websocket, /connection/uni_sse).
+
+A client's commands are performed one after the other, as an application's messages are; the session knows what may
+come when, this module who may what, and the broker what is true. What it sends it sends where its session stands in
+the stream of what the broker says: the reply to a subscribe, then publications.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from inspect import isawaitable
+from time import time
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+import orjson
+
+from fastpush import __version__
+from fastpush.applications.interface import Application, Request, RpcError
+from fastpush.applications.push import UserCounts
+from fastpush.channels.namespaces import Namespaces, check_name, personal_channel
+from fastpush.channels.service import ChannelService, epoch_text, parse_epoch
+from fastpush.channels.session import Bounds, Session, State
+from fastpush.config import Client as ClientConfig
+from fastpush.config import Config, Namespace
+from fastpush.errors import AuthUnavailable, CloseCode, RequestError, TokenExpired, TokenRejected
+from fastpush.fanout.batch import data_of
+from fastpush.http.auth import Identity, TokenAuth
+from fastpush.http.auth.contract import Subscription as Ticket
+from fastpush.log import fields
+from fastpush.metrics import Counters
+from fastpush.protocol import client as protocol
+from fastpush.protocol.bus import HISTORY_BYTES_MAX, Entry, Join, Kept, Position
+from fastpush.protocol.client import (
+    Connect,
+    ConnectResult,
+    DisconnectCode,
+    ErrorCode,
+    History,
+    Presence,
+    PresenceStats,
+    Publish,
+    Recover,
+    Refresh,
+    Rpc,
+    Send,
+    SubRefresh,
+    Subscribe,
+    SubscribeResult,
+    Unsubscribe,
+    UnsubscribeCode,
+)
+from fastpush.protocol.push import EVERYBODY, channel_key, channel_of
+
+log = logging.getLogger("fastpush.channels")
+
+Entered = list[tuple[Join, Kept]]
+
+_RECOVERABLE = 1  # a subscription's flag: its client is told a position
+_NO_RECOVERY = Recover(recover=False, offset=0, epoch="")
+
+
+class Connection(Protocol):
+    """What this endpoint needs of a connection, beside what any application does."""
+
+    data: Any
+    user: str
+    headers: Mapping[str, str]
+    expires_at: float | None
+    unregistered: Callable[[Any], tuple[int, str]] | None
+    due: int
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def peer(self) -> str: ...
+    @property
+    def is_open(self) -> bool: ...
+    @property
+    def has_room(self) -> bool: ...
+    def send_lines(self, lines: bytes) -> bool:
+        """Send replies and pushes, a line each, as this kind of connection carries them."""
+        ...
+
+    def close(self, code: int = 1000, reason: str = "") -> None: ...
+    def plan(self) -> None: ...
+    def seal_channel(self, key: bytes) -> None: ...
+    async def drain(self) -> None: ...
+
+
+class Host(Protocol):
+    """What the worker does for this endpoint."""
+
+    def enter(self, connection: Any, joins: list[Join], take: Callable[[Entered], None]) -> Awaitable[None]:
+        """Let a connection into channels; see worker/membership.py."""
+        ...
+
+    def leave(self, connection: Any, key: bytes) -> None:
+        """Take a connection out of a channel."""
+        ...
+
+    def plan(self, client: "Client", seconds: float) -> None:
+        """Call the client's `on_timer` once so much time has passed, or before, instead of any earlier plan."""
+        ...
+
+    def cancel(self, client: "Client") -> None:
+        """Call it no more."""
+        ...
+
+    def connections(self, user: str | None = None) -> "Iterable[Connection]":
+        """Return this endpoint's open connections, or those of one user that have connected."""
+        ...
+
+
+class Refused(Exception):
+    """A request is answered with an error."""
+
+    def __init__(self, code: ErrorCode, message: str = "") -> None:
+        super().__init__(message or code.reason)
+        self.code = code
+        self.message = message
+
+
+class Ended(Exception):
+    """A request ends the session."""
+
+    def __init__(self, code: DisconnectCode) -> None:
+        super().__init__(code.reason)
+        self.code = code
+
+
+class Shown:
+    """A client as the handler of [client] sees it: an interface.Connection whose texts arrive as messages."""
+
+    __slots__ = ("_connection", "data")
+
+    joins_lines = wants_gzip = False
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.data: Any = None
+
+    @property
+    def id(self) -> str:
+        return self._connection.id
+
+    @property
+    def user(self) -> str:
+        return self._connection.user
+
+    @property
+    def peer(self) -> str:
+        return self._connection.peer
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection.is_open
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return tuple(self._connection.data.session.subscriptions)
+
+    @property
+    def has_room(self) -> bool:
+        return self._connection.has_room
+
+    def send(self, data: str | bytes) -> bool:
+        """Send a message: JSON, as bytes, or a text, which arrives as a string."""
+        text = data if isinstance(data, bytes) else orjson.dumps(data)
+        return self._connection.send_lines(protocol.message_push(text))
+
+    async def drain(self) -> None:
+        await self._connection.drain()
+
+    def start_heartbeat(self, seconds: float) -> None:
+        """Raise: the protocol has pings of its own, which scripts can see."""
+        raise ValueError("clients of channels have the protocol's own pings")
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        self._connection.close(code, reason)
+
+
+class Client:
+    """One client: its connection, its session, and what its token has said.
+
+    info: what others in a channel are told of it beside user and id, JSON.  shown: as the handler sees it.
+    may_be_anonymous: whether it needs no token.
+    """
+
+    __slots__ = ("connection", "due", "endpoint", "info", "may_be_anonymous", "request", "session", "shown")
+
+    def __init__(self, endpoint: "ClientProtocol", connection: Connection, session: Session, request: Request) -> None:
+        self.endpoint = endpoint
+        self.connection = connection
+        self.session = session
+        self.request: Request | None = request
+        self.info = b""
+        self.shown: Shown | None = None
+        self.may_be_anonymous = False
+        self.due = -1
+
+    def flush(self) -> None:
+        """Send what the session has to say, and close when it has ended."""
+        text = self.session.take()
+        if text and self.connection.is_open:
+            self.connection.send_lines(text)
+        if self.session.disconnect is not None:
+            self.connection.close(*self.session.disconnect)
+
+    def on_timer(self, now: int) -> None:
+        """End subscriptions whose tokens were not refreshed in time; see TimerWheel."""
+        self.endpoint.end_expired(self)
+
+
+class ClientProtocol(Application):
+    """The endpoint of one worker.
+
+    token_auth: who a client is; replaced on reload, as `configure` replaces the rest.
+    user_counts: where users may have so many connections only.  handler: of [client]; None: there is none.
+    """
+
+    close_codes: ClassVar[Mapping[int, tuple[int, str]]] = {
+        CloseCode.SERVICE_RESTART: (DisconnectCode.SHUTDOWN, DisconnectCode.SHUTDOWN.reason),
+        CloseCode.TRY_AGAIN_LATER: (DisconnectCode.SLOW, DisconnectCode.SLOW.reason),
+        CloseCode.TOKEN_EXPIRED: (DisconnectCode.EXPIRED, DisconnectCode.EXPIRED.reason),
+        CloseCode.TOKEN_REJECTED: (DisconnectCode.INVALID_TOKEN, DisconnectCode.INVALID_TOKEN.reason),
+        CloseCode.INTERNAL_ERROR: (DisconnectCode.SERVER_ERROR, DisconnectCode.SERVER_ERROR.reason),
+        CloseCode.POLICY_VIOLATION: (DisconnectCode.TOO_MANY_REQUESTS, DisconnectCode.TOO_MANY_REQUESTS.reason),
+    }
+
+    def __init__(
+        self,
+        service: ChannelService,
+        host: Host,
+        counters: Counters,
+        config: Config,
+        token_auth: TokenAuth,
+        user_counts: UserCounts,
+        handler: Application | None,
+    ) -> None:
+        self.service = service
+        self.handler = handler
+        self.token_auth = token_auth
+        self._host = host
+        self._counters = counters
+        self._user_counts = user_counts
+        self._stale = self.close_reason  # one bound method for all connections
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Go by `config` from now on; what clients have been given before they keep."""
+        self.namespaces = Namespaces(config.channels)
+        self._config: ClientConfig = config.client
+        self._bounds = Bounds(config.limits.channels_per_connection)
+        self._ping_seconds = max(1, round(config.connections.ping_interval_seconds))
+        self._replay_bytes = min(config.limits.send_queue_bytes, HISTORY_BYTES_MAX)
+
+    def slow_policy(self, key: bytes) -> str:
+        """Return what happens to a channel's publications that a slow client does not take."""
+        namespace = self.namespaces.of_key(key)
+        return "disconnect" if namespace is None else namespace.slow_policy
+
+    # -- what connections say ----------------------------------------------------------
+
+    def on_open(self, connection: Any, request: Request) -> None:
+        may_be_anonymous = connection.data
+        client = self.open(connection, request, Session(self._bounds))
+        client.may_be_anonymous = may_be_anonymous
+        connection.unregistered = self._stale
+
+    def open(self, connection: Connection, request: Request, session: Session) -> Client:
+        """Let a connection have a session."""
+        client: Client = Client(self, connection, session, request)
+        connection.data = client
+        return client
+
+    def close_reason(self, connection: Any) -> tuple[int, str]:
+        """Say how a connection is closed that does not connect in time."""
+        return DisconnectCode.STALE, DisconnectCode.STALE.reason
+
+    def on_message(self, connection: Any, data: str | bytes) -> Awaitable[None] | None:
+        client: Client = connection.data
+        return self.perform_all(client, iter(client.session.feed(data)))
+
+    def perform_all(self, client: Client, requests: Iterator[protocol.Request]) -> Awaitable[None] | None:
+        """Perform requests in order; return what there is to wait for."""
+        for request in requests:
+            awaited = self._begin(client, request)
+            if awaited is not None:
+                return self._go_on(client, request, awaited, requests)
+        client.flush()
+        return None
+
+    async def _go_on(
+        self, client: Client, request: protocol.Request, awaited: Awaitable[None], requests: Iterator[protocol.Request]
+    ) -> None:
+        await self._outcome(client, request, awaited)
+        for following in requests:
+            next_awaited = self._begin(client, following)
+            if next_awaited is not None:
+                await self._outcome(client, following, next_awaited)
+        client.flush()
+
+    def _begin(self, client: Client, request: protocol.Request) -> Awaitable[None] | None:
+        try:
+            return self._perform(client, request)
+        except Exception as error:  # noqa: BLE001 - it is told, or logged, there
+            self._fail(client, request, error)
+        return None
+
+    async def _outcome(self, client: Client, request: protocol.Request, awaited: Awaitable[None]) -> None:
+        try:
+            await awaited
+        except Exception as error:  # noqa: BLE001 - it is told, or logged, there
+            self._fail(client, request, error)
+
+    def _fail(self, client: Client, request: protocol.Request, error: Exception) -> None:
+        """Answer a request with what has gone wrong."""
+        session = client.session
+        match error:
+            case Ended():
+                session.ended(error.code)
+            case Refused() | RpcError():
+                session.refused(request, error.code, error.message)
+            case AuthUnavailable():
+                session.refused(request, ErrorCode.INTERNAL)
+            case RequestError(status=413):
+                session.refused(request, ErrorCode.LIMIT_EXCEEDED, error.reason)
+            case RequestError():
+                session.refused(request, ErrorCode.INTERNAL)
+            case _:
+                self._counters.handler_errors += 1
+                told = fields(connection=client.connection.id, user=client.connection.user, command=request.method)
+                log.error("command failed", exc_info=error, extra=told)
+                if isinstance(request, Send):
+                    session.ended(DisconnectCode.SERVER_ERROR)
+                else:
+                    session.refused(request, ErrorCode.INTERNAL)
+
+    def _perform(self, client: Client, request: protocol.Request) -> Awaitable[None] | None:  # noqa: PLR0911 - a table
+        match request:
+            case Publish():
+                return self._publish(client, request)
+            case Subscribe():
+                return self._subscribe(client, request)
+            case Unsubscribe():
+                self._unsubscribe(client, request)
+            case Presence():
+                return self._presence(client, request)
+            case PresenceStats():
+                return self._presence_stats(client, request)
+            case History():
+                return self._history(client, request)
+            case Rpc():
+                return self._rpc(client, request)
+            case Send():
+                return self._send(client, request)
+            case Connect():
+                return self._connect(client, request)
+            case Refresh():
+                return self._refresh(client, request)
+            case SubRefresh():
+                return self._sub_refresh(client, request)
+        return None
+
+    def on_close(self, connection: Any, code: int, reason: str) -> Awaitable[None] | None:
+        client: Client = connection.data
+        client.session.ended(DisconnectCode.CONNECTION_CLOSED)
+        self._host.cancel(client)
+        if self.handler is not None and client.shown is not None:
+            return self.handler.on_close(client.shown, code, reason)
+        return None
+
+    def on_ping(self, connection: Any) -> None:
+        """A connection's client has been silent: ask whether it is there."""
+        connection.data.session.ping()
+        connection.data.flush()
+
+    # -- connecting --------------------------------------------------------------------
+
+    async def _connect(self, client: Client, request: Connect) -> None:
+        identity = await self._identify(client, request.token)
+        connection = client.connection
+        if identity is not None:
+            if not await self._user_counts.register(connection, identity.user):
+                raise Ended(DisconnectCode.CONNECTION_LIMIT)
+            if not connection.is_open:
+                return
+            connection.user = identity.user
+            client.info = b"" if identity.info is None else orjson.dumps(identity.info)
+            self._expire_at(connection, identity.expires_at)
+        channels = self._server_side(connection.user, identity)
+        joins = [Join(EVERYBODY, connection.number, "")]
+        recoveries = [request.subs.get(channel, _NO_RECOVERY) for channel in channels]
+        joins += [self._join(client, channel, *each) for channel, each in zip(channels, recoveries, strict=True)]
+
+        def take(entered: Entered) -> None:
+            told = [(join, kept, request.subs.get(channel_of(join.key), _NO_RECOVERY)) for join, kept in entered[1:]]
+            result = ConnectResult(
+                client=connection.id,
+                version=__version__,
+                ping=self._ping_seconds,
+                pong=not client.session.unidirectional,
+                subs={channel_of(join.key): self._result(join, kept, recover) for join, kept, recover in told},
+            )
+            ttl = None if identity is None else _ttl(identity.expires_at)
+            if ttl is not None:
+                result.expires, result.ttl = True, ttl
+            if client.session.connected(request, result):
+                connection.unregistered = None
+                for join, _, _ in told:
+                    self._mark(client, channel_of(join.key))
+            client.flush()
+
+        await self._host.enter(connection, joins, take)
+        if self.handler is not None and connection.is_open:
+            client.shown = Shown(connection)
+            opening, client.request = client.request, None
+            assert opening is not None
+            awaited = self.handler.on_open(client.shown, opening._replace(user=connection.user))
+            if awaited is not None:
+                await awaited
+        client.request = None
+
+    async def _identify(self, client: Client, token: str) -> Identity | None:
+        """Return whom a token names; None: an anonymous client."""
+        if not token:
+            if not client.may_be_anonymous:
+                raise Ended(DisconnectCode.INVALID_TOKEN)
+            return None
+        try:
+            found = self.token_auth.authenticate(token, client.connection.headers)
+            identity = found if isinstance(found, Identity) else await found
+        except TokenExpired:
+            raise Refused(ErrorCode.TOKEN_EXPIRED) from None
+        except TokenRejected as error:
+            told = fields(connection=client.connection.id, peer=client.connection.peer, reason=str(error))
+            log.info("token rejected", extra=told)
+            raise Ended(DisconnectCode.INVALID_TOKEN) from None
+        if identity.signed:
+            raise Ended(DisconnectCode.INVALID_TOKEN)  # it is for a URL with certain parameters
+        return identity
+
+    def _server_side(self, user: str, identity: Identity | None) -> list[str]:
+        """Return what the server subscribes a client to: its user's channel, and what its token names."""
+        named = [] if identity is None else list(identity.channels)
+        if self._config.personal_namespace:
+            personal = personal_channel(self._config.personal_namespace, user)
+            named += [personal] if personal is not None else []
+        return [channel for channel in dict.fromkeys(named) if self._is_channel(channel)]
+
+    def _is_channel(self, channel: str) -> bool:
+        try:
+            check_name(channel)
+        except ValueError:
+            return False
+        return self.namespaces.of(channel) is not None
+
+    def _expire_at(self, connection: Connection, expires_at: float | None) -> None:
+        """Have a connection closed a while after its token has ended."""
+        grace = self._config.expired_close_seconds
+        connection.expires_at = None if expires_at is None else expires_at + grace
+        connection.plan()
+
+    async def _refresh(self, client: Client, request: Refresh) -> None:
+        connection = client.connection
+        if connection.expires_at is None:
+            raise Ended(DisconnectCode.BAD_REQUEST)
+        identity = await self._identify(client, request.token)
+        if identity is None or identity.user != connection.user:
+            raise Ended(DisconnectCode.INVALID_TOKEN)
+        client.info = b"" if identity.info is None else orjson.dumps(identity.info)
+        self._expire_at(connection, identity.expires_at)
+        result = protocol.refresh_result(connection.id, __version__, _ttl(identity.expires_at))
+        client.session.answered(request, result)
+
+    # -- subscriptions -----------------------------------------------------------------
+
+    async def _subscribe(self, client: Client, request: Subscribe) -> None:
+        connection, channel = client.connection, request.channel
+        if self.namespaces.of(channel) is None:
+            raise Refused(ErrorCode.UNKNOWN_CHANNEL)
+        ticket = await self._ticket(client, channel, request.token) if request.token else None
+        if not self.namespaces.may_subscribe(channel, connection.user, ticket is not None):
+            raise Refused(ErrorCode.PERMISSION_DENIED)
+        recover = Recover(request.recover, request.offset, request.epoch)
+        info = b"" if ticket is None or ticket.info is None else orjson.dumps(ticket.info)
+        join = self._join(client, channel, *recover, info=info)
+        expires_at = None if ticket is None else ticket.expires_at
+        is_over = False
+
+        def take(entered: Entered) -> None:
+            nonlocal is_over
+            for joined, kept in entered:
+                if request.reject_unrecovered and joined.since is not None and not kept.recovered:
+                    is_over = True
+                    client.session.refused(request, ErrorCode.UNRECOVERABLE_POSITION)
+                else:
+                    result = self._result(joined, kept, recover)
+                    result.expires, result.ttl = expires_at is not None, _ttl(expires_at) or 0
+                    is_over = not client.session.subscribed(request, result, expires_at=expires_at)
+                    self._mark(client, channel)
+            client.flush()
+
+        await self._host.enter(connection, [join], take)
+        if is_over:
+            self._host.leave(connection, join.key)
+        if expires_at is not None:
+            self._plan_expiry(client)
+
+    async def _ticket(self, client: Client, channel: str, token: str) -> Ticket:
+        """Return what a subscription token allows this client."""
+        try:
+            found = self.token_auth.subscription(token)
+            ticket = found if isinstance(found, Ticket) else await found
+        except TokenExpired:
+            raise Refused(ErrorCode.TOKEN_EXPIRED) from None
+        except TokenRejected as error:
+            raise Refused(ErrorCode.PERMISSION_DENIED, str(error)) from None
+        connection = client.connection
+        is_own = ticket.user == connection.user and ticket.client in {"", connection.id}
+        if not is_own or ticket.channel != channel:
+            raise Refused(ErrorCode.PERMISSION_DENIED, "the token is for another user, connection or channel")
+        return ticket
+
+    def _join(
+        self,
+        client: Client,
+        channel: str,
+        recover: bool,  # noqa: FBT001 - a Recover, taken apart
+        offset: int,
+        epoch: str,
+        info: bytes = b"",
+    ) -> Join:
+        namespace, connection = self.namespaces.of(channel), client.connection
+        assert namespace is not None
+        is_present = namespace.presence
+        return Join(
+            channel_key(channel),
+            connection.number,
+            "",
+            replay_messages=namespace.history_messages if recover and namespace.recovery else 0,
+            replay_bytes=self._replay_bytes,
+            user=connection.user,
+            is_present=is_present,
+            info=protocol.client_info(connection.user, connection.id, client.info, info) if is_present else b"",
+            since=Position(offset, parse_epoch(epoch)) if recover and namespace.recovery else None,
+        )
+
+    def _result(self, join: Join, kept: Kept, recover: Recover) -> SubscribeResult:
+        """Return what a client is told of a subscription: where the channel stands, and what it has missed."""
+        namespace = self.namespaces.of_key(join.key)
+        if namespace is None or not namespace.recovery:
+            return SubscribeResult(was_recovering=recover.recover)
+        publications = [msgspec.Raw(publication) for publication in publications_of(kept.entries)]
+        return SubscribeResult(
+            recoverable=True,
+            positioned=True,
+            epoch=epoch_text(kept.epoch),
+            offset=recover.offset if kept.recovered else kept.offset,
+            publications=publications if kept.recovered else [],
+            recovered=kept.recovered,
+            was_recovering=recover.recover,
+        )
+
+    def _mark(self, client: Client, channel: str) -> None:
+        """Remember whether a client has been told a position."""
+        subscription, namespace = client.session.subscriptions.get(channel), self.namespaces.of(channel)
+        if subscription is not None and namespace is not None and namespace.recovery:
+            subscription.flags |= _RECOVERABLE
+
+    def _unsubscribe(self, client: Client, request: Unsubscribe) -> None:
+        self._leave(client, request.channel)
+        client.session.unsubscribed(request)
+
+    def _leave(self, client: Client, channel: str) -> None:
+        key = channel_key(channel)
+        self._host.leave(client.connection, key)
+        client.connection.seal_channel(key)
+
+    async def _sub_refresh(self, client: Client, request: SubRefresh) -> None:
+        subscription = client.session.subscriptions[request.channel]
+        if subscription.expires_at is None:
+            raise Ended(DisconnectCode.BAD_REQUEST)
+        ticket = await self._ticket(client, request.channel, request.token)
+        subscription.expires_at = ticket.expires_at
+        client.session.answered(request, protocol.sub_refresh_result(_ttl(ticket.expires_at)))
+        self._plan_expiry(client)
+
+    def _plan_expiry(self, client: Client) -> None:
+        ends = [each.expires_at for each in client.session.subscriptions.values() if each.expires_at is not None]
+        if ends and client.connection.is_open:
+            self._host.plan(client, max(0.0, min(ends) + self._config.expired_close_seconds - time()))
+
+    def end_expired(self, client: Client) -> None:
+        """End the subscriptions that have come to their end, and plan for the next ones."""
+        over = time() - self._config.expired_close_seconds
+        subscriptions = client.session.subscriptions
+        for channel in [name for name, each in subscriptions.items() if each.expires_at and each.expires_at <= over]:
+            self._end_subscription(client, channel, UnsubscribeCode.EXPIRED)
+        client.flush()
+        self._plan_expiry(client)
+
+    def _end_subscription(self, client: Client, channel: str, code: UnsubscribeCode) -> bool:
+        if channel not in client.session.subscriptions:
+            return False
+        self._leave(client, channel)
+        return client.session.unsubscribe(channel, code, code.reason)
+
+    def subscribe(self, client: Client, channel: str) -> Awaitable[None] | None:
+        """Subscribe a client by the server's will; None: it is in the channel, or on its way."""
+        if channel in client.session.subscriptions or client.request is not None:
+            return None
+        join = self._join(client, channel, *_NO_RECOVERY)
+
+        def take(entered: Entered) -> None:
+            for joined, kept in entered:
+                if client.session.subscribe(channel, self._result(joined, kept, _NO_RECOVERY)):
+                    self._mark(client, channel)
+            client.flush()
+
+        return self._host.enter(client.connection, [join], take)
+
+    def on_relinked(self, connection: Any) -> None:
+        """Have a client recover: some of what was on its way to it may be lost."""
+        client: Client | None = connection.data
+        if client is None:
+            return
+        for channel, subscription in list(client.session.subscriptions.items()):
+            if subscription.flags & _RECOVERABLE:
+                self._end_subscription(client, channel, UnsubscribeCode.INSUFFICIENT_STATE)
+                client.flush()
+                if subscription.is_server_side:
+                    self.subscribe(client, channel)
+
+    # -- in a channel ------------------------------------------------------------------
+
+    async def _publish(self, client: Client, request: Publish) -> None:
+        connection, channel = client.connection, request.channel
+        if self.namespaces.of(channel) is None:
+            raise Refused(ErrorCode.UNKNOWN_CHANNEL)
+        if not self.namespaces.may_publish(channel, connection.user, _is_in(client, channel)):
+            raise Refused(ErrorCode.PERMISSION_DENIED)
+        info = protocol.client_info(connection.user, connection.id, client.info)
+        await self.service.published(channel, request.data, extras=protocol.extras(info))
+        client.session.answered(request)
+
+    async def _presence(self, client: Client, request: Presence) -> None:
+        self._check(client, request.channel, lambda namespace: namespace.presence)
+        client.session.answered(request, protocol.presence_result(await self.service.presence(request.channel)))
+
+    async def _presence_stats(self, client: Client, request: PresenceStats) -> None:
+        self._check(client, request.channel, lambda namespace: namespace.presence)
+        stats = await self.service.presence_stats(request.channel)
+        client.session.answered(request, protocol.presence_stats_result(*stats))
+
+    async def _history(self, client: Client, request: History) -> None:
+        self._check(client, request.channel, lambda namespace: bool(namespace.history_messages))
+        since = request.since
+        position = None if since is None else Position(since.offset, parse_epoch(since.epoch) if since.epoch else 0)
+        kept = await self.service.history(request.channel, request.limit, position, reverse=request.reverse)
+        if position is not None and not kept.recovered:
+            raise Refused(ErrorCode.UNRECOVERABLE_POSITION)
+        publications = publications_of(kept.entries)
+        client.session.answered(request, protocol.history_result(publications, kept.offset, epoch_text(kept.epoch)))
+
+    def _check(self, client: Client, channel: str, offers: Callable[[Namespace], bool]) -> None:
+        """Refuse what only subscribers may ask, or what the channel does not have."""
+        namespace = self.namespaces.of(channel)
+        if namespace is None:
+            raise Refused(ErrorCode.UNKNOWN_CHANNEL)
+        if not _is_in(client, channel):
+            raise Refused(ErrorCode.PERMISSION_DENIED)
+        if not offers(namespace):
+            raise Refused(ErrorCode.NOT_AVAILABLE)
+
+    # -- the handler -------------------------------------------------------------------
+
+    async def _rpc(self, client: Client, request: Rpc) -> None:
+        result = await self.call(client.shown, request.name, request.data)
+        client.session.answered(request, protocol.rpc_result(result))
+
+    async def call(self, shown: Shown | None, method: str, data: bytes) -> bytes:
+        """Call the handler and return its result, both JSON. shown: None: a back-end calls.
+
+        Raises: Refused: there is none, or no such method.  RpcError: of the handler.
+        """
+        if self.handler is None:
+            raise Refused(ErrorCode.METHOD_NOT_FOUND)
+        result = self.handler.on_rpc(shown, method, orjson.loads(data) if data else None)
+        return orjson.dumps(await result if isawaitable(result) else result)
+
+    def _send(self, client: Client, request: Send) -> Awaitable[None] | None:
+        if self.handler is None or client.shown is None:
+            raise Ended(DisconnectCode.NOT_AVAILABLE)
+        return self.handler.on_message(client.shown, request.data.decode())
+
+    # -- what back-ends order ----------------------------------------------------------
+
+    def clients(self, user: str | None = None, connection_id: str = "") -> list[Client]:
+        """Return the clients in this worker that have connected, or those of one user; with an id that one only."""
+        found = (each.data for each in self._host.connections(user) if connection_id in {"", each.id})
+        return [client for client in found if client.session.state == State.CONNECTED]
+
+    def unsubscribe(self, client: Client, channel: str) -> bool:
+        """Unsubscribe a client by the server's will; False: it is not in the channel."""
+        is_over = self._end_subscription(client, channel, UnsubscribeCode.SERVER)
+        client.flush()
+        return is_over
+
+    def disconnect(self, client: Client, code: int, reason: str) -> None:
+        """Close a client's connection with a code of the protocol."""
+        client.session.ended(code, reason)
+        client.flush()
+
+    def refresh(self, client: Client, expires_at: float | None) -> None:
+        """Say when a client's connection ends, and tell it."""
+        self._expire_at(client.connection, expires_at)
+        client.session.push(protocol.refresh_push(_ttl(expires_at)))
+        client.flush()
+
+
+def publications_of(entries: Iterable[Entry]) -> list[bytes]:
+    """Return what a channel has kept as publications, without what the protocol has no form for."""
+    found = ((entry, data_of(entry.kind, entry.data)) for entry in entries)
+    return [protocol.publication(data, entry.extras, entry.offset) for entry, data in found if data]
+
+
+def _is_in(client: Client, channel: str) -> bool:
+    subscription = client.session.subscriptions.get(channel)
+    return subscription is not None and not subscription.request_id
+
+
+def _ttl(expires_at: float | None) -> int | None:
+    """Return whole seconds until a time, at least one; None for never."""
+    return None if expires_at is None else max(1, int(expires_at - time()))

@@ -1,0 +1,134 @@
+"""What back-ends have every worker do with its connections, or tell of them."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+
+from fastpush.channels.endpoint import Client, ClientProtocol
+from fastpush.fanout import Hub, Receiver
+from fastpush.protocol.push import channel_of, claim_name, is_channel_key
+from fastpush.worker.environment import Environment
+from fastpush.worker.membership import Memberships
+
+CHANNELS_MAX = 10_000  # of one answer
+
+class Orders:
+    """Takes the orders and questions that come over the bus: JSON, [name, argument, …]."""
+
+    def __init__(
+        self, environment: Environment, memberships: Memberships, clients: Callable[[], ClientProtocol]
+    ) -> None:
+        self._environment = environment
+        self._memberships = memberships
+        self._clients = clients
+        self._orders: dict[str, Callable[..., int]] = {
+            "close_user": self._close_user,
+            "close_key": self._close_key,
+            "subscribe": self._subscribe,
+            "unsubscribe": self._unsubscribe,
+            "disconnect": self._disconnect,
+            "refresh": self._refresh,
+        }
+        self._questions: dict[str, Callable[..., Any]] = {
+            "channels": self._channels,
+            "connections": self._connections,
+            "info": self._info,
+        }
+
+    def obey(self, body: bytes) -> int:
+        """Do what an order says; return how many connections it was about."""
+        name, *arguments = orjson.loads(body)
+        return self._orders[name](*arguments)
+
+    def answer(self, body: bytes) -> bytes:
+        """Answer a question."""
+        name, *arguments = orjson.loads(body)
+        return orjson.dumps(self._questions[name](*arguments))
+
+    @property
+    def _hub(self) -> Hub:
+        return self._environment.hub
+
+    def _close_user(self, user: str, event: str | None, code: int, reason: str) -> int:
+        return _close(self._hub.connections(user, event), code, reason)
+
+    def _close_key(self, key: str, path: str, code: int, reason: str) -> int:
+        return _close(self._memberships.holders(claim_name(path, key)), code, reason)
+
+    def _subscribe(self, user: str, connection_id: str, channel: str) -> int:
+        clients = self._clients()
+        found = clients.clients(user, connection_id)
+        for client in found:
+            subscribed = clients.subscribe(client, channel)
+            if subscribed is not None:
+                self._environment.spawn(_await(subscribed))
+        return len(found)
+
+    def _unsubscribe(self, user: str, connection_id: str, channel: str) -> int:
+        clients = self._clients()
+        return sum(clients.unsubscribe(client, channel) for client in clients.clients(user, connection_id))
+
+    def _disconnect(self, user: str, connection_id: str, spared: list[str], code: int, reason: str) -> int:
+        clients = self._clients()
+        found = [client for client in clients.clients(user, connection_id) if client.connection.id not in spared]
+        for client in found:
+            clients.disconnect(client, code, reason)
+        return len(found)
+
+    def _refresh(self, user: str, connection_id: str, expires_at: float | None) -> int:
+        clients = self._clients()
+        found = clients.clients(user, connection_id)
+        for client in found:
+            clients.refresh(client, expires_at)
+        return len(found)
+
+    def _channels(self, pattern: str) -> dict[str, int]:
+        """Return the channels of this worker whose names match, each with its connections; `*` is any text."""
+        matches = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL).fullmatch
+        found: dict[str, int] = {}
+        for group in self._hub.groups():
+            if is_channel_key(group.key) and group.members and len(found) <= CHANNELS_MAX:
+                channel = channel_of(group.key)
+                if not channel.startswith("/") and (not pattern or matches(channel)):
+                    found[channel] = len(group.members)
+        return found
+
+    def _connections(self, user: str) -> dict[str, Any]:
+        """Return the clients of a user in this worker, by id."""
+        return {client.connection.id: self._described(client) for client in self._clients().clients(user)}
+
+    def _described(self, client: Client) -> dict[str, Any]:
+        connection, subscriptions = client.connection, client.session.subscriptions
+        return {
+            "user": connection.user,
+            "worker": self._environment.number,
+            "peer": connection.peer,
+            "transport": "sse" if client.session.unidirectional else "websocket",
+            "protocol": "json",
+            "info": orjson.loads(client.info) if client.info else None,
+            "channels": list(subscriptions),
+        }
+
+    def _info(self) -> dict[str, Any]:
+        """Return this worker's figures."""
+        clients = self._clients().clients()
+        channels = [group for group in self._hub.groups() if is_channel_key(group.key) and group.members]
+        return {
+            "worker": self._environment.number,
+            "clients": len(clients),
+            "users": len({client.connection.user for client in clients}),
+            "channels": len(channels),
+            "subscriptions": sum(len(client.session.subscriptions) for client in clients),
+        }
+
+
+async def _await(subscribed: Any) -> None:
+    await subscribed
+
+
+def _close(found: Sequence[Receiver], code: int, reason: str) -> int:
+    for connection in found:
+        connection.close(code, reason)
+    return len(found)
