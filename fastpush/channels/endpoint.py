@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from inspect import isawaitable
 from time import time
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import msgspec
 import orjson
@@ -17,12 +17,13 @@ import orjson
 from fastpush import __version__
 from fastpush.applications.interface import Application, Request, RpcError
 from fastpush.applications.push import UserCounts
+from fastpush.channels.client import Client, Connection, Ended, Entered, Host, Refused, Shown
 from fastpush.channels.namespaces import Namespaces, check_name, personal_channel
 from fastpush.channels.service import ChannelService, epoch_text, parse_epoch
 from fastpush.channels.session import Bounds, Session, State
 from fastpush.config import Client as ClientConfig
 from fastpush.config import Config, Namespace
-from fastpush.errors import AuthUnavailable, CloseCode, RequestError, TokenExpired, TokenRejected
+from fastpush.errors import AuthUnavailable, CloseCode, ConnectionClosed, RequestError, TokenExpired, TokenRejected
 from fastpush.fanout.batch import data_of
 from fastpush.http.auth import Identity, TokenAuth
 from fastpush.http.auth.contract import Subscription as Ticket
@@ -53,164 +54,8 @@ from fastpush.protocol.push import EVERYBODY, channel_key, channel_of
 
 log = logging.getLogger("fastpush.channels")
 
-Entered = list[tuple[Join, Kept]]
-
 _RECOVERABLE = 1  # a subscription's flag: its client is told a position
 _NO_RECOVERY = Recover(recover=False, offset=0, epoch="")
-
-
-class Connection(Protocol):
-    """What this endpoint needs of a connection, beside what any application does."""
-
-    data: Any
-    user: str
-    headers: Mapping[str, str]
-    expires_at: float | None
-    unregistered: Callable[[Any], tuple[int, str]] | None
-    due: int
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def number(self) -> int: ...
-    @property
-    def peer(self) -> str: ...
-    @property
-    def is_open(self) -> bool: ...
-    @property
-    def has_room(self) -> bool: ...
-    def send_lines(self, lines: bytes) -> bool:
-        """Send replies and pushes, a line each, as this kind of connection carries them."""
-        ...
-
-    def close(self, code: int = 1000, reason: str = "") -> None: ...
-    def plan(self) -> None: ...
-    def seal_channel(self, key: bytes) -> None: ...
-    async def drain(self) -> None: ...
-
-
-class Host(Protocol):
-    """What the worker does for this endpoint."""
-
-    def enter(self, connection: Any, joins: list[Join], take: Callable[[Entered], None]) -> Awaitable[None]:
-        """Let a connection into channels; see worker/membership.py."""
-        ...
-
-    def leave(self, connection: Any, key: bytes) -> None:
-        """Take a connection out of a channel."""
-        ...
-
-    def plan(self, client: "Client", seconds: float) -> None:
-        """Call the client's `on_timer` once so much time has passed, or before, instead of any earlier plan."""
-        ...
-
-    def cancel(self, client: "Client") -> None:
-        """Call it no more."""
-        ...
-
-    def connections(self, user: str | None = None) -> "Iterable[Connection]":
-        """Return this endpoint's open connections, or those of one user that have connected."""
-        ...
-
-
-class Refused(Exception):
-    """A request is answered with an error."""
-
-    def __init__(self, code: ErrorCode, message: str = "") -> None:
-        super().__init__(message or code.reason)
-        self.code = code
-        self.message = message
-
-
-class Ended(Exception):
-    """A request ends the session."""
-
-    def __init__(self, code: DisconnectCode) -> None:
-        super().__init__(code.reason)
-        self.code = code
-
-
-class Shown:
-    """A client as the handler of [client] sees it: an interface.Connection whose texts arrive as messages."""
-
-    __slots__ = ("_connection", "data")
-
-    joins_lines = wants_gzip = False
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.data: Any = None
-
-    @property
-    def id(self) -> str:
-        return self._connection.id
-
-    @property
-    def user(self) -> str:
-        return self._connection.user
-
-    @property
-    def peer(self) -> str:
-        return self._connection.peer
-
-    @property
-    def is_open(self) -> bool:
-        return self._connection.is_open
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        return tuple(self._connection.data.session.subscriptions)
-
-    @property
-    def has_room(self) -> bool:
-        return self._connection.has_room
-
-    def send(self, data: str | bytes) -> bool:
-        """Send a message: JSON, as bytes, or a text, which arrives as a string."""
-        text = data if isinstance(data, bytes) else orjson.dumps(data)
-        return self._connection.send_lines(protocol.message_push(text))
-
-    async def drain(self) -> None:
-        await self._connection.drain()
-
-    def start_heartbeat(self, seconds: float) -> None:
-        """Raise: the protocol has pings of its own, which scripts can see."""
-        raise ValueError("clients of channels have the protocol's own pings")
-
-    def close(self, code: int = 1000, reason: str = "") -> None:
-        self._connection.close(code, reason)
-
-
-class Client:
-    """One client: its connection, its session, and what its token has said.
-
-    info: what others in a channel are told of it beside user and id, JSON.  shown: as the handler sees it.
-    may_be_anonymous: whether it needs no token.
-    """
-
-    __slots__ = ("connection", "due", "endpoint", "info", "may_be_anonymous", "request", "session", "shown")
-
-    def __init__(self, endpoint: "ClientProtocol", connection: Connection, session: Session, request: Request) -> None:
-        self.endpoint = endpoint
-        self.connection = connection
-        self.session = session
-        self.request: Request | None = request
-        self.info = b""
-        self.shown: Shown | None = None
-        self.may_be_anonymous = False
-        self.due = -1
-
-    def flush(self) -> None:
-        """Send what the session has to say, and close when it has ended."""
-        text = self.session.take()
-        if text and self.connection.is_open:
-            self.connection.send_lines(text)
-        if self.session.disconnect is not None:
-            self.connection.close(*self.session.disconnect)
-
-    def on_timer(self, now: int) -> None:
-        """End subscriptions whose tokens were not refreshed in time; see TimerWheel."""
-        self.endpoint.end_expired(self)
 
 
 class ClientProtocol(Application):
@@ -246,6 +91,19 @@ class ClientProtocol(Application):
         self._counters = counters
         self._user_counts = user_counts
         self._stale = self.close_reason  # one bound method for all connections
+        self._performers: dict[type[protocol.Request], Callable[[Client, Any], Awaitable[None] | None]] = {
+            Connect: self._connect,
+            Subscribe: self._subscribe,
+            Unsubscribe: self._unsubscribe,
+            Publish: self._publish,
+            Presence: self._presence,
+            PresenceStats: self._presence_stats,
+            History: self._history,
+            Rpc: self._rpc,
+            Send: self._send,
+            Refresh: self._refresh,
+            SubRefresh: self._sub_refresh,
+        }
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -304,7 +162,7 @@ class ClientProtocol(Application):
 
     def _begin(self, client: Client, request: protocol.Request) -> Awaitable[None] | None:
         try:
-            return self._perform(client, request)
+            return self._performers[type(request)](client, request)
         except Exception as error:  # noqa: BLE001 - it is told, or logged, there
             self._fail(client, request, error)
         return None
@@ -323,6 +181,8 @@ class ClientProtocol(Application):
                 session.ended(error.code)
             case Refused() | RpcError():
                 session.refused(request, error.code, error.message)
+            case ConnectionClosed():
+                pass  # the client was faster
             case AuthUnavailable():
                 session.refused(request, ErrorCode.INTERNAL)
             case RequestError(status=413):
@@ -333,36 +193,8 @@ class ClientProtocol(Application):
                 self._counters.handler_errors += 1
                 told = fields(connection=client.connection.id, user=client.connection.user, command=request.method)
                 log.error("command failed", exc_info=error, extra=told)
-                if isinstance(request, Send):
+                if not session.refused(request, ErrorCode.INTERNAL):  # it has no answer, or has had it
                     session.ended(DisconnectCode.SERVER_ERROR)
-                else:
-                    session.refused(request, ErrorCode.INTERNAL)
-
-    def _perform(self, client: Client, request: protocol.Request) -> Awaitable[None] | None:  # noqa: PLR0911 - a table
-        match request:
-            case Publish():
-                return self._publish(client, request)
-            case Subscribe():
-                return self._subscribe(client, request)
-            case Unsubscribe():
-                self._unsubscribe(client, request)
-            case Presence():
-                return self._presence(client, request)
-            case PresenceStats():
-                return self._presence_stats(client, request)
-            case History():
-                return self._history(client, request)
-            case Rpc():
-                return self._rpc(client, request)
-            case Send():
-                return self._send(client, request)
-            case Connect():
-                return self._connect(client, request)
-            case Refresh():
-                return self._refresh(client, request)
-            case SubRefresh():
-                return self._sub_refresh(client, request)
-        return None
 
     def on_close(self, connection: Any, code: int, reason: str) -> Awaitable[None] | None:
         client: Client = connection.data
@@ -385,8 +217,6 @@ class ClientProtocol(Application):
         if identity is not None:
             if not await self._user_counts.register(connection, identity.user):
                 raise Ended(DisconnectCode.CONNECTION_LIMIT)
-            if not connection.is_open:
-                return
             connection.user = identity.user
             client.info = b"" if identity.info is None else orjson.dumps(identity.info)
             self._expire_at(connection, identity.expires_at)
@@ -610,7 +440,7 @@ class ClientProtocol(Application):
 
     def subscribe(self, client: Client, channel: str) -> Awaitable[None] | None:
         """Subscribe a client by the server's will; None: it is in the channel, or on its way."""
-        if channel in client.session.subscriptions or client.request is not None:
+        if channel in client.session.subscriptions or not self._is_channel(channel):
             return None
         join = self._join(client, channel, *_NO_RECOVERY)
 

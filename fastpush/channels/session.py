@@ -105,7 +105,7 @@ TABLE: dict[type[Command], tuple[Outcome | ErrorCode, ...]] = {
 }  # fmt: skip
 
 # What connecting without commands ends with, by the error that would be the reply; else with SERVER_ERROR.
-_UNIDIRECTIONAL_ENDS = {
+_UNIDIRECTIONAL_ENDS: dict[int, DisconnectCode] = {
     ErrorCode.EXPIRED: DisconnectCode.EXPIRED,
     ErrorCode.TOKEN_EXPIRED: DisconnectCode.EXPIRED,
     ErrorCode.TOO_MANY_REQUESTS: DisconnectCode.TOO_MANY_REQUESTS,

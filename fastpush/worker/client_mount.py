@@ -7,7 +7,8 @@ from multidict import MultiDict, MultiDictProxy
 
 from fastpush.applications.interface import Application, Request
 from fastpush.applications.loading import load_class, make
-from fastpush.channels.endpoint import Client, ClientProtocol, Entered
+from fastpush.channels.client import Client, Entered
+from fastpush.channels.endpoint import ClientProtocol
 from fastpush.config import Config
 from fastpush.fanout import CLIENT
 from fastpush.http.auth import Identity

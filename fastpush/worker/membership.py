@@ -6,12 +6,12 @@ new broker all of them.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from fastpush.bus.client import BusClient, BusUnavailable
-from fastpush.errors import CloseCode
+from fastpush.errors import CloseCode, ConnectionClosed
 from fastpush.log import fields
 from fastpush.protocol import bus
 from fastpush.protocol.bus import Kind, Publication
@@ -90,21 +90,17 @@ class Memberships:
         take: called there, with what was kept of those that it has not left meanwhile; none are left once it has
         ended. What it sends comes before all that is published later.
 
-        Raises: BusUnavailable: the bus takes no more.
+        Raises: ConnectionClosed: it has ended.  BusUnavailable: the bus takes no more.
         """
+        if not connection.is_open:
+            raise ConnectionClosed
         environment, standing = self._environment, self._standing(connection)
         groups = [environment.hub.hold(join.key) for join in joins]
         joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         standing.joining.update(dict.fromkeys((join.key for join in joins), joined))
 
         def on_answer(answer: bytes) -> None:
-            entered = []
-            for join, kept in zip(joins, bus.unpack_all_kept(answer), strict=True):
-                if standing.joining.get(join.key) is joined:
-                    del standing.joining[join.key]
-                    entered.append((join, kept))
-                elif join.is_present and join.key not in standing.joining and join.key not in standing.joins:
-                    self._bus.depart(bus.pack(join))
+            entered = self._entered(standing, joined, zip(joins, bus.unpack_all_kept(answer), strict=True))
             try:
                 take(entered)
             finally:
@@ -117,12 +113,24 @@ class Memberships:
         try:
             self._bus.ask(bus.JOIN, bus.pack(joins), on_answer)
         except BusUnavailable:
-            for join in joins:
+            for join, group in zip(joins, groups, strict=True):
                 del standing.joining[join.key]
-            for group in groups:
                 environment.hub.release(group)
             raise
         return joined
+
+    def _entered(
+        self, standing: Standing, joined: asyncio.Future[None], answered: Iterable[tuple[bus.Join, bus.Kept]]
+    ) -> Entered:
+        """Return the channels that are still wanted; the broker is told of the others."""
+        entered = []
+        for join, kept in answered:
+            if standing.joining.get(join.key) is joined:
+                del standing.joining[join.key]
+                entered.append((join, kept))
+            elif join.is_present and join.key not in standing.joining and join.key not in standing.joins:
+                self._bus.depart(bus.pack(join))
+        return entered
 
     def _enter(self, connection: "Connection", standing: Standing, join: bus.Join) -> None:
         if connection.standing is standing:

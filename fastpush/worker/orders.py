@@ -6,7 +6,8 @@ from typing import Any
 
 import orjson
 
-from fastpush.channels.endpoint import Client, ClientProtocol
+from fastpush.channels.client import Client
+from fastpush.channels.endpoint import ClientProtocol
 from fastpush.fanout import Hub, Receiver
 from fastpush.protocol.push import channel_of, claim_name, is_channel_key
 from fastpush.worker.environment import Environment

@@ -459,8 +459,9 @@ def examples() -> list[str]:
 
 def test_examples_in_chromium(serve: Serve) -> None:
     """Each example of the page does, in a browser, what the page says; what was closed by 1012 is back."""
-    server = serve(workers=2, sections={"application": [application("Chat")]})
-    receiving, expiring, chatting = examples()
+    channels = {"channels.chat": {"subscribe": "users", "publish": "users"}}
+    server = serve(workers=2, sections={"application": [application("Chat")]} | channels)
+    receiving, subscribing, entering, expiring, chatting = examples()
     logged: list[str] = []
 
     with Browser(server.url) as browser:
@@ -473,6 +474,14 @@ def test_examples_in_chromium(serve: Serve) -> None:
         assert console("log: registered")
         assert server.push("aaa", "topic1", "hello")["sent"] == 1
         eventually(lambda: console("log: pushed: hello"), what="push")
+        browser.do("evaluate", expression=subscribing)
+        eventually(lambda: console("log: load what was before"), what="subscription")
+        with connect(server.ws_url(path="/connection/websocket")) as client:
+            client.send('{"id": 1, "connect": {"token": "bbb"}}')
+            client.send('{"id": 2, "publish": {"channel": "chat:42", "data": {"text": "hello"}}}')
+            eventually(lambda: console("log: published: hello"), what="publication")
+        browser.do("evaluate", expression=entering)
+        eventually(lambda: console("log: private: subscribing no token: 404"), what="token asked for")
         browser.do("evaluate", expression=expiring)
         eventually(lambda: console("log: no token could be had; trying again in 1 s"), what="wait")
         with connect(server.ws_url("token=bbb&room=tea", "/chat")) as client:

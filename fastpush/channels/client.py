@@ -1,0 +1,177 @@
+"""A client of channels as this package knows it, and what the worker and the handler see of each other through it."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import orjson
+
+from fastpush.applications.interface import Request
+from fastpush.channels.session import Session
+from fastpush.protocol import client as protocol
+from fastpush.protocol.bus import Join, Kept
+from fastpush.protocol.client import DisconnectCode, ErrorCode
+
+Entered = list[tuple[Join, Kept]]
+"""Channels that a connection has entered, and what these have kept for it."""
+
+
+class Connection(Protocol):
+    """What this endpoint needs of a connection, beside what any application does."""
+
+    data: Any
+    user: str
+    headers: Mapping[str, str]
+    expires_at: float | None
+    unregistered: Callable[[Any], tuple[int, str]] | None
+    due: int
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def peer(self) -> str: ...
+    @property
+    def is_open(self) -> bool: ...
+    @property
+    def has_room(self) -> bool: ...
+    def send_lines(self, lines: bytes) -> bool:
+        """Send replies and pushes, a line each, as this kind of connection carries them."""
+        ...
+
+    def close(self, code: int = 1000, reason: str = "") -> None: ...
+    def plan(self) -> None: ...
+    def seal_channel(self, key: bytes) -> None: ...
+    async def drain(self) -> None: ...
+
+
+class Host(Protocol):
+    """What the worker does for this endpoint."""
+
+    def enter(self, connection: Any, joins: list[Join], take: Callable[[Entered], None]) -> Awaitable[None]:
+        """Let a connection into channels; see worker/membership.py."""
+        ...
+
+    def leave(self, connection: Any, key: bytes) -> None:
+        """Take a connection out of a channel."""
+        ...
+
+    def plan(self, client: "Client", seconds: float) -> None:
+        """Call the client's `on_timer` once so much time has passed, or before, instead of any earlier plan."""
+        ...
+
+    def cancel(self, client: "Client") -> None:
+        """Call it no more."""
+        ...
+
+    def connections(self, user: str | None = None) -> "Iterable[Connection]":
+        """Return this endpoint's open connections, or those of one user that have connected."""
+        ...
+
+
+class Refused(Exception):
+    """A request is answered with an error."""
+
+    def __init__(self, code: ErrorCode, message: str = "") -> None:
+        super().__init__(message or code.reason)
+        self.code = code
+        self.message = message
+
+
+class Ended(Exception):
+    """A request ends the session."""
+
+    def __init__(self, code: DisconnectCode) -> None:
+        super().__init__(code.reason)
+        self.code = code
+
+
+class Shown:
+    """A client as the handler of [client] sees it: an interface.Connection whose texts arrive as messages."""
+
+    __slots__ = ("_connection", "data")
+
+    joins_lines = wants_gzip = False
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.data: Any = None
+
+    @property
+    def id(self) -> str:
+        return self._connection.id
+
+    @property
+    def user(self) -> str:
+        return self._connection.user
+
+    @property
+    def peer(self) -> str:
+        return self._connection.peer
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection.is_open
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return tuple(self._connection.data.session.subscriptions)
+
+    @property
+    def has_room(self) -> bool:
+        return self._connection.has_room
+
+    def send(self, data: str | bytes) -> bool:
+        """Send a message: JSON, as bytes, or a text, which arrives as a string."""
+        text = data if isinstance(data, bytes) else orjson.dumps(data)
+        return self._connection.send_lines(protocol.message_push(text))
+
+    async def drain(self) -> None:
+        await self._connection.drain()
+
+    def start_heartbeat(self, seconds: float) -> None:
+        """Raise: the protocol has pings of its own, which scripts can see."""
+        raise ValueError("clients of channels have the protocol's own pings")
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        self._connection.close(code, reason)
+
+
+class Endpoint(Protocol):
+    """What serves a client."""
+
+    def end_expired(self, client: "Client") -> None:
+        """End the subscriptions whose tokens were not refreshed in time."""
+        ...
+
+
+class Client:
+    """One client: its connection, its session, and what its token has said.
+
+    info: what others in a channel are told of it beside user and id, JSON.  shown: as the handler sees it.
+    may_be_anonymous: whether it needs no token.
+    """
+
+    __slots__ = ("connection", "due", "endpoint", "info", "may_be_anonymous", "request", "session", "shown")
+
+    def __init__(self, endpoint: "Endpoint", connection: Connection, session: Session, request: Request) -> None:
+        self.endpoint = endpoint
+        self.connection = connection
+        self.session = session
+        self.request: Request | None = request
+        self.info = b""
+        self.shown: Shown | None = None
+        self.may_be_anonymous = False
+        self.due = -1
+
+    def flush(self) -> None:
+        """Send what the session has to say, and close when it has ended."""
+        text = self.session.take()
+        if text and self.connection.is_open:
+            self.connection.send_lines(text)
+        if self.session.disconnect is not None:
+            self.connection.close(*self.session.disconnect)
+
+    def on_timer(self, now: int) -> None:
+        """End subscriptions whose tokens were not refreshed in time; see TimerWheel."""
+        self.endpoint.end_expired(self)
