@@ -107,6 +107,27 @@ WORKER_METRICS: dict[str, Metric] = {
         "pushes",
         ("delivered", "unconfirmed", "refused", "unavailable", "unknown"),
     ),
+    **_by_label(
+        Metric(
+            "fastpush_channel_publications_total", "counter", "publications",
+            "Publications to channels, of clients and of the server API, by outcome.", "outcome",
+        ),
+        "publications",
+        ("delivered", "unconfirmed", "refused", "unavailable", "unknown"),
+    ),
+    "commands": Metric("fastpush_commands_total", "counter", "commands", "Commands of clients of channels."),
+    "commands_refused": Metric(
+        "fastpush_commands_refused_total", "counter", "commands", "Those answered with an error, or not at all."
+    ),
+    **_by_label(
+        Metric(
+            "fastpush_recoveries_total", "counter", "subscriptions",
+            "Subscriptions of clients that came back to a channel: whether they got all that they had missed.",
+            "outcome",
+        ),
+        "recoveries",
+        ("recovered", "unrecovered"),
+    ),
     "push_latency": Metric(
         "fastpush_push_latency_seconds", "histogram", "seconds",
         "From a push's hand-over to the broker to its last write in a worker; once a push and worker.",
@@ -181,18 +202,28 @@ BROKER_METRICS: dict[str, Metric] = {
         "fastpush_broker_present", "gauge", "connections", "Connections that are online in a channel, once a channel."
     ),
     "claims": Metric("fastpush_broker_claims", "gauge", "keys", "Keys that one connection of this host has claimed."),
+    "histories": Metric(
+        "fastpush_broker_histories", "gauge", "channels", "Channels that keep something, or whose position is known."
+    ),
     "history_bytes": Metric(
         "fastpush_broker_history_bytes", "gauge", "bytes", "What channels have kept ([bus] history_bytes bounds it)."
     ),
     "history_dropped": Metric(
         "fastpush_broker_history_dropped_total", "counter", "messages", "Kept messages that went for want of room."
     ),
+    "idempotency_keys": Metric(
+        "fastpush_broker_idempotency_keys", "gauge", "keys", "Idempotency keys that are remembered."
+    ),
+    "idempotency_keys_forgotten": Metric(
+        "fastpush_broker_idempotency_keys_forgotten_total", "counter", "keys",
+        "Idempotency keys forgotten before their 5 minutes were over, for want of room.",
+    ),
     "notices": Metric(
         "fastpush_broker_notices_total", "counter", "notices", "Users who came to a channel or left it."
     ),
     "notices_dropped": Metric(
         "fastpush_broker_notices_dropped_total", "counter", "notices",
-        "Notices that a worker was not given because it takes no more.",
+        "Notices that a worker was not given because it takes no more, or that a channel has too many members for.",
     ),
     "connections_replaced": Metric(
         "fastpush_replaced_connections_total", "counter", "connections",
@@ -287,6 +318,15 @@ class Counters:
     pushes_refused: int = 0
     pushes_unavailable: int = 0
     pushes_unknown: int = 0
+    publications_delivered: int = 0
+    publications_unconfirmed: int = 0
+    publications_refused: int = 0
+    publications_unavailable: int = 0
+    publications_unknown: int = 0
+    commands: int = 0
+    commands_refused: int = 0
+    recoveries_recovered: int = 0
+    recoveries_unrecovered: int = 0
     deliveries: int = 0
     writes: int = 0
     messages_received: int = 0

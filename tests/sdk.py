@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
 
+from tests.applications import workers
 from tests.programs import ANSWER_SECONDS, CLIENTS, Browser, Closing, Program, need, need_module
 from tests.server import SCALE, Sections, Server, eventually
 
@@ -65,12 +66,12 @@ def sections(**more: Any) -> Sections:
 class Way(Closing):
     """A port of 127.0.0.1 whose connections all come out at one worker of a server.
 
-    worker: its number; may be changed, and then counts for later connections.
+    worker: which one, from 0.
     """
 
     def __init__(self, server: Server, worker: int) -> None:
-        self.worker = worker
         self._server = server
+        self._number = workers(server)[worker]
         self._is_cut = False
         self._ends: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -114,8 +115,9 @@ class Way(Closing):
             self._reset(end)
 
     def mend(self, worker: int | None = None) -> None:
-        """Let connections through again, to another worker if one is named."""
-        self.worker = self.worker if worker is None else worker
+        """Let connections through, from now on to another worker if one is named."""
+        if worker is not None:
+            self._number = workers(self._server)[worker]
         self._is_cut = False
 
     def close(self) -> None:
@@ -152,7 +154,7 @@ class Way(Closing):
     def _dial(self) -> socket.socket:
         while True:
             end = socket.create_connection(("127.0.0.1", self._server.port), timeout=ANSWER_SECONDS * SCALE)
-            if self._server.worker_of(end.getsockname()[1]) == self.worker:
+            if self._server.worker_of(end.getsockname()[1]) == self._number:
                 end.settimeout(None)
                 return end
             end.close()

@@ -161,6 +161,7 @@ class ClientProtocol(Application):
         client.flush()
 
     def _begin(self, client: Client, request: protocol.Request) -> Awaitable[None] | None:
+        self._counters.commands += 1
         try:
             return self._performers[type(request)](client, request)
         except Exception as error:  # noqa: BLE001 - it is told, or logged, there
@@ -176,6 +177,7 @@ class ClientProtocol(Application):
     def _fail(self, client: Client, request: protocol.Request, error: Exception) -> None:
         """Answer a request with what has gone wrong."""
         session = client.session
+        self._counters.commands_refused += 1
         match error:
             case Ended():
                 session.ended(error.code)
@@ -383,6 +385,10 @@ class ClientProtocol(Application):
         namespace = self.namespaces.of_key(join.key)
         if namespace is None or not namespace.recovery:
             return SubscribeResult(was_recovering=recover.recover)
+        if recover.recover and kept.recovered:
+            self._counters.recoveries_recovered += 1
+        elif recover.recover:
+            self._counters.recoveries_unrecovered += 1
         publications = [msgspec.Raw(publication) for publication in publications_of(kept.entries)]
         return SubscribeResult(
             recoverable=True,

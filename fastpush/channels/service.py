@@ -5,6 +5,7 @@ Each question goes to the broker, which has one order for all that happens in a 
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import orjson
 from fastpush.bus.client import BusClient, BusUnavailable
 from fastpush.config import Limits
 from fastpush.errors import RequestError, too_large, unavailable, unknown_outcome
+from fastpush.metrics import Counters
 from fastpush.protocol import bus
 from fastpush.protocol.bus import Kept, Kind, Position, Status
 from fastpush.protocol.client import one_line
@@ -59,9 +61,10 @@ class ChannelService:
     limits: replaced on reload.
     """
 
-    def __init__(self, client: BusClient, limits: Limits) -> None:
+    def __init__(self, client: BusClient, limits: Limits, counters: Counters) -> None:
         self.limits = limits
         self._bus = client
+        self._counters = counters
 
     def publish(
         self,
@@ -83,6 +86,7 @@ class ChannelService:
         text, key = one_line(data), channel_key(channel)
         size = len(text) + len(extras) + 2 * len(key) + _WORDED + ENTRY_BYTES
         if size > self.limits.send_queue_bytes:
+            self._counters.publications_refused += 1
             most = self.limits.send_queue_bytes
             raise too_large(f"data is larger than a send queue ([limits] send_queue_bytes = {most})")
         header = text_header(len(text))
@@ -90,10 +94,29 @@ class ChannelService:
             [key], extras, header, text, taken_seconds=monotonic(), spared=spared, kind=Kind.DATA
         )
         name = b"%b\0%b" % (key, once.encode("utf-8", "surrogatepass")) if once else b""
+
+        def on_result(*result: Any) -> None:
+            published = _published(*result)
+            self._count(published)
+            on_published(published)
+
         try:
-            self._bus.publish(body, lambda *result: on_published(_published(*result)), name)
+            self._bus.publish(body, on_result, name)
         except BusUnavailable as error:
+            self._counters.publications_unavailable += 1
             raise unavailable(f"{error}; nobody received it") from None
+
+    def _count(self, published: Published | RequestError) -> None:
+        counters = self._counters
+        if isinstance(published, RequestError):
+            if published.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                counters.publications_unavailable += 1
+            else:
+                counters.publications_unknown += 1
+        elif published.unconfirmed:
+            counters.publications_unconfirmed += 1
+        else:
+            counters.publications_delivered += 1
 
     async def published(self, channel: str, data: bytes, *, extras: bytes = b"", spared: int = 0) -> Published:
         """Publish, and wait for the outcome; see `publish`. Raises: RequestError."""

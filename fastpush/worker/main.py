@@ -185,7 +185,7 @@ class Worker:
 
     def _build_clients(self, config: Config, token_auth: TokenAuth, admission: Admission) -> ClientProtocol:
         return ClientProtocol(
-            ChannelService(self._bus, config.limits),
+            ChannelService(self._bus, config.limits, self._environment.counters),
             ClientHost(self._environment, self._memberships),
             self._environment.counters,
             config,

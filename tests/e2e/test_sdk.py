@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.applications import workers
 from tests.programs import Browser
 from tests.sdk import Client, NodeClient, PageClient, PythonClient, Way, pages, sections, token
 from tests.server import Server, eventually
@@ -79,9 +80,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, origin: str) -> Iterator[Se
     running.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def there(server: Server) -> Iterator[Way]:
-    """The way to worker 1, for back-ends: the clients are on worker 0, unless a test says otherwise."""
+    """The way of back-ends, to worker 1: the clients are on worker 0, unless a test says otherwise."""
     with Way(server, 1) as way:
         yield way
 
@@ -256,8 +257,8 @@ def test_recovery_after_a_worker_is_killed(open_client: Open, server: Server, th
     client.subscribe(channel)
     there.publish(channel, *range(10))
     client.wait("publication", data=0)
-    client.way.mend(1)  # for the connections to come
-    os.kill(server.pid_of_worker(0), signal.SIGKILL)
+    client.way.mend(1)
+    os.kill(server.pid_of_worker(workers(server)[0]), signal.SIGKILL)
     there.publish(channel, *range(10, 20))
     assert client.wait("subscribed", channel=channel)["recovered"]
     client.wait("publication", data=19)
