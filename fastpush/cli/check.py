@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from fastpush import config as configuration
-from fastpush.applications.loading import load
+from fastpush.applications.loading import load, load_class
 from fastpush.cli.common import config_option, count_of, fail, read_config
 from fastpush.cli.host import Finding, Host, examine, listen_ports
 from fastpush.cli.running import ask_server
@@ -83,6 +83,7 @@ def _look(config: Config) -> list[Finding]:
         _try("tls", _certificate, config, time.time()),
         _try("functions", _functions, config),
         *(_try("application", _application, *entry) for entry in enumerate(config.application, 1)),
+        _try("channels", _channels, config),
         _log_file(config),
     ]
     return [finding for finding in found if finding] + examine(config, host)
@@ -183,6 +184,23 @@ def _application(number: int, application: Application) -> Finding:
     with contextlib.redirect_stdout(sys.stderr):
         load(number, application)
     return Finding("application", f"{application.path}: {application.handler}, for {_ADMISSION[application.anonymous]}")
+
+
+def _channels(config: Config) -> Finding | None:
+    """Import the handler of [client] as a worker would, and tell what channels there are."""
+    if config.client.handler:
+        with contextlib.redirect_stdout(sys.stderr):
+            load_class("[client]", config.client.handler, config.client.options)
+    if not config.channels:
+        return None
+    closed = [name for name, namespace in config.channels.items() if namespace.subscribe == "token"]
+    advice = ""
+    if closed and config.auth.mode != "jwt":
+        advice = (
+            f'[channels.{closed[0]}] subscribe = "token" needs [auth] mode = "jwt": with "{config.auth.mode}" nobody '
+            "can subscribe but whom the server subscribes"
+        )
+    return Finding("channels", f"namespaces {', '.join(config.channels)}", advice)
 
 
 def _imported(name: str, key: str) -> Any:

@@ -141,7 +141,11 @@ class Worker:
             epoch=lambda: self._bus.epoch,
             unready=lambda: self._readiness or self._bus.unready,
             on_refused=services.log_refusal,
-            served=lambda: [Served(mount.path, mount.kind, mount.anonymous) for mount in services.mounts.values()],
+            served=lambda: [
+                Served(mount.path, mount.kind, mount.anonymous)
+                for mount in services.mounts.values()
+                if not mount.form  # else it is of clients of channels
+            ],
             look_up=self._serve_application(self._config.server.websocket_path).look_up,
         )
         await services.app.start()
