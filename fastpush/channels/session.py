@@ -67,10 +67,10 @@ class State(IntEnum):
 
     NEW = 0
     CONNECTING = 1
-    REFUSED = 2  # connect was answered with an error: the client is expected to close, else it is stale
-    CONNECTED = 3
-    SUBSCRIBING = 4
-    SUBSCRIBED = 5
+    CONNECTED = 2
+    SUBSCRIBING = 3
+    SUBSCRIBED = 4
+    REFUSED = 5  # connect was answered with an error: the client is expected to close, else it is stale
     ENDED = 6
 
 
@@ -84,24 +84,24 @@ class Outcome(Enum):
 
 
 _ASK, _DONE, _PONG, _BAD = Outcome
-_TWICE, _DENIED, _LACK = ErrorCode.ALREADY_SUBSCRIBED, ErrorCode.PERMISSION_DENIED, ErrorCode.NOT_AVAILABLE
+_TWICE, _DENIED, _WRONG = ErrorCode.ALREADY_SUBSCRIBED, ErrorCode.PERMISSION_DENIED, ErrorCode.BAD_REQUEST
 
-# By the state of the session, or of the channel where it has one. After the end nothing is read.
+# By the state of the session, or of the channel where it has one. In REFUSED and ENDED nothing is read.
 TABLE: dict[type[Command], tuple[Outcome | ErrorCode, ...]] = {
-    #              NEW   CONNECTING REFUSED CONNECTED SUBSCRIBING SUBSCRIBED
-    Connect:       (_ASK,   _BAD,    _BAD,   _BAD,     _BAD,       _BAD),
-    Subscribe:     (_BAD,   _BAD,    _BAD,   _ASK,     _TWICE,     _TWICE),
-    Unsubscribe:   (_BAD,   _BAD,    _BAD,   _DONE,    _ASK,       _ASK),
-    SubRefresh:    (_BAD,   _BAD,    _BAD,   _DENIED,  _DENIED,    _ASK),
-    Publish:       (_BAD,   _BAD,    _BAD,   _ASK,     _ASK,       _ASK),
-    Presence:      (_BAD,   _BAD,    _BAD,   _ASK,     _ASK,       _ASK),
-    PresenceStats: (_BAD,   _BAD,    _BAD,   _ASK,     _ASK,       _ASK),
-    History:       (_BAD,   _BAD,    _BAD,   _ASK,     _ASK,       _ASK),
-    Rpc:           (_BAD,   _BAD,    _BAD,   _ASK,     _ASK,       _ASK),
-    Send:          (_BAD,   _BAD,    _BAD,   _ASK,     _ASK,       _ASK),
-    Refresh:       (_BAD,   _BAD,    _BAD,   _ASK,     _ASK,       _ASK),
-    Unsupported:   (_BAD,   _BAD,    _BAD,   _LACK,    _LACK,      _LACK),
-    Pong:          (_BAD,   _BAD,    _BAD,   _PONG,    _PONG,      _PONG),
+    #              NEW   CONNECTING CONNECTED SUBSCRIBING SUBSCRIBED
+    Connect:       (_ASK,   _BAD,    _BAD,     _BAD,       _BAD),
+    Subscribe:     (_BAD,   _BAD,    _ASK,     _TWICE,     _TWICE),
+    Unsubscribe:   (_BAD,   _BAD,    _DONE,    _ASK,       _ASK),
+    SubRefresh:    (_BAD,   _BAD,    _DENIED,  _DENIED,    _ASK),
+    Publish:       (_BAD,   _BAD,    _ASK,     _ASK,       _ASK),
+    Presence:      (_BAD,   _BAD,    _ASK,     _ASK,       _ASK),
+    PresenceStats: (_BAD,   _BAD,    _ASK,     _ASK,       _ASK),
+    History:       (_BAD,   _BAD,    _ASK,     _ASK,       _ASK),
+    Rpc:           (_BAD,   _BAD,    _ASK,     _ASK,       _ASK),
+    Send:          (_BAD,   _BAD,    _ASK,     _ASK,       _ASK),
+    Refresh:       (_BAD,   _BAD,    _ASK,     _ASK,       _ASK),
+    Unsupported:   (_BAD,   _BAD,    _WRONG,   _WRONG,     _WRONG),
+    Pong:          (_BAD,   _BAD,    _PONG,    _PONG,      _PONG),
 }  # fmt: skip
 
 # What connecting without commands ends with, by the error that would be the reply; else with SERVER_ERROR.
@@ -171,7 +171,8 @@ class Session:
         """Take a frame and give what the owner has to do, one after the other.
 
         Answer a request before asking for the next one: the commands of a frame are read as the iteration proceeds.
-        What needs nobody else is answered here. Behind a command that ends the session nothing is read.
+        What needs nobody else is answered here. Behind a command that ends the session, and a connect that is refused,
+        nothing is read.
         """
         if isinstance(frame, bytes):
             try:
@@ -187,7 +188,7 @@ class Session:
     def _read_lines(self, frame: str) -> Iterator[Request]:
         """Read command by command: one line feed may end the frame, an empty line is no command."""
         start = 0
-        while start < len(frame) and self.state is not State.ENDED:
+        while start < len(frame) and self.state < State.REFUSED:
             end = frame.find("\n", start)
             if end < 0:
                 end = len(frame)
@@ -197,7 +198,7 @@ class Session:
             start = end + 1
 
     def _read(self, line: str) -> Request | None:
-        if self.state is State.ENDED:
+        if self.state >= State.REFUSED:
             return None
         try:
             command = read_command(line)
