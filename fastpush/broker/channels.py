@@ -91,7 +91,7 @@ class Channels:
             "present": self._presence.connections,
             "claims": len(self._claims),
             "histories": len(self.histories),
-            "history_bytes": self.histories.kept_bytes,
+            "history_bytes": self.histories.kept_bytes + self.histories.position_bytes,
             "history_dropped": self.histories.dropped,
         }
 
@@ -153,7 +153,7 @@ class Channels:
     def _kept(self, join: bus.Join) -> bytes:
         """Return what a channel has kept for who joins: one object for all who ask for the same."""
         key, now, namespace = join.key, self._clock(), self.namespaces.of_key(join.key)
-        if namespace is not None and namespace.history_messages:
+        if namespace is not None and namespace.recovery:
             self.histories.open(key, _retention(namespace), now)
         elif not join.replay_messages:
             return _NOTHING_KEPT

@@ -158,8 +158,8 @@ class ChannelService:
         ((users, connections),) = bus.unpack_online_answer(await self._ask(bus.ONLINE, bus.pack(question))).counts
         return connections, users
 
-    async def order(self, name: str, *arguments: Any) -> int:
-        """Have every worker do something with its connections; return how many that was about. Raises: RequestError."""
+    async def order(self, name: str, *arguments: Any) -> Published:
+        """Have every worker do something with its connections; `sent`: how many that was about. Raises: RequestError."""
         outcome: asyncio.Future[Published | RequestError] = asyncio.get_running_loop().create_future()
         body = orjson.dumps([name, *arguments])
         try:
@@ -169,7 +169,26 @@ class ChannelService:
         result = await outcome
         if isinstance(result, RequestError):
             raise result
-        return result.sent
+        return result
+
+    def find(self, connection_id: str, on_found: Callable[[int | RequestError], None]) -> None:
+        """Find the number of a connection, whichever worker has it; `on_found` is called once, later. 0: none has.
+
+        Raises: RequestError 503.
+        """
+
+        def on_answer(answer: bytes) -> None:
+            gathered = bus.unpack_gathered(answer)
+            number = max((orjson.loads(found) for found in gathered.found), default=0)
+            if number or not gathered.missing:
+                on_found(number)
+            else:
+                on_found(unavailable("a worker did not say in time whether it has the connection; nobody received it"))
+
+        try:
+            self._bus.ask(bus.GATHER, orjson.dumps(["number", connection_id]), on_answer)
+        except BusUnavailable as error:
+            raise unavailable(f"{error}; nobody received it") from None
 
     async def gather(self, name: str, *arguments: Any) -> tuple[list[Any], int]:
         """Return what each worker answers to a question, and how many did not in time. Raises: RequestError 503."""

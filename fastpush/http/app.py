@@ -18,9 +18,12 @@ from fastpush.http.exposition import CONTENT_TYPE, exposition
 from fastpush.http.proxies import peer_text
 from fastpush.http.push import (
     OnOutcome,
+    API_PATH,
     Outcome,
     PushService,
+    Reply,
     internal_error,
+    is_api,
     outcome_name,
     push_key_missing,
     render,
@@ -32,7 +35,9 @@ from fastpush.protocol.push import parse_parameters
 
 log = logging.getLogger("fastpush.http")
 
-Endpoint = Callable[[bytes, OnOutcome], None]
+Endpoint = Callable[[bytes, OnOutcome, Mapping[str, str]], None]
+# What answers a method of the server API, "" for the path without one; raises RequestError.
+Api = Callable[[str, bytes, Mapping[str, str]], Awaitable[Reply]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 OnRefused = Callable[[RequestError, str, str, str, Mapping[str, str]], None]  # its id, peer, path and headers
 Scrape = Callable[[Callable[[bytes | None], None]], None]
@@ -87,7 +92,7 @@ class HttpApp:
     request (it is replaced on reload).  scrape: asks the broker for the host's figures.
     on_refused: writes a line about a request that is refused or has failed.
     unready(): why this host should get no clients now, or "".  served(): the applications.
-    look_up: who is online; see LookUp.
+    look_up: who is online; see LookUp.  api: the server API; see Api.
     """
 
     def __init__(
@@ -101,10 +106,12 @@ class HttpApp:
         on_refused: OnRefused,
         served: Callable[[], list[Served]],
         look_up: LookUp,
+        api: Api,
     ) -> None:
         self.config = config
         self._served = served
         self._look_up = look_up
+        self._api = api
         self._push_auth = push_auth
         self._scrape = scrape
         self._epoch = epoch
@@ -122,6 +129,7 @@ class HttpApp:
             "/applications.json": Route("GET", self._applications),
         }
         self._routes |= dict.fromkeys(_PAGE_FILES, Route("GET", self._page))
+        self._api_route = Route("POST", self._call)
 
     async def start(self) -> None:
         """Build the application; call in the worker's running loop."""
@@ -184,7 +192,7 @@ class HttpApp:
             self._on_refused(error, request_id, address, request.path, _joined(request))
 
     def _handler(self, request: web.Request) -> Handler:
-        route = self._routes.get(request.path)
+        route = self._api_route if is_api(request.path) else self._routes.get(request.path)
         if route is None:
             raise errors.not_found(request.path)
         allowed = ("GET", "HEAD") if route.method == "GET" else (route.method,)
@@ -195,7 +203,7 @@ class HttpApp:
     def _post(self, endpoint: Endpoint) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             await self._authorize(request)
-            outcome = await _ask(endpoint, await self._body(request))
+            outcome = await _ask(endpoint, await self._body(request), _joined(request))
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("push", extra=fields(request_id=_request_id(request), outcome=outcome_name(outcome)))
             if isinstance(outcome, RequestError):
@@ -203,6 +211,12 @@ class HttpApp:
             return _response(request, outcome)
 
         return handle
+
+    async def _call(self, request: web.Request) -> web.StreamResponse:
+        await self._authorize(request)
+        method = request.path[len(API_PATH) + 1 :]
+        reply = await self._api(method, await self._body(request), _joined(request))
+        return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
 
     async def _authorize(self, request: web.Request) -> None:
         allowed = self._push_auth().authorize(_joined(request))
@@ -313,9 +327,9 @@ async def _send_continue(request: web.Request) -> None:
         request.writer.output_size = 0  # the response proper has not begun
 
 
-async def _ask(endpoint: Endpoint, body: bytes) -> Outcome | RequestError:
+async def _ask(endpoint: Endpoint, body: bytes, headers: Mapping[str, str]) -> Outcome | RequestError:
     future: asyncio.Future[Outcome | RequestError] = asyncio.get_running_loop().create_future()
-    endpoint(body, lambda outcome: None if future.done() else future.set_result(outcome))
+    endpoint(body, lambda outcome: None if future.done() else future.set_result(outcome), headers)
     return await future
 
 
@@ -330,7 +344,7 @@ def _refusal(request: web.Request, error: RequestError) -> web.Response:
 
 
 def _response(request: web.BaseRequest, outcome: Outcome | RequestError) -> web.Response:
-    as_json = wants_json({"accept": request.headers.get("Accept", "")})
+    as_json = wants_json({"accept": request.headers.get("Accept", "")}, request.path)
     # Nobody asks for unknown paths in a form of ours: programs get JSON, S0 knows no 404.
     is_not_found = isinstance(outcome, RequestError) and outcome.status == HTTPStatus.NOT_FOUND
     reply = render(outcome, as_json=as_json or is_not_found)

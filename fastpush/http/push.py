@@ -7,6 +7,7 @@ call PushService with a body and render what it answers with `render`.
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from time import monotonic
+from types import MappingProxyType
 from typing import NamedTuple
 
 import orjson
@@ -28,6 +29,9 @@ from fastpush.protocol.frames import text_header
 from fastpush.state.send_queue import ENTRY_BYTES
 
 PUBLICATION_KEYS_MAX = 65535
+ONCE_CHARACTERS_MAX = 255  # of an idempotency key
+API_PATH = "/api"  # of the server API: channels/api.py
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Outcome(NamedTuple):
@@ -63,6 +67,7 @@ OnOutcome = Callable[[Outcome | RequestError], None]
 # Status, connections reached, workers whose count is missing, where its channel has kept it.
 OnResult = Callable[[int, int, int, Position], None]
 Ask = Callable[[bytes, OnResult], None]  # raises RequestError 503 when not handed over
+AskOnce = Callable[[bytes, OnResult, bytes], None]  # with an idempotency key, b"" for none
 
 
 class PushService:
@@ -72,14 +77,14 @@ class PushService:
     publish, drop: hand a body to the broker; the callback gets its result later, exactly once.
     """
 
-    def __init__(self, limits: Limits, counters: Counters, *, publish: Ask, drop: Ask) -> None:
+    def __init__(self, limits: Limits, counters: Counters, *, publish: AskOnce, drop: Ask) -> None:
         self.limits = limits
         self._counters = counters
         self._publish = publish
         self._drop = drop
 
-    def push(self, body: bytes, on_outcome: OnOutcome) -> None:
-        """Push to one user or several.
+    def push(self, body: bytes, on_outcome: OnOutcome, headers: Mapping[str, str] = NO_HEADERS) -> None:
+        """Push to one user or several. headers: of the request, of which Idempotency-Key counts.
 
         Raises: RequestError, when nobody receives it; else `on_outcome` is called once, later.
         """
@@ -89,27 +94,29 @@ class PushService:
                 body, name_bytes=limits.name_bytes, push_users=limits.push_users
             )
             keys = [protocol.user_key(user, event) for user in users]
-            self._send(keys, event, message, on_outcome)
+            self._send(keys, event, message, on_outcome, headers)
         except RequestError as error:
             self._count_refusal(error)
             raise
 
-    def push_all(self, body: bytes, on_outcome: OnOutcome) -> None:
+    def push_all(self, body: bytes, on_outcome: OnOutcome, headers: Mapping[str, str] = NO_HEADERS) -> None:
         """Push to every registered connection; as `push`."""
         try:
             event, message = protocol.parse_push_all(body, name_bytes=self.limits.name_bytes)
-            self._send([protocol.EVERYBODY], event, message, on_outcome)
+            self._send([protocol.EVERYBODY], event, message, on_outcome, headers)
         except RequestError as error:
             self._count_refusal(error)
             raise
 
-    def drop(self, body: bytes, on_outcome: OnOutcome) -> None:
+    def drop(self, body: bytes, on_outcome: OnOutcome, headers: Mapping[str, str] = NO_HEADERS) -> None:
         """Close a user's connections; as `push`."""
         user, event = protocol.parse_drop(body, name_bytes=self.limits.name_bytes)
         order = orjson.dumps(["close_user", user, event, CloseCode.POLICY_VIOLATION, "dropped by the back-end"])
         self._drop(order, lambda status, sent, unconfirmed, _: on_outcome(_outcome(status, sent, unconfirmed)))
 
-    def _send(self, keys: list[bytes], event: str, message: str, on_outcome: OnOutcome) -> None:
+    def _send(
+        self, keys: list[bytes], event: str, message: str, on_outcome: OnOutcome, headers: Mapping[str, str]
+    ) -> None:
         payload = message.encode()
         header = text_header(len(payload))
         if len(header) + len(payload) + ENTRY_BYTES > self.limits.send_queue_bytes:
@@ -129,7 +136,7 @@ class PushService:
             on_outcome(outcome)
 
         body = encode_publication(keys, event.encode(), header, payload, taken_seconds=monotonic())
-        self._publish(body, on_result)
+        self._publish(body, on_result, _once(headers))
 
     def _count_refusal(self, error: RequestError) -> None:
         counters = self._counters
@@ -139,6 +146,14 @@ class PushService:
             counters.pushes_unknown += 1
         else:
             counters.pushes_refused += 1
+
+
+def _once(headers: Mapping[str, str]) -> bytes:
+    """Return what the broker knows a push by that may be sent twice, apart from all channels; b"" for nothing."""
+    key = headers.get("idempotency-key", "")
+    if len(key) > ONCE_CHARACTERS_MAX:
+        raise illegal_request(f"Idempotency-Key has {len(key)} characters, at most {ONCE_CHARACTERS_MAX} are allowed")
+    return b"push\0" + key.encode() if key else b""
 
 
 def _outcome(status: int, sent: int, unconfirmed: int) -> Outcome | RequestError:
@@ -158,13 +173,18 @@ def outcome_name(outcome: Outcome | RequestError) -> str:
     return "unconfirmed" if outcome.unconfirmed else "delivered"
 
 
-def wants_json(headers: Mapping[str, str]) -> bool:
-    """Whether a request asks for the JSON form of replies."""
-    return "application/json" in headers.get("accept", "")
+def wants_json(headers: Mapping[str, str], path: str = "") -> bool:
+    """Whether a request asks for the JSON form of replies, or is one of the server API, which has no other."""
+    return "application/json" in headers.get("accept", "") or is_api(path)
+
+
+def is_api(path: str) -> bool:
+    """Whether a path is one of the server API."""
+    return path.startswith(API_PATH) and path[len(API_PATH) : len(API_PATH) + 1] in {"", "/"}
 
 
 _TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
-_JSON = (("Content-Type", "application/json"),)
+JSON = (("Content-Type", "application/json"),)
 
 
 def render(outcome: Outcome | RequestError, *, as_json: bool) -> Reply:
@@ -176,14 +196,14 @@ def render(outcome: Outcome | RequestError, *, as_json: bool) -> Reply:
     body: dict[str, int] = {"sent": outcome.sent}
     if outcome.unconfirmed:
         body["unconfirmed"] = outcome.unconfirmed
-    return Reply(200, _JSON, orjson.dumps(body))
+    return Reply(200, JSON, orjson.dumps(body))
 
 
 def _render_error(error: RequestError, *, as_json: bool) -> Reply:
     headers = (("X-Fastpush-Error", header_text(error.reason)), *error.headers)
     if as_json:
         body = {"error": {"code": error.code, "message": error.reason}}
-        return Reply(error.status, (*_JSON, *headers), orjson.dumps(body))
+        return Reply(error.status, (*JSON, *headers), orjson.dumps(body))
     if not error.text:
         return Reply(error.status, headers, b"")
     return Reply(error.status, (*_TEXT, *headers), error.text.encode())

@@ -521,9 +521,7 @@ def error_reply(number: int, code: int, message: str = "") -> bytes:
 
 def client_info(user: str, client: str, conn_info: bytes = b"", chan_info: bytes = b"") -> bytes:
     """Return who somebody is: user ("" for nobody), id of the connection, and what tokens say of it."""
-    parts = [b'"client":%b' % _encode(client)]
-    if user:
-        parts.append(b'"user":%b' % _encode(user))
+    parts = [b'"client":%b,"user":%b' % (_encode(client), _encode(user))]
     if conn_info:
         parts.append(b'"conn_info":%b' % one_line(conn_info))
     if chan_info:

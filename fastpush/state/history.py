@@ -33,9 +33,11 @@ from fastpush.protocol.bus import (
 )
 
 ENTRY_BYTES = 200  # of an entry and its place in the ring, beside its data
-CHANNEL_BYTES = 1100  # of a channel: its ring comes in blocks
+CHANNEL_BYTES = 1200  # of a channel that keeps something: its ring comes in blocks
+POSITION_BYTES = 450  # of one that keeps nothing now
 _SERIAL_BITS = 32
-_LOOKED_AT = 8  # forgotten channels that are looked at for one that may go
+_LOOKED_AT = 8  # channels that are looked at for one that may be forgotten
+_POSITIONS_SHARE = 4
 _HEAP_SLACK = 1024
 
 
@@ -50,11 +52,13 @@ class Retention(NamedTuple):
 class HistoryStore(Protocol):
     """Where channels keep what was published; see above. Answers are packed Kept (fastpush.protocol.bus).
 
-    limit_bytes, kept_bytes: most, and real, cost of all channels.  dropped: publications that went for `limit_bytes`.
+    limit_bytes, kept_bytes: most, and real, cost of all that is kept.  position_bytes: cost of what is only remembered.
+    dropped: publications that went for `limit_bytes`.
     """
 
     limit_bytes: int
     kept_bytes: int
+    position_bytes: int
     dropped: int
 
     def __len__(self) -> int:
@@ -74,7 +78,7 @@ class HistoryStore(Protocol):
         ...
 
     def since(self, key: bytes, position: Position, messages: int, size: int, now: float) -> bytes:
-        """Return all that came behind `position`, if it is kept, of this epoch and no more than that; else nothing."""
+        """Return all that came behind `position`, if it is kept, of this epoch (0 is of any) and no more; else nothing."""
         ...
 
     def page(self, question: History, now: float) -> bytes:
@@ -105,13 +109,16 @@ class _Kept(NamedTuple):
     is_notice: bool
 
 
+_NO_ENTRIES: deque[_Kept] = deque()  # of all channels without: an empty one takes 600 bytes; nobody writes into it
+
+
 class _Ring:
     """The entries of a channel, oldest first, the offset of its newest, and its newest ones as somebody asked last."""
 
     __slots__ = ("entries", "epoch", "offset", "packed", "retention", "size", "touched_seconds")
 
     def __init__(self, epoch: int, retention: Retention, now: float) -> None:
-        self.entries: deque[_Kept] = deque()
+        self.entries = _NO_ENTRIES
         self.epoch = epoch
         self.offset = 0
         self.retention = retention
@@ -129,8 +136,10 @@ class _Ring:
 class Histories:
     """A HistoryStore in memory: rings by routing key, and what is remembered of channels that keep nothing now.
 
-    The channel published to longest ago goes first when all of them are too large. is_wanted(key): whether anybody is
-    in a channel; such a one is not forgotten while there is another way.
+    The channel published to longest ago goes first when all of them are too large. Of channels that keep nothing now
+    those that nobody is in are forgotten early when positions take a quarter as much: then a client that comes back is
+    told that it may have missed something. is_wanted(key): whether anybody is in a channel; there are never more of
+    these than subscriptions.
     """
 
     def __init__(
@@ -138,6 +147,7 @@ class Histories:
     ) -> None:
         self.limit_bytes = limit_bytes
         self.kept_bytes = 0
+        self.position_bytes = 0
         self.dropped = 0
         self._first_epoch = first_epoch >> _SERIAL_BITS << _SERIAL_BITS
         self._serial = 0
@@ -154,8 +164,10 @@ class Histories:
     def append(self, key: bytes, kind: int, data: bytes, extras: bytes, retention: Retention, now: float) -> Position:
         ring = self._ring(key, retention, now)
         if not ring.entries:
-            del self._empty[key]
+            self._forget_position(key)
             self._rings[key] = ring
+            self.kept_bytes += CHANNEL_BYTES + len(key)
+            ring.entries = deque()
         self._rings.move_to_end(key)
         ring.offset += 1
         ring.touched_seconds = now
@@ -176,8 +188,6 @@ class Histories:
     def open(self, key: bytes, retention: Retention, now: float) -> Position:
         ring = self._ring(key, retention, now)
         ring.touched_seconds = now
-        if self.kept_bytes > self.limit_bytes:
-            self._shrink()
         return Position(ring.offset, ring.epoch)
 
     def _ring(self, key: bytes, retention: Retention, now: float) -> _Ring:
@@ -185,7 +195,8 @@ class Histories:
         if ring is None:
             self._serial += 1
             ring = self._empty[key] = _Ring(self._first_epoch | self._serial, retention, now)
-            self.kept_bytes += CHANNEL_BYTES + len(key)
+            self.position_bytes += POSITION_BYTES + len(key)
+            self._trim_positions()
             self._plan(key, ring)
         elif retention.seconds < ring.retention.seconds:
             ring.retention = retention
@@ -223,7 +234,7 @@ class Histories:
             return _packed(NO_POSITION, [], recovered=False)
         missed = ring.offset - position.offset
         found: list[_Kept] = []
-        recovered = position.epoch == ring.epoch and 0 <= missed <= min(messages, len(ring.entries))
+        recovered = position.epoch in {0, ring.epoch} and 0 <= missed <= min(messages, len(ring.entries))
         if recovered:
             found = list(islice(ring.entries, len(ring.entries) - missed, None))
             if sum(len(entry.packed) + ENTRY_BYTES for entry in found) > size:
@@ -242,7 +253,7 @@ class Histories:
             end = len(entries) if since is None else min(len(entries), max(0, since.offset - first))
             found = list(islice(entries, max(0, end - question.messages), end))[::-1]
         else:
-            start = 0 if since is None else max(0, since.offset - first + 1)
+            start = 0 if since is None else min(len(entries), max(0, since.offset - first + 1))
             found = list(islice(entries, start, start + question.messages))
         return _packed(Position(ring.offset, ring.epoch), _first(found, HISTORY_BYTES_MAX), recovered=True)
 
@@ -268,7 +279,7 @@ class Histories:
         if ring is not None and all(entry.is_notice for entry in ring.entries):
             self.clear(key)
             if key in self._empty:
-                self._remove(key)
+                self._forget_position(key)
 
     def tick(self, now: float) -> None:
         while self._due and self._due[0][0] <= now:
@@ -279,7 +290,7 @@ class Histories:
             self._expire(key, ring, now)
             if not ring.entries and ring.due_seconds <= now:
                 if not self._is_wanted(key):
-                    self._remove(key)
+                    self._forget_position(key)
                     continue
                 ring.touched_seconds = now
             self._plan(key, ring)
@@ -294,20 +305,15 @@ class Histories:
     def _set_aside(self, key: bytes, ring: _Ring) -> None:
         """Remember of a channel without entries only where it stands; of one that was never to be resumed, nothing."""
         del self._rings[key]
+        self.kept_bytes -= CHANNEL_BYTES + len(key)
+        ring.entries = _NO_ENTRIES
         self._empty[key] = ring
+        self.position_bytes += POSITION_BYTES + len(key)
         if ring.retention.seconds == math.inf:
-            self._remove(key)
+            self._forget_position(key)
 
     def _shrink(self) -> None:
-        """Forget channels that keep nothing, then the publications of the channel without news for longest."""
-        for _ in range(min(_LOOKED_AT, len(self._empty))):
-            if self.kept_bytes <= self.limit_bytes:
-                return
-            key = next(iter(self._empty))
-            if self._is_wanted(key):
-                self._empty.move_to_end(key)
-            else:
-                self._remove(key)
+        """Give up the publications of the channel without news for longest."""
         while self.kept_bytes > self.limit_bytes and self._rings:
             key, ring = next(iter(self._rings.items()))
             self._take_oldest(ring)
@@ -315,9 +321,20 @@ class Histories:
             if not ring.entries:
                 self._set_aside(key, ring)
 
-    def _remove(self, key: bytes) -> None:
+    def _trim_positions(self) -> None:
+        """Forget a few channels that keep nothing, are too many, and that nobody is in."""
+        for _ in range(min(_LOOKED_AT, len(self._empty) - 1)):  # not the newest, which somebody asks about now
+            if self.position_bytes <= self.limit_bytes // _POSITIONS_SHARE:
+                break
+            key = next(iter(self._empty))
+            if self._is_wanted(key):
+                self._empty.move_to_end(key)
+            else:
+                self._forget_position(key)
+
+    def _forget_position(self, key: bytes) -> None:
         del self._empty[key]
-        self.kept_bytes -= CHANNEL_BYTES + len(key)
+        self.position_bytes -= POSITION_BYTES + len(key)
 
     def _take_oldest(self, ring: _Ring) -> None:
         self._uncache(ring)

@@ -4,7 +4,7 @@ This is the first code to see a client's bytes. They are held until a request he
 complete (bounded by head_bytes and head_seconds), then
 
     a WebSocket path   worker/upgrade.py checks it and picows takes the connection over
-    POST /push         answered here: the lean path, no task and no framework
+    POST /push         answered here: the lean path, no task and no framework; so are publish and broadcast of /api
     anything else      aiohttp, through a Window that gives the connection back
 
 One request at a time: what comes meanwhile is held, at most HELD_BYTES, then reading
@@ -307,13 +307,13 @@ class HttpConnection(asyncio.Protocol):
         self._request_id = services.request_ids.of(head.headers)
         refusal = services.guard.refusal(head.headers, is_tls=self.is_tls)
         if refusal is not None:
-            self._refuse(refusal, as_json=wants_json(head.headers))
+            self._refuse(refusal, as_json=wants_json(head.headers, head.path))
         elif head.path in services.mounts and self.role != "api":
             self._upgrade(head)
         elif self.role == "public":
             self._refuse(errors.not_found(head.path), as_json=True)
         elif (
-            head.path == services.push_path
+            head.path in services.lean
             and head.method == "POST"
             and head.content_length is not None
             and head.content_length <= services.lean_body_bytes
@@ -339,7 +339,7 @@ class HttpConnection(asyncio.Protocol):
         services = self._services
         try:
             if services.push_auth.authorize(head.headers):
-                services.push_service.push(body, self._on_outcome)
+                services.lean[head.path](body, self._on_outcome, head.headers)
             else:
                 self._on_outcome(push_key_missing())
         except RequestError as error:
@@ -349,10 +349,13 @@ class HttpConnection(asyncio.Protocol):
             self._on_outcome(internal_error(error))
         return True
 
-    def _on_outcome(self, outcome: Outcome | RequestError) -> None:
+    def _on_outcome(self, outcome: Outcome | Reply | RequestError) -> None:
         head = self._head
         if head is None or self._stage != BUSY:
             return  # the client is gone
+        if isinstance(outcome, Reply):
+            self._reply(outcome, keep_alive=head.keep_alive)
+            return
         if log.isEnabledFor(logging.DEBUG):
             log.debug("push", extra=fields(request_id=self._request_id, outcome=outcome_name(outcome)))
         if outcome.__class__ is Outcome and head.keep_alive and not self._last and not wants_json(head.headers):
@@ -365,7 +368,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if isinstance(outcome, RequestError):
             self._log_refusal(outcome)
-        self._reply(render(outcome, as_json=wants_json(head.headers)), keep_alive=head.keep_alive)
+        self._reply(render(outcome, as_json=wants_json(head.headers, head.path)), keep_alive=head.keep_alive)
 
     def _upgrade(self, head: Head) -> None:
         self._stage = BUSY

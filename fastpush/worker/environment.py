@@ -109,7 +109,7 @@ class Environment:
     connections: "dict[int, Connection]" = field(default_factory=dict)
     clock: Callable[[], float] = time.time
     release: Callable[[tuple[bytes, ...]], None] = lambda _: None
-    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = field(init=False)
+    spawn: Callable[[Coroutine[Any, Any, None]], None] = field(init=False)
     opening_ns: int = 0
     head_ticks: int = field(init=False)
     register_ticks: int = field(init=False)

@@ -19,6 +19,7 @@ from fastpush import log as logs
 from fastpush.applications import Application, Options
 from fastpush.applications.push import Push
 from fastpush.bus.client import BusClient, BusUnavailable, OnResult
+from fastpush.channels.api import ServerApi
 from fastpush.channels.endpoint import ClientProtocol
 from fastpush.channels.service import ChannelService
 from fastpush.child import LISTEN_BACKLOG, Channel, Context, Listener, ListenerRole, beat_seconds, tune_collector
@@ -28,7 +29,7 @@ from fastpush.fanout import Hub
 from fastpush.http.app import HttpApp, Served
 from fastpush.http.auth import TokenAuth
 from fastpush.http.auth.threads import UnawaitedThreads
-from fastpush.http.push import PushService
+from fastpush.http.push import API_PATH, PushService
 from fastpush.http.refusals import RefusalLog
 from fastpush.inspection import Inspector
 from fastpush.log import fields
@@ -133,6 +134,8 @@ class Worker:
         self._inspector.open()
         self._channel.open()
         self._services = services = self._build_services(loop)
+        api = ServerApi(self._clients)
+        services.lean |= {f"{API_PATH}/publish": api.publish, f"{API_PATH}/broadcast": api.broadcast}
         services.app = HttpApp(
             self._config,
             services.push_service,
@@ -147,6 +150,7 @@ class Worker:
                 if not mount.form  # else it is of clients of channels
             ],
             look_up=self._serve_application(self._config.server.websocket_path).look_up,
+            api=api.respond,
         )
         await services.app.start()
         self._channel.beat(lambda: beat_seconds(self._environment.config), self._figures)
@@ -166,8 +170,8 @@ class Worker:
         push_service = PushService(config.limits, environment.counters, publish=self._publish, drop=self._drop)
         services = Services(
             environment=environment,
-            push_path=config.server.push_path,
             push_service=push_service,
+            lean={config.server.push_path: push_service.push},
             call_soon=loop.call_soon,
             now=loop.time,
             overload=Overload(config.limits, environment, loop.time()),
@@ -391,9 +395,9 @@ class Worker:
 
     # -- the bus's side ------------------------------------------------------------
 
-    def _publish(self, body: bytes, on_result: OnResult) -> None:
+    def _publish(self, body: bytes, on_result: OnResult, once: bytes) -> None:
         try:
-            self._bus.publish(body, on_result)
+            self._bus.publish(body, on_result, once)
         except BusUnavailable as error:
             raise unavailable(f"{error}; nobody received the push") from None
 

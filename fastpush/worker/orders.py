@@ -36,6 +36,7 @@ class Orders:
             "channels": self._channels,
             "connections": self._connections,
             "info": self._info,
+            "number": self._number,
         }
 
     def obey(self, body: bytes) -> int:
@@ -99,6 +100,15 @@ class Orders:
     def _connections(self, user: str) -> dict[str, Any]:
         """Return the clients of a user in this worker, by id."""
         return {client.connection.id: self._described(client) for client in self._clients().clients(user)}
+
+    def _number(self, connection_id: str) -> int:
+        """Return the number of a connection of this worker; 0: it has none with this id."""
+        try:
+            serial = int(connection_id.removeprefix(self._environment.id_prefix), 16)
+        except ValueError:
+            return 0
+        connection = self._environment.connections.get(serial)
+        return connection.number if connection is not None and connection.id == connection_id else 0
 
     def _described(self, client: Client) -> dict[str, Any]:
         connection, subscriptions = client.connection, client.session.subscriptions

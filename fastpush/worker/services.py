@@ -15,7 +15,7 @@ from fastpush.http.auth import PushAuth, TokenAuth
 from fastpush.http.guard import Guard
 from fastpush.http.head import HEAD_END
 from fastpush.http.proxies import TrustedProxies, host_of
-from fastpush.http.push import Outcome, PushService, render
+from fastpush.http.push import Outcome, PushService, Reply, render
 from fastpush.http.refusals import RefusalLog
 from fastpush.http.request_id import RequestIds
 from fastpush.worker.admission import Admission
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastpush.worker")
 
+# Takes a body, whom to answer once, and headers; raises RequestError where it does not answer.
+Lean = Callable[[bytes, Callable[[Outcome | Reply | RequestError], None], Mapping[str, str]], None]
+
 TICKS_A_SECOND = round(1 / TICK_SECONDS)
 _REPLIES_MAX = 1000
 _REASON_CHARACTERS = 200  # of a log line
@@ -41,7 +44,8 @@ class Services:
     """The state of a worker that its HTTP connections use.
 
     auth_headers:      headers of an upgrade request that authentication looks at later; None: all.
-    lean_body_bytes:   a larger push goes to aiohttp.
+    lean:              the paths whose POST requests are answered without aiohttp.
+    lean_body_bytes:   a larger one goes to aiohttp.
     mounts:            the applications by path.  nowhere: for clients that are told only why they may not come in.
     handshake_starts:  how the request lines of the applications' handshakes begin.
     trusted_proxies:   whose X-Forwarded-For is believed.
@@ -52,8 +56,8 @@ class Services:
     """
 
     environment: Environment
-    push_path: str
     push_service: PushService
+    lean: dict[str, Lean]
     call_soon: Callable[..., object]
     now: Callable[[], float]
     overload: Overload
@@ -151,12 +155,11 @@ class Services:
             return headers
         return {name: headers[name] for name in self.auth_headers if name in headers} or NO_HEADERS
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` in the background; a failure is logged, never lost."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._ended)
-        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)

@@ -18,7 +18,7 @@ class NoPushAuth:
 
 
 class KeysPushAuth:
-    """Lets a request push that carries a key as `X-API-Key` or as `Authorization: Bearer` (S0-19).
+    """Lets a request push that carries a key as `X-API-Key`, `Authorization: Bearer` or `Authorization: apikey` (S0-19).
 
     Only digests are kept, all of one length, and each is compared every time: neither a key's
     length nor how much of it was guessed nor which key it was shows in the time taken.
@@ -36,7 +36,7 @@ class KeysPushAuth:
         key = headers.get("x-api-key")
         if key is None:
             scheme, _, key = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer":
+            if scheme.lower() not in {"bearer", "apikey"}:
                 return False
         digest = _digest(key.strip())
         found = False

@@ -1,0 +1,357 @@
+"""The server API: what back-ends ask for by POST /api/<method>, performed over channels and clients.
+
+Publish and broadcast never wait: whoever calls them is called back. Each other method is a coroutine. What is wrong
+with a request is a Refusal, answered with its number; what is wrong with the service is a RequestError, answered
+with an HTTP status of its own, and only among the replies of a batch or a broadcast with error 100.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from time import time
+from typing import Any
+
+import msgspec
+import orjson
+
+from fastpush import __version__
+from fastpush.applications.interface import RpcError
+from fastpush.channels.client import Refused
+from fastpush.channels.endpoint import ClientProtocol, publications_of
+from fastpush.channels.namespaces import check_name
+from fastpush.channels.service import ChannelService, Published, epoch_text, parse_epoch
+from fastpush.config import Namespace
+from fastpush.errors import RequestError, unavailable
+from fastpush.http.push import JSON, Reply
+from fastpush.protocol import api
+from fastpush.protocol import bus
+from fastpush.protocol import client as protocol
+from fastpush.protocol.api import Refusal, bad_request
+from fastpush.protocol.client import DisconnectCode, ErrorCode
+
+log = logging.getLogger("fastpush.channels")
+
+CHANNELS_MAX = 10_000  # of one answer
+
+OnReply = Callable[[Reply | RequestError], None]
+_Done = bytes | Refusal | RequestError  # a result, or why there is none
+_OnDone = Callable[[_Done], None]
+_Method = Callable[["ServerApi", Any], Awaitable[bytes]]
+
+
+class ServerApi:
+    """The methods of one worker. clients: its endpoint, by whose namespaces and limits everything goes."""
+
+    def __init__(self, clients: ClientProtocol) -> None:
+        self._clients = clients
+
+    @property
+    def _service(self) -> ChannelService:
+        return self._clients.service
+
+    # -- requests ----------------------------------------------------------------------
+
+    def publish(self, body: bytes, on_reply: OnReply, headers: Mapping[str, str]) -> None:
+        """Answer POST /api/publish. Raises: RequestError; else `on_reply` is called once, at once or later."""
+        self._begin(api.Publish, self._publish, body, on_reply, headers)
+
+    def broadcast(self, body: bytes, on_reply: OnReply, headers: Mapping[str, str]) -> None:
+        """Answer POST /api/broadcast; as `publish`."""
+        self._begin(api.Broadcast, self._broadcast, body, on_reply, headers)
+
+    @staticmethod
+    def _begin(
+        kind: type[Any],
+        method: Callable[[Any, _OnDone], None],
+        body: bytes,
+        on_reply: OnReply,
+        headers: Mapping[str, str],
+    ) -> None:
+        try:
+            method(api.read(kind, body), lambda done: on_reply(_reply(done, headers)))
+        except Refusal as refusal:
+            on_reply(_reply(refusal, headers))
+
+    async def respond(self, method: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        """Answer POST /api/<method>, or POST /api for "". Raises: RequestError."""
+        if method == "batch":
+            done = await self._outcome(self._batch(body))
+            reply = done if isinstance(done, bytes) else None
+        elif method:
+            done, reply = await self._outcome(self.perform(method, body)), None
+        else:
+            done = await self._outcome(self._lines(body))
+            reply = done if isinstance(done, bytes) else None
+        if reply is not None:
+            return Reply(HTTPStatus.OK, JSON, reply)
+        answer = _reply(done, headers)
+        if isinstance(answer, RequestError):
+            raise answer
+        return answer
+
+    async def perform(self, method: str, body: bytes) -> bytes:
+        """Do what one method asks for and return its result. Raises: Refusal, RequestError."""
+        known = _METHODS.get(method)
+        if known is None:
+            raise Refusal(ErrorCode.METHOD_NOT_FOUND, f"method not found: there is {', '.join(_METHODS)}, batch")
+        kind, perform = known
+        return await perform(self, api.read(kind, body))
+
+    @staticmethod
+    async def _outcome(work: Awaitable[bytes]) -> _Done:
+        try:
+            return await work
+        except (Refusal, RequestError) as error:
+            return error
+        except (Refused, RpcError) as error:
+            return Refusal(error.code, error.message)
+        except Exception:
+            log.exception("command of the server API failed")
+            return Refusal(ErrorCode.INTERNAL)
+
+    # -- several commands --------------------------------------------------------------
+
+    async def _batch(self, body: bytes) -> bytes:
+        batch = api.read(api.Batch, body)
+        self._check_number("commands", len(batch.commands))
+        if batch.parallel:
+            return api.batch_reply(await asyncio.gather(*map(self._command, batch.commands)))
+        return api.batch_reply([await self._command(command) for command in batch.commands])
+
+    async def _command(self, command: Mapping[str, msgspec.Raw]) -> bytes:
+        """Perform one command of a batch, return its reply."""
+        asked = [(method, bytes(body)) for method, body in command.items() if bytes(body) != b"null"]
+        if len(asked) != 1:
+            done: _Done = bad_request(f"a command must have one method, found {len(asked)}")
+            return _error_reply(done)
+        ((method, body),) = asked
+        done = await self._outcome(self.perform(method, body))
+        return b'{"%b":%b}' % (method.encode(), done) if isinstance(done, bytes) else _error_reply(done)
+
+    async def _lines(self, body: bytes) -> bytes:
+        """Perform the commands of the older form, one a line."""
+        lines = [line for line in body.splitlines() if line.strip()]
+        self._check_number("the body's lines", len(lines))
+        return b"\n".join([await self._line(command) for command in [api.read(api.Line, line) for line in lines]])
+
+    async def _line(self, command: api.Line) -> bytes:
+        done = await self._outcome(self.perform(command.method, bytes(command.params) or b"{}"))
+        return api.line_reply(command.id, api.result(done) if isinstance(done, bytes) else _error_reply(done))
+
+    def _check_number(self, what: str, found: int) -> None:
+        most = self._service.limits.push_users
+        if not 1 <= found <= most:
+            raise bad_request(f"{what} must be 1 to {most} ([limits] push_users), found {found}")
+
+    # -- publishing --------------------------------------------------------------------
+
+    def _publish(self, asked: api.Publish, on_done: _OnDone) -> None:
+        options = api.options(asked)
+        self._namespace(asked.channel)
+        self._sparing(options, lambda spared: self._send(asked.channel, options, spared, on_done), on_done)
+
+    def _broadcast(self, asked: api.Broadcast, on_done: _OnDone) -> None:
+        options, channels = api.options(asked), asked.channels
+        self._check_number("channels", len(channels))
+        replies: dict[int, bytes] = {}
+
+        def send_all(spared: int) -> None:
+            for position, channel in enumerate(channels):
+                self._send_one(channel, options, spared, lambda done, position=position: take(position, done))
+
+        def take(position: int, done: _Done) -> None:
+            replies[position] = api.result(done) if isinstance(done, bytes) else _error_reply(done)
+            if len(replies) == len(channels):
+                on_done(api.broadcast_result(replies[number] for number in range(len(channels))))
+
+        self._sparing(options, send_all, on_done)
+
+    def _sparing(self, options: api.Options, send: Callable[[int], None], on_done: _OnDone) -> None:
+        """Call `send` with the number of the connection that is to be left out, 0 for none."""
+        if not options.exclude:
+            send(0)
+            return
+
+        def on_found(spared: int | RequestError) -> None:
+            try:
+                if isinstance(spared, RequestError):
+                    on_done(spared)
+                else:
+                    send(spared)
+            except RequestError as error:
+                on_done(error)
+
+        self._service.find(options.exclude, on_found)
+
+    def _send_one(self, channel: str, options: api.Options, spared: int, on_done: _OnDone) -> None:
+        """Publish one of several: whatever is wrong with it is told of it alone."""
+        try:
+            self._namespace(channel)
+            self._send(channel, options, spared, on_done)
+        except (Refusal, RequestError) as error:
+            on_done(error)
+
+    def _send(self, channel: str, options: api.Options, spared: int, on_done: _OnDone) -> None:
+        def on_published(published: Published | RequestError) -> None:
+            on_done(published if isinstance(published, RequestError) else api.publish_result(*published))
+
+        extras = protocol.extras(tags=options.tags)
+        self._service.publish(channel, options.data, on_published, extras=extras, spared=spared, once=options.once)
+
+    @staticmethod
+    async def _awaited(method: Callable[[Any, _OnDone], None], asked: Any) -> bytes:
+        future: asyncio.Future[_Done] = asyncio.get_running_loop().create_future()
+        method(asked, lambda done: None if future.done() else future.set_result(done))
+        done = await future
+        if isinstance(done, bytes):
+            return done
+        raise done
+
+    async def _publish_now(self, asked: api.Publish) -> bytes:
+        return await self._awaited(self._publish, asked)
+
+    async def _broadcast_now(self, asked: api.Broadcast) -> bytes:
+        return await self._awaited(self._broadcast, asked)
+
+    # -- channels ----------------------------------------------------------------------
+
+    def _namespace(self, channel: str) -> Namespace:
+        """Return the settings of a channel. Raises: Refusal 102, 107."""
+        try:
+            check_name(channel)
+        except ValueError as error:
+            raise bad_request(f"channel: {error}") from None
+        namespace = self._clients.namespaces.of(channel)
+        if namespace is None:
+            raise Refusal(ErrorCode.UNKNOWN_CHANNEL)
+        return namespace
+
+    async def _presence(self, asked: api.Channel) -> bytes:
+        self._check(self._namespace(asked.channel).presence, "presence")
+        return protocol.presence_result(await self._service.presence(asked.channel))
+
+    async def _presence_stats(self, asked: api.Channel) -> bytes:
+        self._check(self._namespace(asked.channel).presence, "presence")
+        return protocol.presence_stats_result(*await self._service.presence_stats(asked.channel))
+
+    async def _history(self, asked: api.History) -> bytes:
+        self._check(self._namespace(asked.channel).history_messages, "history_messages")
+        since = api.since(asked.since)
+        position = None if since is None else bus.Position(since[0], parse_epoch(since[1]) if since[1] else 0)
+        kept = await self._service.history(asked.channel, asked.limit or 0, position, reverse=bool(asked.reverse))
+        if position is not None and not kept.recovered:
+            raise Refusal(ErrorCode.UNRECOVERABLE_POSITION)
+        return protocol.history_result(publications_of(kept.entries), kept.offset, epoch_text(kept.epoch))
+
+    async def _history_remove(self, asked: api.Channel) -> bytes:
+        self._check(self._namespace(asked.channel).history_messages, "history_messages")
+        await self._service.clear_history(asked.channel)
+        return b"{}"
+
+    @staticmethod
+    def _check(is_kept: object, setting: str) -> None:
+        if not is_kept:
+            raise Refusal(ErrorCode.NOT_AVAILABLE, f"not available: the channel's namespace has no {setting}")
+
+    async def _channels(self, asked: api.Channels) -> bytes:
+        found, missing = await self._service.gather("channels", asked.pattern or "")
+        clients: Counter[str] = Counter()
+        for each in found:
+            clients.update(each)
+        if len(clients) > CHANNELS_MAX:
+            reason = f"more than {CHANNELS_MAX} channels, at most so many are listed: ask with a pattern"
+            raise Refusal(ErrorCode.LIMIT_EXCEEDED, reason)
+        return _answer({"channels": {channel: {"num_clients": number} for channel, number in clients.items()}}, missing)
+
+    # -- connections -------------------------------------------------------------------
+
+    async def _subscribe(self, asked: api.Subscribe) -> bytes:
+        self._namespace(asked.channel)
+        return await self._order("subscribe", _user(asked.user), asked.client or "", asked.channel)
+
+    async def _unsubscribe(self, asked: api.Unsubscribe) -> bytes:
+        self._namespace(asked.channel)
+        return await self._order("unsubscribe", _user(asked.user), asked.client or "", asked.channel)
+
+    async def _disconnect(self, asked: api.Disconnect) -> bytes:
+        user, spared = _user(asked.user), asked.whitelist or []
+        default = DisconnectCode.FORCE_DISCONNECT
+        code, reason = api.close_with(asked.disconnect, (int(default), default.reason))
+        return await self._order("disconnect", user, asked.client or "", spared, code, reason)
+
+    async def _refresh(self, asked: api.Refresh) -> bytes:
+        user, expires_at = _user(asked.user), asked.expire_at or None
+        if asked.expired or (expires_at is not None and expires_at <= time()):
+            ended = DisconnectCode.EXPIRED
+            return await self._order("disconnect", user, asked.client or "", [], int(ended), ended.reason)
+        return await self._order("refresh", user, asked.client or "", expires_at)
+
+    async def _order(self, name: str, *arguments: Any) -> bytes:
+        done = await self._service.order(name, *arguments)
+        return api.order_result(done.sent, done.unconfirmed)
+
+    async def _connections(self, asked: api.Connections) -> bytes:
+        found, missing = await self._service.gather("connections", _user(asked.user))
+        connections: dict[str, Any] = {}
+        for each in found:
+            connections |= each
+        return _answer({"connections": connections}, missing)
+
+    async def _info(self, asked: api.Info) -> bytes:
+        found, missing = await self._service.gather("info")
+        return _answer({"nodes": [{**each, "version": __version__} for each in found]}, missing)
+
+    async def _rpc(self, asked: api.Rpc) -> bytes:
+        if not asked.method:
+            raise bad_request("method is empty")
+        return protocol.rpc_result(await self._clients.call(None, asked.method, bytes(asked.params)))
+
+
+_METHODS: dict[str, tuple[type[api.Request], _Method]] = {
+    "publish": (api.Publish, ServerApi._publish_now),
+    "broadcast": (api.Broadcast, ServerApi._broadcast_now),
+    "subscribe": (api.Subscribe, ServerApi._subscribe),
+    "unsubscribe": (api.Unsubscribe, ServerApi._unsubscribe),
+    "disconnect": (api.Disconnect, ServerApi._disconnect),
+    "refresh": (api.Refresh, ServerApi._refresh),
+    "presence": (api.Channel, ServerApi._presence),
+    "presence_stats": (api.Channel, ServerApi._presence_stats),
+    "history": (api.History, ServerApi._history),
+    "history_remove": (api.Channel, ServerApi._history_remove),
+    "channels": (api.Channels, ServerApi._channels),
+    "connections": (api.Connections, ServerApi._connections),
+    "info": (api.Info, ServerApi._info),
+    "rpc": (api.Rpc, ServerApi._rpc),
+}
+
+
+def _user(user: str) -> str:
+    if not user:
+        raise bad_request("user is empty")
+    return user
+
+
+def _answer(result: dict[str, Any], missing: int) -> bytes:
+    """Return what workers have told. missing: how many have not, in time."""
+    return orjson.dumps(result | ({"unconfirmed": missing} if missing else {}))
+
+
+def _error_reply(error: Refusal | RequestError) -> bytes:
+    """Return the reply to one of several commands."""
+    if isinstance(error, Refusal):
+        return api.error_reply(error.code, error.message)
+    code = ErrorCode.BAD_REQUEST if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else ErrorCode.INTERNAL
+    return api.error_reply(code, error.reason)
+
+
+def _reply(done: _Done, headers: Mapping[str, str]) -> Reply | RequestError:
+    """Return how a request is answered; errors as the status too for who asks for that."""
+    if isinstance(done, bytes):
+        return Reply(HTTPStatus.OK, JSON, api.result(done))
+    if isinstance(done, RequestError):
+        return done
+    if headers.get("x-centrifugo-error-mode") == "transport":
+        return Reply(api.status_of(done.code), JSON, api.error(done.code, done.message))
+    return Reply(HTTPStatus.OK, JSON, api.error_reply(done.code, done.message))
