@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from time import time
 from typing import Any
@@ -23,10 +24,9 @@ from fastpush.channels.endpoint import ClientProtocol, publications_of
 from fastpush.channels.namespaces import check_name
 from fastpush.channels.service import ChannelService, Published, epoch_text, parse_epoch
 from fastpush.config import Namespace
-from fastpush.errors import RequestError, unavailable
+from fastpush.errors import RequestError
 from fastpush.http.push import JSON, Reply
-from fastpush.protocol import api
-from fastpush.protocol import bus
+from fastpush.protocol import api, bus
 from fastpush.protocol import client as protocol
 from fastpush.protocol.api import Refusal, bad_request
 from fastpush.protocol.client import DisconnectCode, ErrorCode
@@ -38,7 +38,7 @@ CHANNELS_MAX = 10_000  # of one answer
 OnReply = Callable[[Reply | RequestError], None]
 _Done = bytes | Refusal | RequestError  # a result, or why there is none
 _OnDone = Callable[[_Done], None]
-_Method = Callable[["ServerApi", Any], Awaitable[bytes]]
+_Method = Callable[[Any], Awaitable[bytes]]
 
 
 class ServerApi:
@@ -46,6 +46,22 @@ class ServerApi:
 
     def __init__(self, clients: ClientProtocol) -> None:
         self._clients = clients
+        self._methods: dict[str, tuple[type[api.Request], _Method]] = {
+            "publish": (api.Publish, partial(_awaited, self._publish)),
+            "broadcast": (api.Broadcast, partial(_awaited, self._broadcast)),
+            "subscribe": (api.Subscribe, self._subscribe),
+            "unsubscribe": (api.Unsubscribe, self._unsubscribe),
+            "disconnect": (api.Disconnect, self._disconnect),
+            "refresh": (api.Refresh, self._refresh),
+            "presence": (api.Channel, self._presence),
+            "presence_stats": (api.Channel, self._presence_stats),
+            "history": (api.History, self._history),
+            "history_remove": (api.Channel, self._history_remove),
+            "channels": (api.Channels, self._channels),
+            "connections": (api.Connections, self._connections),
+            "info": (api.Info, self._info),
+            "rpc": (api.Rpc, self._rpc),
+        }
 
     @property
     def _service(self) -> ChannelService:
@@ -93,11 +109,13 @@ class ServerApi:
 
     async def perform(self, method: str, body: bytes) -> bytes:
         """Do what one method asks for and return its result. Raises: Refusal, RequestError."""
-        known = _METHODS.get(method)
+        known = self._methods.get(method)
         if known is None:
-            raise Refusal(ErrorCode.METHOD_NOT_FOUND, f"method not found: there is {', '.join(_METHODS)}, batch")
+            raise Refusal(
+                ErrorCode.METHOD_NOT_FOUND, f"method not found: there are {', '.join(self._methods)} and batch"
+            )
         kind, perform = known
-        return await perform(self, api.read(kind, body))
+        return await perform(api.read(kind, body))
 
     @staticmethod
     async def _outcome(work: Awaitable[bytes]) -> _Done:
@@ -124,8 +142,7 @@ class ServerApi:
         """Perform one command of a batch, return its reply."""
         asked = [(method, bytes(body)) for method, body in command.items() if bytes(body) != b"null"]
         if len(asked) != 1:
-            done: _Done = bad_request(f"a command must have one method, found {len(asked)}")
-            return _error_reply(done)
+            return _error_reply(bad_request(f"a command must have one method, found {len(asked)}"))
         ((method, body),) = asked
         done = await self._outcome(self.perform(method, body))
         return b'{"%b":%b}' % (method.encode(), done) if isinstance(done, bytes) else _error_reply(done)
@@ -159,7 +176,7 @@ class ServerApi:
 
         def send_all(spared: int) -> None:
             for position, channel in enumerate(channels):
-                self._send_one(channel, options, spared, lambda done, position=position: take(position, done))
+                self._send_one(channel, options, spared, partial(take, position))
 
         def take(position: int, done: _Done) -> None:
             replies[position] = api.result(done) if isinstance(done, bytes) else _error_reply(done)
@@ -199,21 +216,6 @@ class ServerApi:
 
         extras = protocol.extras(tags=options.tags)
         self._service.publish(channel, options.data, on_published, extras=extras, spared=spared, once=options.once)
-
-    @staticmethod
-    async def _awaited(method: Callable[[Any, _OnDone], None], asked: Any) -> bytes:
-        future: asyncio.Future[_Done] = asyncio.get_running_loop().create_future()
-        method(asked, lambda done: None if future.done() else future.set_result(done))
-        done = await future
-        if isinstance(done, bytes):
-            return done
-        raise done
-
-    async def _publish_now(self, asked: api.Publish) -> bytes:
-        return await self._awaited(self._publish, asked)
-
-    async def _broadcast_now(self, asked: api.Broadcast) -> bytes:
-        return await self._awaited(self._broadcast, asked)
 
     # -- channels ----------------------------------------------------------------------
 
@@ -309,22 +311,14 @@ class ServerApi:
         return protocol.rpc_result(await self._clients.call(None, asked.method, bytes(asked.params)))
 
 
-_METHODS: dict[str, tuple[type[api.Request], _Method]] = {
-    "publish": (api.Publish, ServerApi._publish_now),
-    "broadcast": (api.Broadcast, ServerApi._broadcast_now),
-    "subscribe": (api.Subscribe, ServerApi._subscribe),
-    "unsubscribe": (api.Unsubscribe, ServerApi._unsubscribe),
-    "disconnect": (api.Disconnect, ServerApi._disconnect),
-    "refresh": (api.Refresh, ServerApi._refresh),
-    "presence": (api.Channel, ServerApi._presence),
-    "presence_stats": (api.Channel, ServerApi._presence_stats),
-    "history": (api.History, ServerApi._history),
-    "history_remove": (api.Channel, ServerApi._history_remove),
-    "channels": (api.Channels, ServerApi._channels),
-    "connections": (api.Connections, ServerApi._connections),
-    "info": (api.Info, ServerApi._info),
-    "rpc": (api.Rpc, ServerApi._rpc),
-}
+async def _awaited(method: Callable[[Any, _OnDone], None], asked: Any) -> bytes:
+    """Call what calls back, and wait. Raises: Refusal, RequestError."""
+    future: asyncio.Future[_Done] = asyncio.get_running_loop().create_future()
+    method(asked, lambda done: None if future.done() else future.set_result(done))
+    done = await future
+    if isinstance(done, bytes):
+        return done
+    raise done
 
 
 def _user(user: str) -> str:

@@ -299,7 +299,10 @@ class ClientProtocol(Application):
         connection = client.connection
         if connection.expires_at is None:
             raise Ended(DisconnectCode.BAD_REQUEST)
-        identity = await self._identify(client, request.token)
+        try:
+            identity = await self._identify(client, request.token)
+        except Refused:  # it has expired: an error would keep the SDKs away, after this they come with another token
+            raise Ended(DisconnectCode.EXPIRED) from None
         if identity is None or identity.user != connection.user:
             raise Ended(DisconnectCode.INVALID_TOKEN)
         client.info = b"" if identity.info is None else orjson.dumps(identity.info)
@@ -377,7 +380,7 @@ class ClientProtocol(Application):
             user=connection.user,
             is_present=is_present,
             info=protocol.client_info(connection.user, connection.id, client.info, info) if is_present else b"",
-            since=Position(offset, parse_epoch(epoch)) if recover and namespace.recovery else None,
+            since=Position(offset, parse_epoch(epoch) if epoch else 0) if recover and namespace.recovery else None,
         )
 
     def _result(self, join: Join, kept: Kept, recover: Recover) -> SubscribeResult:
@@ -419,7 +422,12 @@ class ClientProtocol(Application):
         subscription = client.session.subscriptions[request.channel]
         if subscription.expires_at is None:
             raise Ended(DisconnectCode.BAD_REQUEST)
-        ticket = await self._ticket(client, request.channel, request.token)
+        try:
+            ticket = await self._ticket(client, request.channel, request.token)
+        except Refused as refused:
+            if refused.code == ErrorCode.TOKEN_EXPIRED:  # the error alone would be the end of it, for the SDKs
+                self._end_subscription(client, request.channel, UnsubscribeCode.EXPIRED)
+            raise
         subscription.expires_at = ticket.expires_at
         client.session.answered(request, protocol.sub_refresh_result(_ttl(ticket.expires_at)))
         self._plan_expiry(client)

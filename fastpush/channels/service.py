@@ -159,7 +159,7 @@ class ChannelService:
         return connections, users
 
     async def order(self, name: str, *arguments: Any) -> Published:
-        """Have every worker do something with its connections; `sent`: how many that was about. Raises: RequestError."""
+        """Have every worker do something with its connections; `sent`: with how many. Raises: RequestError."""
         outcome: asyncio.Future[Published | RequestError] = asyncio.get_running_loop().create_future()
         body = orjson.dumps([name, *arguments])
         try:

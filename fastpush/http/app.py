@@ -17,8 +17,8 @@ from fastpush.http.auth import PushAuth
 from fastpush.http.exposition import CONTENT_TYPE, exposition
 from fastpush.http.proxies import peer_text
 from fastpush.http.push import (
-    OnOutcome,
     API_PATH,
+    OnOutcome,
     Outcome,
     PushService,
     Reply,

@@ -344,7 +344,7 @@ class Histories:
 
     def _cache(self, ring: _Ring, bounds: tuple[int, int], packed: bytes) -> None:
         self._uncache(ring)
-        if self.kept_bytes + len(packed) <= self.limit_bytes:
+        if ring.entries and self.kept_bytes + len(packed) <= self.limit_bytes:
             ring.packed = (bounds, packed)
             self.kept_bytes += len(packed)
 

@@ -15,6 +15,7 @@ from fastpush.worker.membership import Memberships
 
 CHANNELS_MAX = 10_000  # of one answer
 
+
 class Orders:
     """Takes the orders and questions that come over the bus: JSON, [name, argument, …]."""
 

@@ -18,7 +18,7 @@ class NoPushAuth:
 
 
 class KeysPushAuth:
-    """Lets a request push that carries a key as `X-API-Key`, `Authorization: Bearer` or `Authorization: apikey` (S0-19).
+    """Lets a request push that carries a key as `X-API-Key`, or as `Authorization: Bearer` or `apikey` (S0-19).
 
     Only digests are kept, all of one length, and each is compared every time: neither a key's
     length nor how much of it was guessed nor which key it was shows in the time taken.
