@@ -14,14 +14,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import orjson
 
-from bench import report
-from bench.figures import kilobytes, micros, millis, over, percent, seconds, times
+from bench import machine, report
+from bench.figures import kilobytes, megabytes, micros, millis, over, percent, times
 from bench.measure import drive
 from bench.records import Folder, Spread
 from bench.servers import CACHE, FASTPUSH, Sections, Server, running
@@ -34,43 +35,42 @@ _PATH = "/connection/websocket"
 _SIZE_BYTES = 128
 _CLIENTS = 1000
 _MISSED = 100
-_OUTSTANDING = 32
-_PUBLISHED = {1: 4000, _OUTSTANDING: 20_000}  # publications of one measurement, by how many are outstanding
+_OUTSTANDING = (1, 32)
+_PUBLISHED = {1: 3000, 32: 12_000}  # publications of one measurement, by how many are outstanding
 _HELD = 6000  # connections whose memory is measured
 _CHANNELS = 1_000_000
 _TOGETHER = 500  # channels of one broadcast
 _AT_ONCE = 50  # subscriptions of one frame
-_FORGOTTEN_SECONDS = 60  # at most until what is to be forgotten is
 _HISTORY_SECONDS = 1
+_FORGOTTEN_SECONDS = 60  # within which memory is to be back
 _FAN_OUT_SECONDS = 4
 _WAIT_SECONDS = 60
 _QUICK_DIVISOR = 20
+_KEPT = {"subscribe": "everybody", "history_messages": _MISSED, "recovery": True}
 _SECTIONS: Sections = {
     "connections": {"ping_interval_seconds": 3600},
     "client": {"anonymous": "loopback"},
     "channels.live": {"subscribe": "everybody"},
-    "channels.kept": {"subscribe": "everybody", "history_messages": _MISSED, "recovery": True},
-    "channels.soon": {
-        "subscribe": "everybody", "history_messages": _MISSED, "history_seconds": _HISTORY_SECONDS, "recovery": True,
-    },
-}  # fmt: skip
+    "channels.kept": _KEPT,
+    "channels.soon": {**_KEPT, "history_seconds": _HISTORY_SECONDS},
+}
 
 
-class Row(NamedTuple):
-    """One figure over the rounds. text: writes it, with its unit."""
+class Figure(NamedTuple):
+    """One value of one round. text: writes it, with its unit."""
 
     case: str
-    values: list[float]
+    value: float
     text: Callable[[float], str]
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to measure. divisor: of all that is counted, for a run that shows that it runs."""
+class Options(NamedTuple):
+    """How to measure. divisor: of all that is counted, for a run that only shows that it runs."""
 
     rounds: int
     divisor: int
-    cores: tuple[int, int]
+    server_core: int
+    client_core: int
 
     def of(self, number: int) -> int:
         """Return how many of something, here."""
@@ -78,26 +78,32 @@ class Options:
 
     def server(self) -> Any:
         """Return a fresh server, to be entered."""
-        return running(FASTPUSH, self.cores[:1], _SECTIONS, 1)
+        return running(FASTPUSH, (self.server_core,), _SECTIONS, 1)
+
+
+Values = dict[str, list[float]]  # by case, in the order of the rounds
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question. judge: the figure to compare with the target, of the values by case, and whether it meets that."""
+    """One question. measure: yields its figures.  judge: returns what is compared with the target, and if that is met.
+
+    target: "" for a figure that stands for itself.
+    """
 
     name: str
     title: str
     target: str
     how: str
-    measure: Callable[[Options], list[Row]]
-    judge: Callable[[dict[str, list[float]]], tuple[str, bool]]
+    measure: Callable[[Options], Iterator[Figure]]
+    judge: Callable[[Values], tuple[str, bool | None]]
 
 
 # -- a client, and back-ends ----------------------------------------------------------
 
 
 class Client:
-    """One client of channels, which waits for what it expects."""
+    """One client of channels; waits for what it expects. It is connected when it is made."""
 
     def __init__(self, port: int) -> None:
         endpoint = resolve(f"ws://127.0.0.1:{port}", insecure=False)
@@ -107,6 +113,8 @@ class Client:
         while b"\r\n\r\n" not in self._received:
             self._receive()
         self._received = self._received.partition(b"\r\n\r\n")[2]
+        self.send({"id": 1, "connect": {}})
+        self.reply(1)
 
     def send(self, *commands: dict[str, Any]) -> None:
         """Send commands in one frame."""
@@ -136,18 +144,6 @@ class Client:
         self._received += received
 
 
-def _connected(port: int) -> Client:
-    client = Client(port)
-    client.send({"id": 1, "connect": {}})
-    client.reply(1)
-    return client
-
-
-def _closing(stack: ExitStack, client: Client) -> Client:
-    stack.enter_context(client.socket)
-    return client
-
-
 def _publish(port: int, bodies: Iterable[dict[str, Any]], outstanding: int, subscriber: Client | None = None) -> None:
     """Publish each body, so many at a time, each over a connection of its own; the subscriber's socket is emptied."""
     waiting, left = select.poll(), iter(bodies)
@@ -162,11 +158,11 @@ def _publish(port: int, bodies: Iterable[dict[str, Any]], outstanding: int, subs
             link.sendall(_request(body))
         while links:
             for descriptor, _ in waiting.poll():
-                link = links.get(descriptor)
-                if link is None:
+                if descriptor not in links:
                     assert subscriber is not None
                     subscriber.socket.recv(262_144)
                     continue
+                link = links[descriptor]
                 reply = link.recv(65_536)  # short enough to come in one piece
                 if not reply.startswith(b"HTTP/1.1 200") or b'"error"' in reply:
                     raise RuntimeError(f"a publish was answered with {reply[:200]!r}")
@@ -188,32 +184,310 @@ def _cpu_us(processes: ServerProcesses) -> float:
     return sum(processes.measure(memory=False).cpu_ns.values()) / 1000
 
 
-def _ratio(above: list[float], below: list[float]) -> Spread:
+def _memory_bytes(processes: ServerProcesses) -> int:
+    found = processes.measure(memory=True).memory_bytes
+    if found is None:
+        raise RuntimeError("the memory of the server is not readable")
+    return found
+
+
+def _ratio(above: Iterable[float], below: Iterable[float]) -> Spread:
     spread = Spread.over(top / bottom for top, bottom in zip(above, below, strict=True))
-    assert spread is not None
+    if spread is None:
+        raise RuntimeError("nothing was measured")
     return spread
 
 
-# -- publishing with history ----------------------------------------------------------
+# -- publishing with history ------------------------------------------------------------
 
 
-def _history(options: Options) -> list[Row]:
-    rows = [
-        Row(f"{_who(subscribers)}, {outstanding} outstanding, {namespace}", [], micros)
-        for subscribers in (0, 1)
-        for outstanding in _PUBLISHED
-        for namespace in ("live", "kept")
-    ]
+def _case(subscribers: int, outstanding: int, namespace: str) -> str:
+    return f"{subscribers} subscribers, {outstanding} outstanding, {_NAMED[namespace]}"
+
+
+_NAMED = {"live": "without history", "kept": "with history"}
+_LOADS = tuple(product((0, 1), _OUTSTANDING))
+
+
+def _history(options: Options) -> Iterator[Figure]:
     with options.server() as server:
+        for measured in range(-1, options.rounds):
+            for (subscribers, outstanding), namespace in product(_LOADS, _NAMED):
+                number = options.of(_PUBLISHED[outstanding])
+                cost = _publish_cost(server, f"{namespace}:room", number, outstanding, subscribers)
+                if measured >= 0:  # the first time warms up
+                    yield Figure(_case(subscribers, outstanding, namespace), cost, micros)
+
+
+def _publish_cost(server: Server, channel: str, number: int, outstanding: int, subscribers: int) -> float:
+    """Return microseconds of CPU a publication."""
+    processes = ServerProcesses(server.pid)
+    data = "x" * (_SIZE_BYTES - 2)
+    with ExitStack() as stack:
+        subscriber = None
+        if subscribers:
+            subscriber = Client(server.port)
+            stack.enter_context(subscriber.socket)
+            subscriber.send({"id": 2, "subscribe": {"channel": channel}})
+            subscriber.reply(2)
+        before = _cpu_us(processes)
+        _publish(server.port, ({"channel": channel, "data": data} for _ in range(number)), outstanding, subscriber)
+        return (_cpu_us(processes) - before) / number
+
+
+def _judge_history(values: Values) -> tuple[str, bool]:
+    ratios = [_ratio(values[_case(*load, "kept")], values[_case(*load, "live")]) for load in _LOADS]
+    most = max(ratios, key=lambda ratio: ratio.median)
+    return f"{over(most, times)} where it is most", most.median <= 1.3
+
+
+# -- recovery ---------------------------------------------------------------------------
+
+
+def _recovery(options: Options) -> Iterator[Figure]:
+    number = options.of(_CLIENTS)
+    for _ in range(options.rounds):
+        with options.server() as server, ExitStack() as stack:
+            processes = ServerProcesses(server.pid)
+            channel = "kept:room"
+            first = Client(server.port)
+            stack.enter_context(first.socket)
+            first.send({"id": 2, "subscribe": {"channel": channel}})
+            position = first.reply(2)["subscribe"]
+            texts = [f"{each:0{_SIZE_BYTES - 2}}" for each in range(_MISSED)]
+            _publish(server.port, ({"channel": channel, "data": text} for text in texts), 1, first)
+            clients = [Client(server.port) for _ in range(number)]
+            for client in clients:
+                stack.enter_context(client.socket)
+            command = {
+                "channel": channel,
+                "recover": True,
+                "epoch": position["epoch"],
+                "offset": position.get("offset", 0),
+            }
+            before, began = _cpu_us(processes), time.perf_counter()
+            for client in clients:
+                client.send({"id": 2, "subscribe": command})
+            replies = [client.message() for client in clients]
+            took, spent = time.perf_counter() - began, _cpu_us(processes) - before
+            exact = sum(_is_exact(orjson.loads(reply), texts) for reply in replies)
+        yield Figure("wall time, all clients", took * 1000, millis)
+        yield Figure("CPU a client", spent / number, micros)
+        yield Figure("exactly what was missed", 100 * exact / number, percent)
+
+
+def _is_exact(reply: dict[str, Any], texts: list[str]) -> bool:
+    result = reply["subscribe"]
+    found = [(each["offset"], each["data"]) for each in result["publications"]]
+    return bool(result["recovered"]) and found == list(enumerate(texts, 1))
+
+
+def _judge_recovery(values: Values) -> tuple[str, bool]:
+    took = Spread.over(values["wall time, all clients"])
+    assert took is not None
+    exact = min(values["exactly what was missed"])
+    return f"{over(took, millis)}; {percent(exact)} exact", exact == 100
+
+
+# -- fan-out ----------------------------------------------------------------------------
+
+_KINDS = {"/ws": "", "client protocol": "live", "client protocol, with history": "kept"}
+
+
+def _fan_out(options: Options) -> Iterator[Figure]:
+    for _ in range(options.rounds):
+        for window, (kind, namespace) in product(_OUTSTANDING, _KINDS.items()):
+            with options.server() as server:
+                arguments = _subscribing(server, [f"{namespace}:room"]) if namespace else list(server.driving)
+                body = f'{{"channel":"{namespace}:room","data":"{{message}}"}}'
+                if namespace:
+                    arguments += ["--push-url", f"http://127.0.0.1:{server.port}/api/publish", "--push-body", body]
+                arguments += ["--mode", "fan-out", "--size", str(_SIZE_BYTES), "--window", str(window)]
+                found = _driven(options, server, arguments, _CLIENTS, _FAN_OUT_SECONDS)
+            if found["loads"][0]["lost"] or found["closed"]:
+                raise RuntimeError("publications were lost, or clients closed")
+            yield Figure(f"{window} outstanding, {kind}", found["server"]["cpu_us_per_delivery"], micros)
+
+
+def _subscribing(server: Server, channels: list[str]) -> list[str]:
+    """Return arguments of `fastpush bench` that have each connection subscribe to channels."""
+    commands: list[dict[str, Any]] = [{"id": 1, "connect": {"token": "{token}"}}]
+    commands += [{"id": number, "subscribe": {"channel": channel}} for number, channel in enumerate(channels, 2)]
+    text = b"\n".join(map(orjson.dumps, commands)).decode()
+    url = f"ws://127.0.0.1:{server.port}{_PATH}"
+    return [url, "--register", "message", "--register-message", text, "--register-reply"]
+
+
+def _driven(options: Options, server: Server, arguments: list[str], number: int, duration: float) -> dict[str, Any]:
+    connections = ["--connections", str(options.of(number)), "--duration", str(duration), "--pid", str(server.pid)]
+    return drive([*arguments, *connections], [options.client_core], duration)
+
+
+def _judge_fan_out(values: Values) -> tuple[str, bool]:
+    """Compare with /ws: with one outstanding, and gathered."""
+    ratios = {
+        window: _ratio(values[f"{window} outstanding, client protocol"], values[f"{window} outstanding, /ws"])
+        for window in _OUTSTANDING
+    }
+    text = "; ".join(f"{over(ratio, times)} with {window} outstanding" for window, ratio in ratios.items())
+    return text, all(ratio.median <= 1.1 for ratio in ratios.values())
+
+
+# -- memory -----------------------------------------------------------------------------
+
+_PLACES = {
+    "3 channels that all share": ["kept:a", "kept:b", "kept:c"],
+    "3 channels of its own": ["kept:a{user}", "kept:b{user}", "kept:c{user}"],
+}
+
+
+def _memory(options: Options) -> Iterator[Figure]:
+    for _, (case, channels) in product(range(options.rounds), {"no channel": [], **_PLACES}.items()):
+        with options.server() as server:
+            found = _driven(options, server, [*_subscribing(server, channels), "--idle"], _HELD, 0.5)
+        yield Figure(case, found["server"]["memory_per_connection_bytes"] / 1000, kilobytes)
+
+
+def _judge_memory(values: Values) -> tuple[str, bool]:
+    spreads = {case: Spread.over(values[case]) for case in _PLACES}
+    text = "; ".join(f"{over(spread, kilobytes)} with {case}" for case, spread in spreads.items() if spread is not None)
+    return text, all(max(values[case]) <= 10 for case in _PLACES)
+
+
+# -- channels that come and go ------------------------------------------------------------
+
+
+def _gone(options: Options) -> Iterator[Figure]:
+    number = options.of(_CHANNELS)
+    with options.server() as server, ExitStack() as stack:
         processes = ServerProcesses(server.pid)
-        for subscribers in (0, 1):
-            for outstanding, number in _PUBLISHED.items():
-                for measured in range(-1, options.rounds):
-                    for namespace in ("live", "kept"):
-                        cost = _publish_cost(
-                            server, processes, f"{namespace}:room", options.of(number), outstanding, subscribers
-                        )
-                        if measured >= 0:  # the first one warms up
-                            case = f"{_who(subscribers)}, {outstanding} outstanding, {namespace}"
-                            next(row for row in rows if row.case == case).values.append(cost)
-    return rows
+        client = Client(server.port)
+        stack.enter_context(client.socket)
+        back_end = http.client.HTTPConnection("127.0.0.1", server.port, timeout=_WAIT_SECONDS)
+        _come_and_go(client, back_end, range(_TOGETHER))
+        time.sleep(2 * _HISTORY_SECONDS)
+        before, spent, most = _memory_bytes(processes), _cpu_us(processes), 0
+        for start in range(_TOGETHER, _TOGETHER + number, _TOGETHER):
+            _come_and_go(client, back_end, range(start, start + _TOGETHER))
+            if start % (20 * _TOGETHER) == 0:
+                most = max(most, _memory_bytes(processes))
+        spent = _cpu_us(processes) - spent
+        after, deadline = most, time.monotonic() + _FORGOTTEN_SECONDS
+        while after > 1.05 * before and time.monotonic() < deadline:
+            time.sleep(1)
+            after = _memory_bytes(processes)
+    yield Figure("memory before", before / 1e6, megabytes)
+    yield Figure("at most", most / 1e6, megabytes)
+    yield Figure("afterwards", after / 1e6, megabytes)
+    yield Figure("CPU a channel: published to, subscribed, left", spent / number, micros)
+
+
+def _come_and_go(client: Client, back_end: http.client.HTTPConnection, numbers: range) -> None:
+    """Publish to channels, then have the client in each of them for a moment."""
+    channels = [f"soon:{number}" for number in numbers]
+    back_end.request("POST", "/api/broadcast", orjson.dumps({"channels": channels, "data": "x" * _SIZE_BYTES}))
+    reply = back_end.getresponse()
+    text = reply.read()
+    if reply.status != 200 or b'"error"' in text:
+        raise RuntimeError(f"a broadcast was answered with {reply.status} {text[:200]!r}")
+    for start in range(0, len(channels), _AT_ONCE):
+        some = list(enumerate(channels[start : start + _AT_ONCE], 2))
+        client.send(*({"id": number, "subscribe": {"channel": channel}} for number, channel in some))
+        client.reply(some[-1][0])
+        client.send(*({"id": number, "unsubscribe": {"channel": channel}} for number, channel in some))
+        client.reply(some[-1][0])
+
+
+def _judge_gone(values: Values) -> tuple[str, bool]:
+    ratio = _ratio(values["afterwards"], values["memory before"])
+    return over(ratio, times), ratio.high <= 1.05
+
+
+# -- the table --------------------------------------------------------------------------
+
+QUESTIONS = (
+    Question(
+        "history",
+        "Publishing with history against without",
+        "CPU a publication at most 1.3 x that without",
+        f"POST /api/publish to a channel that keeps {_MISSED}, and to one that keeps nothing, in turn on one server.",
+        _history,
+        _judge_history,
+    ),
+    Question(
+        "recovery",
+        f"{_CLIENTS:,} clients recover {_MISSED} publications each",
+        "every client gets exactly what it missed",
+        "All subscribe at once, each with the position before the first one.",
+        _recovery,
+        _judge_recovery,
+    ),
+    Question(
+        "client-fan-out",
+        f"Fan-out to {_CLIENTS:,} over the client protocol against /ws",
+        "CPU a delivery within 10 % of that of /ws",
+        "POST /api/publish against POST /push. Of the same text a client gets 51 bytes more, and 12 more with history.",
+        _fan_out,
+        _judge_fan_out,
+    ),
+    Question(
+        "client-memory",
+        f"Memory of {_HELD:,} clients with three subscriptions",
+        "at most 10 KB of PSS a connection",
+        "Every subscription may be resumed; PSS of the whole process tree before and after.",
+        _memory,
+        _judge_memory,
+    ),
+    Question(
+        "gone",
+        f"{_CHANNELS:,} channels that come and go",
+        "memory within 5 % of that before, after their time",
+        f"Each is published to once, subscribed and left; history_seconds = {_HISTORY_SECONDS}.",
+        _gone,
+        _judge_gone,
+    ),
+)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--only", multiple=True, type=click.Choice([question.name for question in QUESTIONS]))
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--quick", is_flag=True, help="Short and small, to see that it runs; no figure of it counts.")
+@click.option("--server-core", default=0, show_default=True)
+@click.option("--client-core", default=1, show_default=True)
+def main(only: tuple[str, ...], rounds: int, server_core: int, client_core: int, *, quick: bool) -> None:
+    """Measure, and write RESULTS.md anew."""
+    os.sched_setaffinity(0, {client_core})
+    folder = Folder(CACHE / ("results-quick" if quick else "results"))
+    options = Options(1 if quick else rounds, _QUICK_DIVISOR if quick else 1, server_core, client_core)
+    kept = folder.note("channels") or {}
+    for question in QUESTIONS:
+        if only and question.name not in only:
+            continue
+        click.echo(f"{question.name}: {question.title}")
+        kept[question.name] = _answered(question, options)
+        folder.write_note("channels", {each.name: kept[each.name] for each in QUESTIONS if each.name in kept})
+    target = folder.path if quick else Path(__file__).parent
+    folder.write_note("machine", machine.describe())
+    report.write(folder, target)
+    click.echo(f"{os.path.relpath(target)}/RESULTS.md")
+
+
+def _answered(question: Question, options: Options) -> dict[str, Any]:
+    """Measure, say it, and return what the report writes."""
+    values: Values = {}
+    texts: dict[str, Callable[[float], str]] = {}
+    for figure in question.measure(options):
+        values.setdefault(figure.case, []).append(figure.value)
+        texts[figure.case] = figure.text
+    rows = [(case, over(spread, texts[case])) for case, found in values.items() if (spread := Spread.over(found))]
+    for case, text in rows:
+        click.echo(f"  {case:<48}{text}")
+    compared, met = question.judge(values)
+    click.echo(f"  target: {question.target}: {compared}")
+    described = {"title": question.title, "how": question.how, "target": question.target}
+    return {**described, "rows": rows, "figure": compared, "met": met, "rounds": options.rounds}
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ from fastpush.http.guard import Guard
 from fastpush.http.push import OnResult, PushService
 from fastpush.http.refusals import RefusalLog
 from fastpush.metrics import Counters
-from fastpush.protocol.bus import Status
+from fastpush.protocol.bus import NO_POSITION, Position, Status
 from fastpush.worker.admission import Admission
 from fastpush.worker.application_server import ApplicationServer
 from fastpush.worker.dispatch import HttpConnection
@@ -25,19 +25,19 @@ from fastpush.worker.overload import Overload
 from fastpush.worker.services import Services
 from fastpush.worker.timers import TICK_SECONDS, TimerWheel
 
-DONE = (int(Status.DONE), 1, 0)
+DONE = (int(Status.DONE), 1, 0, NO_POSITION)
 
 
 class Broker:
     """Takes pushes and drops; answers each with `answer`, or keeps it in `waiting` while that is None."""
 
     def __init__(self) -> None:
-        self.answer: tuple[int, int, int] | None = DONE
+        self.answer: tuple[int, int, int, Position] | None = DONE
         self.failure: Exception | None = None
         self.taken: list[bytes] = []
         self.waiting: list[OnResult] = []
 
-    def ask(self, body: bytes, on_result: OnResult) -> None:
+    def ask(self, body: bytes, on_result: OnResult, once: bytes = b"") -> None:
         if self.failure is not None:
             raise self.failure
         self.taken.append(body)
@@ -111,8 +111,8 @@ class Parts:
         service = PushService(config.limits, self.counters, publish=self.broker.ask, drop=self.broker.ask)
         self.services = Services(
             environment=environment,
-            push_path=config.server.push_path,
             push_service=service,
+            lean={config.server.push_path: service.push},
             call_soon=asyncio.get_running_loop().call_soon,
             now=lambda: self.wheel.now * TICK_SECONDS,
             overload=Overload(config.limits, environment, 0),
@@ -133,6 +133,7 @@ class Parts:
             on_refused=self.services.log_refusal,
             served=list,
             look_up=self.look_up,
+            api=cast(Any, None),
         )
 
     def connect(self, role: ListenerRole = "all") -> tuple[HttpConnection, Pipe]:

@@ -219,12 +219,19 @@ class Client(Closing):
     def wait(self, event: str, **fields: Any) -> dict[str, Any]:
         """Return the first event with these fields that has not been waited for yet, or the next such."""
         expected = {"event": event, **fields}.items()
+        deadline = time.monotonic() + ANSWER_SECONDS * SCALE
         while True:
             for line in self._waiting:
                 if line.items() >= expected:
                     self._waiting.remove(line)
                     return line
-            self._note(self._get())
+            try:
+                assert time.monotonic() < deadline
+                self._note(self._get())
+            except AssertionError as error:
+                raise AssertionError(
+                    f"no {event} with {fields}: {error}; the last events: {self.events[-20:]}"
+                ) from None
 
     def connect(self) -> dict[str, Any]:
         """Connect; return the event."""

@@ -16,7 +16,7 @@ from fastpush.protocol.bus import NO_POSITION, Kind, Position
 from fastpush.state.changes import Changes
 from fastpush.state.claims import Claim, Claims
 from fastpush.state.history import HistoryStore, Retention
-from fastpush.state.presence import Habits, Left, Place, Presence
+from fastpush.state.presence import Came, Habits, Left, Place, Presence
 from fastpush.state.routes import Routes
 
 _NOTHING_KEPT = bus.pack(bus.Kept(*NO_POSITION, recovered=False, entries=[]))
@@ -142,13 +142,16 @@ class Channels:
         answers += [self._kept(join) for join in joins]
         peer.link.send(bus.encode_head(bus.ANSWER, request, sum(map(len, answers))), *answers)
         for join in joins:
-            if join.is_present and self._enter(peer, join):
-                if join.path:
-                    self._notify(Place(join.key, join.user), self._habits(join), is_online=True, spared=join.connection)
-                else:
-                    self._change_user(join.key, join.user, came=True)
-            if join.is_present and not join.path:
-                self._change(join.key, "connections", join.connection, join.info, came=True)
+            if join.is_present:
+                self._tell_who_came(join, self._enter(peer, join))
+
+    def _tell_who_came(self, join: bus.Join, came: Came) -> None:
+        if came.user and join.path:
+            self._notify(Place(join.key, join.user), self._habits(join), is_online=True, spared=join.connection)
+        elif came.user:
+            self._change_user(join.key, join.user, came=True)
+        if came.connection and not join.path:
+            self._change(join.key, "connections", join.connection, join.info, came=True)
 
     def _kept(self, join: bus.Join) -> bytes:
         """Return what a channel has kept for who joins: one object for all who ask for the same."""
@@ -172,7 +175,7 @@ class Channels:
         """A connection is in a channel: part of a table, so nobody is told."""
         self._enter(peer, bus.unpack_join(body))
 
-    def _enter(self, peer: Peer, join: bus.Join) -> bool:
+    def _enter(self, peer: Peer, join: bus.Join) -> Came:
         place = Place(join.key, join.user)
         return self._presence.enter(peer, place, self._habits(join), join.connection, join.info)
 
@@ -199,6 +202,7 @@ class Channels:
             return
         if self._presence.counts(channel)[1] > namespace.join_leave_members:
             self._counts["notices_dropped"] += 1
+            self._changes.discard(channel, who)  # else the other one of both would be told alone
         else:
             self._changes.add(channel, who, info, came=came)
 

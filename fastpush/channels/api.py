@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 import orjson
 
-from fastpush import __version__
 from fastpush.applications.interface import RpcError
 from fastpush.channels.client import Refused
 from fastpush.channels.endpoint import ClientProtocol, publications_of
@@ -111,9 +110,8 @@ class ServerApi:
         """Do what one method asks for and return its result. Raises: Refusal, RequestError."""
         known = self._methods.get(method)
         if known is None:
-            raise Refusal(
-                ErrorCode.METHOD_NOT_FOUND, f"method not found: there are {', '.join(self._methods)} and batch"
-            )
+            names = ", ".join(self._methods)
+            raise Refusal(ErrorCode.METHOD_NOT_FOUND, f"method not found: there are {names} and batch")
         kind, perform = known
         return await perform(api.read(kind, body))
 
@@ -224,10 +222,10 @@ class ServerApi:
         try:
             check_name(channel)
         except ValueError as error:
-            raise bad_request(f"channel: {error}") from None
+            raise bad_request(str(error)) from None
         namespace = self._clients.namespaces.of(channel)
         if namespace is None:
-            raise Refusal(ErrorCode.UNKNOWN_CHANNEL)
+            raise Refusal(ErrorCode.UNKNOWN_CHANNEL, "unknown channel: its namespace is not among [channels]")
         return namespace
 
     async def _presence(self, asked: api.Channel) -> bytes:
@@ -271,20 +269,20 @@ class ServerApi:
 
     async def _subscribe(self, asked: api.Subscribe) -> bytes:
         self._namespace(asked.channel)
-        return await self._order("subscribe", _user(asked.user), asked.client or "", asked.channel)
+        return await self._order("subscribe", _user(asked), asked.client or "", asked.channel)
 
     async def _unsubscribe(self, asked: api.Unsubscribe) -> bytes:
         self._namespace(asked.channel)
-        return await self._order("unsubscribe", _user(asked.user), asked.client or "", asked.channel)
+        return await self._order("unsubscribe", _user(asked), asked.client or "", asked.channel)
 
     async def _disconnect(self, asked: api.Disconnect) -> bytes:
-        user, spared = _user(asked.user), asked.whitelist or []
+        user, spared = _user(asked), asked.whitelist or []
         default = DisconnectCode.FORCE_DISCONNECT
         code, reason = api.close_with(asked.disconnect, (int(default), default.reason))
         return await self._order("disconnect", user, asked.client or "", spared, code, reason)
 
     async def _refresh(self, asked: api.Refresh) -> bytes:
-        user, expires_at = _user(asked.user), asked.expire_at or None
+        user, expires_at = _user(asked), asked.expire_at or None
         if asked.expired or (expires_at is not None and expires_at <= time()):
             ended = DisconnectCode.EXPIRED
             return await self._order("disconnect", user, asked.client or "", [], int(ended), ended.reason)
@@ -295,7 +293,9 @@ class ServerApi:
         return api.order_result(done.sent, done.unconfirmed)
 
     async def _connections(self, asked: api.Connections) -> bytes:
-        found, missing = await self._service.gather("connections", _user(asked.user))
+        if not asked.user:
+            raise bad_request("user is empty")
+        found, missing = await self._service.gather("connections", asked.user)
         connections: dict[str, Any] = {}
         for each in found:
             connections |= each
@@ -303,7 +303,7 @@ class ServerApi:
 
     async def _info(self, asked: api.Info) -> bytes:
         found, missing = await self._service.gather("info")
-        return _answer({"nodes": [{**each, "version": __version__} for each in found]}, missing)
+        return _answer({"nodes": found}, missing)
 
     async def _rpc(self, asked: api.Rpc) -> bytes:
         if not asked.method:
@@ -321,10 +321,11 @@ async def _awaited(method: Callable[[Any, _OnDone], None], asked: Any) -> bytes:
     raise done
 
 
-def _user(user: str) -> str:
-    if not user:
-        raise bad_request("user is empty")
-    return user
+def _user(asked: api.OfUser) -> str:
+    """Return the user whose connections are meant. Raises: Refusal 107."""
+    if not asked.user and not asked.client:
+        raise bad_request("user is empty, which needs client: the id of an anonymous connection")
+    return asked.user
 
 
 def _answer(result: dict[str, Any], missing: int) -> bytes:

@@ -1,15 +1,17 @@
 """A client of channels as this package knows it, and what the worker and the handler see of each other through it."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
 from fastpush.applications.interface import Request
 from fastpush.channels.session import Session
+from fastpush.http.auth import Identity
 from fastpush.protocol import client as protocol
-from fastpush.protocol.bus import Join, Kept
-from fastpush.protocol.client import DisconnectCode, ErrorCode
+from fastpush.protocol.bus import Join, Kept, Position
+from fastpush.protocol.client import Connect, DisconnectCode, ErrorCode
+from fastpush.protocol.server_sent import Resumed
 
 Entered = list[tuple[Join, Kept]]
 """Channels that a connection has entered, and what these have kept for it."""
@@ -35,8 +37,12 @@ class Connection(Protocol):
     def is_open(self) -> bool: ...
     @property
     def has_room(self) -> bool: ...
-    def send_lines(self, lines: bytes) -> bool:
-        """Send replies and pushes, a line each, as this kind of connection carries them."""
+    def send_lines(self, lines: bytes, positions: Mapping[bytes, Position] | None = None) -> bool:
+        """Send replies and pushes, a line each, as this kind of connection carries them.
+
+        positions: where its client stands in channels behind them, by routing key, where the transport keeps track of
+        that for it; the first ones are of all that it can resume.
+        """
         ...
 
     def close(self, code: int = 1000, reason: str = "") -> None: ...
@@ -145,6 +151,14 @@ class Endpoint(Protocol):
         ...
 
 
+class Opening(NamedTuple):
+    """How a unidirectional client comes: what it asks for, whom its token names, and where it wants to go on."""
+
+    connect: Connect
+    identity: Identity | None
+    resumed: Resumed
+
+
 class Client:
     """One client: its connection, its session, and what its token has said.
 
@@ -164,11 +178,11 @@ class Client:
         self.may_be_anonymous = False
         self.due = -1
 
-    def flush(self) -> None:
-        """Send what the session has to say, and close when it has ended."""
+    def flush(self, positions: Mapping[bytes, Position] | None = None) -> None:
+        """Send what the session has to say, and close when it has ended. positions: see Connection.send_lines."""
         text = self.session.take()
         if text and self.connection.is_open:
-            self.connection.send_lines(text)
+            self.connection.send_lines(text, positions)
         if self.session.disconnect is not None:
             self.connection.close(*self.session.disconnect)
 

@@ -17,7 +17,8 @@ import orjson
 from fastpush import __version__
 from fastpush.applications.interface import Application, Request, RpcError
 from fastpush.applications.push import UserCounts
-from fastpush.channels.client import Client, Connection, Ended, Entered, Host, Refused, Shown
+from fastpush.bus.client import BusUnavailable
+from fastpush.channels.client import Client, Connection, Ended, Entered, Host, Opening, Refused, Shown
 from fastpush.channels.namespaces import Namespaces, check_name, personal_channel
 from fastpush.channels.service import ChannelService, epoch_text, parse_epoch
 from fastpush.channels.session import Bounds, Session, State
@@ -51,6 +52,7 @@ from fastpush.protocol.client import (
     UnsubscribeCode,
 )
 from fastpush.protocol.push import EVERYBODY, channel_key, channel_of
+from fastpush.protocol.server_sent import Resumed, tag
 
 log = logging.getLogger("fastpush.channels")
 
@@ -121,11 +123,16 @@ class ClientProtocol(Application):
 
     # -- what connections say ----------------------------------------------------------
 
-    def on_open(self, connection: Any, request: Request) -> None:
-        may_be_anonymous = connection.data
-        client = self.open(connection, request, Session(self._bounds))
-        client.may_be_anonymous = may_be_anonymous
+    def on_open(self, connection: Any, request: Request) -> Awaitable[None] | None:
+        opening = connection.data
         connection.unregistered = self._stale
+        if not isinstance(opening, Opening):
+            client = self.open(connection, request, Session(self._bounds))
+            client.may_be_anonymous = opening
+            return None
+        client = self.open(connection, request, Session(self._bounds, unidirectional=True))
+        connect = opening.connect
+        return self._go_on(client, connect, self._enter(client, connect, opening.identity, opening.resumed), iter(()))
 
     def open(self, connection: Connection, request: Request, session: Session) -> Client:
         """Let a connection have a session."""
@@ -185,7 +192,7 @@ class ClientProtocol(Application):
                 session.refused(request, error.code, error.message)
             case ConnectionClosed():
                 pass  # the client was faster
-            case AuthUnavailable():
+            case AuthUnavailable() | BusUnavailable():
                 session.refused(request, ErrorCode.INTERNAL)
             case RequestError(status=413):
                 session.refused(request, ErrorCode.LIMIT_EXCEEDED, error.reason)
@@ -206,6 +213,12 @@ class ClientProtocol(Application):
             return self.handler.on_close(client.shown, code, reason)
         return None
 
+    def last_words(self, connection: Any, code: int, reason: str) -> bytes:
+        """Return what a client without close frames is told at the end, if it has not been told."""
+        client: Client = connection.data
+        client.session.ended(code, reason)
+        return client.session.take()
+
     def on_ping(self, connection: Any) -> None:
         """A connection's client has been silent: ask whether it is there."""
         connection.data.session.ping()
@@ -215,20 +228,27 @@ class ClientProtocol(Application):
 
     async def _connect(self, client: Client, request: Connect) -> None:
         identity = await self._identify(client, request.token)
+        if identity is not None and not await self._user_counts.register(client.connection, identity.user):
+            raise Ended(DisconnectCode.CONNECTION_LIMIT)
+        await self._enter(client, request, identity, {})
+
+    async def _enter(self, client: Client, request: Connect, identity: Identity | None, resumed: Resumed) -> None:
+        """Connect a client that is known, and counted. resumed: where its transport has kept track of it."""
         connection = client.connection
         if identity is not None:
-            if not await self._user_counts.register(connection, identity.user):
-                raise Ended(DisconnectCode.CONNECTION_LIMIT)
             connection.user = identity.user
             client.info = b"" if identity.info is None else orjson.dumps(identity.info)
-            self._expire_at(connection, identity.expires_at)
+            self._expire_at(client, identity.expires_at)
         channels = self._server_side(connection.user, identity)
+        recoveries = {
+            channel: resumed.get(tag(channel_key(channel))) or request.subs.get(channel, _NO_RECOVERY)
+            for channel in channels
+        }
         joins = [Join(EVERYBODY, connection.number, "")]
-        recoveries = [request.subs.get(channel, _NO_RECOVERY) for channel in channels]
-        joins += [self._join(client, channel, *each) for channel, each in zip(channels, recoveries, strict=True)]
+        joins += [self._join(client, channel, *recover) for channel, recover in recoveries.items()]
 
         def take(entered: Entered) -> None:
-            told = [(join, kept, request.subs.get(channel_of(join.key), _NO_RECOVERY)) for join, kept in entered[1:]]
+            told = [(join, kept, recoveries[channel_of(join.key)]) for join, kept in entered[1:]]
             result = ConnectResult(
                 client=connection.id,
                 version=__version__,
@@ -239,11 +259,13 @@ class ClientProtocol(Application):
             ttl = None if identity is None else _ttl(identity.expires_at)
             if ttl is not None:
                 result.expires, result.ttl = True, ttl
+            positions = None
             if client.session.connected(request, result):
                 connection.unregistered = None
                 for join, _, _ in told:
                     self._mark(client, channel_of(join.key))
-            client.flush()
+                positions = self._positions(client, entered[1:])
+            client.flush(positions)
 
         await self._host.enter(connection, joins, take)
         if self.handler is not None and connection.is_open:
@@ -289,9 +311,10 @@ class ClientProtocol(Application):
             return False
         return self.namespaces.of(channel) is not None
 
-    def _expire_at(self, connection: Connection, expires_at: float | None) -> None:
-        """Have a connection closed a while after its token has ended."""
-        grace = self._config.expired_close_seconds
+    def _expire_at(self, client: Client, expires_at: float | None) -> None:
+        """Have a connection closed a while after its token has ended; at once where its client cannot refresh it."""
+        connection = client.connection
+        grace = 0 if client.session.unidirectional else self._config.expired_close_seconds
         connection.expires_at = None if expires_at is None else expires_at + grace
         connection.plan()
 
@@ -306,7 +329,7 @@ class ClientProtocol(Application):
         if identity is None or identity.user != connection.user:
             raise Ended(DisconnectCode.INVALID_TOKEN)
         client.info = b"" if identity.info is None else orjson.dumps(identity.info)
-        self._expire_at(connection, identity.expires_at)
+        self._expire_at(client, identity.expires_at)
         result = protocol.refresh_result(connection.id, __version__, _ttl(identity.expires_at))
         client.session.answered(request, result)
 
@@ -323,24 +346,22 @@ class ClientProtocol(Application):
         info = b"" if ticket is None or ticket.info is None else orjson.dumps(ticket.info)
         join = self._join(client, channel, *recover, info=info)
         expires_at = None if ticket is None else ticket.expires_at
-        is_over = False
 
         def take(entered: Entered) -> None:
-            nonlocal is_over
             for joined, kept in entered:
                 if request.reject_unrecovered and joined.since is not None and not kept.recovered:
-                    is_over = True
                     client.session.refused(request, ErrorCode.UNRECOVERABLE_POSITION)
-                else:
-                    result = self._result(joined, kept, recover)
-                    result.expires, result.ttl = expires_at is not None, _ttl(expires_at) or 0
-                    is_over = not client.session.subscribed(request, result, expires_at=expires_at)
+                    self._host.leave(connection, join.key)
+                    continue
+                result = self._result(joined, kept, recover)
+                result.expires, result.ttl = expires_at is not None, _ttl(expires_at) or 0
+                if client.session.subscribed(request, result, expires_at=expires_at):
                     self._mark(client, channel)
+                else:
+                    self._host.leave(connection, join.key)
             client.flush()
 
         await self._host.enter(connection, [join], take)
-        if is_over:
-            self._host.leave(connection, join.key)
         if expires_at is not None:
             self._plan_expiry(client)
 
@@ -368,20 +389,42 @@ class ClientProtocol(Application):
         epoch: str,
         info: bytes = b"",
     ) -> Join:
-        namespace, connection = self.namespaces.of(channel), client.connection
+        return self.join(client.connection, channel, Recover(recover, offset, epoch), client.info, info)
+
+    def join(
+        self, connection: Connection, channel: str, recover: Recover, conn_info: bytes = b"", chan_info: bytes = b""
+    ) -> Join:
+        """Return how a connection enters a channel, which has a namespace. infos: what tokens say of it, JSON."""
+        namespace = self.namespaces.of(channel)
         assert namespace is not None
-        is_present = namespace.presence
+        is_present, (recovers, offset, epoch) = namespace.presence, recover
+        recovers = recovers and namespace.recovery
         return Join(
             channel_key(channel),
             connection.number,
             "",
-            replay_messages=namespace.history_messages if recover and namespace.recovery else 0,
+            replay_messages=namespace.history_messages if recovers else 0,
             replay_bytes=self._replay_bytes,
             user=connection.user,
             is_present=is_present,
-            info=protocol.client_info(connection.user, connection.id, client.info, info) if is_present else b"",
-            since=Position(offset, parse_epoch(epoch) if epoch else 0) if recover and namespace.recovery else None,
+            info=protocol.client_info(connection.user, connection.id, conn_info, chan_info) if is_present else b"",
+            since=Position(offset, parse_epoch(epoch) if epoch else 0) if recovers else None,
         )
+
+    def is_recoverable(self, key: bytes) -> bool:
+        """Tell whether clients may come back to a place in a channel."""
+        namespace = self.namespaces.of_key(key)
+        return namespace is not None and namespace.recovery
+
+    def _positions(self, client: Client, entered: Entered) -> dict[bytes, Position] | None:
+        """Return where a client stands once it has been told of these channels; None: it keeps track of that itself."""
+        if not client.session.unidirectional:
+            return None
+        return {
+            join.key: Position(kept.offset, kept.epoch)
+            for join, kept in entered
+            if kept.epoch and self.is_recoverable(join.key)
+        }
 
     def _result(self, join: Join, kept: Kept, recover: Recover) -> SubscribeResult:
         """Return what a client is told of a subscription: where the channel stands, and what it has missed."""
@@ -462,7 +505,7 @@ class ClientProtocol(Application):
             for joined, kept in entered:
                 if client.session.subscribe(channel, self._result(joined, kept, _NO_RECOVERY)):
                     self._mark(client, channel)
-            client.flush()
+            client.flush(self._positions(client, entered))
 
         return self._host.enter(client.connection, [join], take)
 
@@ -476,7 +519,14 @@ class ClientProtocol(Application):
                 self._end_subscription(client, channel, UnsubscribeCode.INSUFFICIENT_STATE)
                 client.flush()
                 if subscription.is_server_side:
-                    self.subscribe(client, channel)
+                    self._subscribe_again(client, channel)
+
+    def _subscribe_again(self, client: Client, channel: str) -> None:
+        try:
+            self.subscribe(client, channel)
+        except BusUnavailable:  # then by a connection of its own
+            client.session.ended(DisconnectCode.INSUFFICIENT_STATE)
+            client.flush()
 
     # -- in a channel ------------------------------------------------------------------
 
@@ -560,7 +610,7 @@ class ClientProtocol(Application):
 
     def refresh(self, client: Client, expires_at: float | None) -> None:
         """Say when a client's connection ends, and tell it."""
-        self._expire_at(client.connection, expires_at)
+        self._expire_at(client, expires_at)
         client.session.push(protocol.refresh_push(_ttl(expires_at)))
         client.flush()
 

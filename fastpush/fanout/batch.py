@@ -182,16 +182,17 @@ def channel_frames(
     publications: Sequence[Publication], form: int, compression: Compression
 ) -> tuple[bytes, Sequence[bytes]]:
     """Return what one of CHANNEL_FORMS is sent: all at once, and a frame for each publication, b"" for nothing."""
-    texts = [event_text(publication) if form & EVENTS else push_text(publication) for publication in publications]
-    if form & UNIDIRECTIONAL:
-        texts = [b"\n".join(map(bare, text.split(b"\n"))) if text else b"" for text in texts]
-    if form & CLIENT:
+    if form & EVENTS:
+        frames = [event_of(publication, enveloped=bool(form & ENVELOPE)) for publication in publications]
+        joined = b"".join(frames)
+    elif form & UNIDIRECTIONAL:
+        frames = [push_events(push_text(publication)) for publication in publications]
+        joined = b"".join(frames)
+    else:
+        texts = [push_text(publication) for publication in publications]
         frames = [text_frame(text) if text else b"" for text in texts]
         # Several objects may share a frame, a line each; to a client one message costs less than many.
         joined = text_frame(b"\n".join(filter(None, texts))) if len(frames) > 1 and any(texts) else frames[0]
-    else:
-        frames = [event(text) if text else b"" for text in texts]
-        joined = b"".join(frames)
     if form & DEFLATE:
         frames = [_deflated(frame, compression) if frame else frame for frame in frames]
         joined = _deflated(joined, compression) if joined else joined
@@ -232,7 +233,22 @@ def data_of(kind: int, frame: bytes) -> bytes:
     return orjson.dumps(str(payload_of(frame), "utf-8")) if is_text(frame) else b""
 
 
-def event_text(publication: Publication) -> bytes:
-    """Return a publication as an event stream of the simple protocol has it; b"" for what that has no form for."""
-    is_text_of_somebody = publication.kind != _CHANGES and is_text(publication.frame)
-    return bytes(payload_of(publication.frame)) if is_text_of_somebody else b""
+def push_events(pushes: bytes) -> bytes:
+    """Return pushes of the client protocol, a line each, as events, one each; b"" for none."""
+    return b"".join(event(bare(push)) for push in pushes.split(b"\n")) if pushes else b""
+
+
+def event_of(publication: Publication, *, enveloped: bool) -> bytes:
+    """Return a publication as an event of the simple protocol; b"" for what that has no form for.
+
+    enveloped: with its event, or its channel, in a JSON object around it.
+    """
+    frame = publication.frame
+    if publication.kind == _CHANGES or not is_text(frame):
+        return b""
+    text = bytes(payload_of(frame))
+    if enveloped and publication.kind == _DATA:
+        text = b'{"channel":%b,"data":%b}' % (orjson.dumps(channel_of(publication.keys[0])), text)
+    elif enveloped:
+        text = envelope(publication.event.decode(), text.decode())
+    return event(text)

@@ -80,15 +80,15 @@ class Broadcast(_Publication, kw_only=True):
     channels: list[str]
 
 
-class _OfUser(Request, kw_only=True):
-    """About the connections of a user, or only that with the id `client`."""
+class OfUser(Request, kw_only=True):
+    """About the connections of a user, or only that with the id `client`. user: "" for an anonymous connection."""
 
     user: str
     client: str | None = None
     session: msgspec.Raw = _NONE
 
 
-class Subscribe(_OfUser, kw_only=True):
+class Subscribe(OfUser, kw_only=True):
     """Subscribe connections by the server's will."""
 
     unavailable: ClassVar = {
@@ -112,7 +112,7 @@ class Subscribe(_OfUser, kw_only=True):
     override: msgspec.Raw = _NONE
 
 
-class Unsubscribe(_OfUser, kw_only=True):
+class Unsubscribe(OfUser, kw_only=True):
     """End subscriptions to a channel."""
 
     unavailable: ClassVar = {"session": _NO_SESSIONS}
@@ -127,7 +127,7 @@ class CloseWith(msgspec.Struct):
     reason: str | None = None
 
 
-class Disconnect(_OfUser, kw_only=True):
+class Disconnect(OfUser, kw_only=True):
     """Close connections. whitelist: ids of those that stay."""
 
     unavailable: ClassVar = {"session": _NO_SESSIONS}
@@ -136,7 +136,7 @@ class Disconnect(_OfUser, kw_only=True):
     disconnect: CloseWith | None = None
 
 
-class Refresh(_OfUser, kw_only=True):
+class Refresh(OfUser, kw_only=True):
     """Say when connections end. expired: now.  expire_at: unix seconds; 0: never."""
 
     unavailable: ClassVar = {"session": _NO_SESSIONS, "info": "it comes with the token"}
@@ -241,6 +241,7 @@ def _decoder(kind: type) -> Any:
 
 _MISSING = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
 _WRONG = re.compile(r"Expected `([^`|]+)[^`]*`, got `([^`]+)`(?: - at (?:key in )?`\$\.?(.*)`)?")
+_BYTE = re.compile(r"\(byte ([0-9]+)\)")
 _KINDS = {
     "str": "a string", "int": "a whole number", "float": "a number", "bool": "true or false", "object": "an object",
     "array": "an array", "null": "null",
@@ -256,7 +257,10 @@ def _fault(text: str) -> str:
         wanted, found, place = wrong.groups()
         wanted, found = wanted.strip(), _KINDS.get(found, found)
         return f"{place or 'body'} must be {_KINDS.get(wanted, wanted)}, found {found}"
-    return f"body is not JSON: {text.removeprefix('JSON is malformed: ')}"
+    reason = _BYTE.sub(lambda byte: f"at byte {int(byte[1]) + 1}", text.removeprefix("JSON is malformed: "))
+    if text == "Input data was truncated":  # so msgspec calls the first half of a surrogate at the end of a string too
+        reason = "it ends too early, or holds half of a surrogate pair"
+    return f"body is not JSON: {reason}"
 
 
 class Options(NamedTuple):

@@ -156,13 +156,13 @@ def parse_query(query: str, *, name_bytes: int, registrations: int) -> UrlOption
         raise illegal_request("event is missing")
     if token == "":
         raise illegal_request("token is empty")
-    _check_events(events, name_bytes, registrations)
+    check_events(events, name_bytes, registrations)
     return UrlOptions(
         token,
         tuple(events),
-        envelope=_switch(options, "envelope"),
-        confirm=_switch(options, "confirm"),
-        gzip=_switch(options, "support_gzip"),
+        envelope=switch(options, "envelope"),
+        confirm=switch(options, "confirm"),
+        gzip=switch(options, "support_gzip"),
         heartbeat=_heartbeat(options.get("heartbeat")),
     )
 
@@ -183,7 +183,8 @@ def parse_parameters(query: str, most: int = URL_PARAMETERS_MAX) -> list[tuple[s
         raise illegal_request(f"the query has more than {most} parameters") from None
 
 
-def _check_events(events: Iterable[str], name_bytes: int, registrations: int) -> None:
+def check_events(events: Iterable[str], name_bytes: int, registrations: int) -> None:
+    """Check the events that a URL asks for. Raises: RequestError 400: too many, empty or too long."""
     for count, event in enumerate(events, 1):
         if count > registrations:
             raise illegal_request(f"more than {registrations} events")
@@ -192,7 +193,8 @@ def _check_events(events: Iterable[str], name_bytes: int, registrations: int) ->
             raise illegal_request(fault)
 
 
-def _switch(options: dict[str, str], name: str) -> bool:
+def switch(options: dict[str, str], name: str) -> bool:
+    """Return whether an option is on; it is off where it is missing. Raises: RequestError 400: neither 0 nor 1."""
     value = options.get(name, "0")
     if value not in {"0", "1"}:
         raise illegal_request(f"{name} must be 0 or 1, found {_shown(value)}")

@@ -34,6 +34,14 @@ class Changes:
         elif not pending:
             del self._pending[channel]
 
+    def discard(self, channel: bytes, who: object) -> None:
+        """Forget what was noted of somebody and not told yet."""
+        pending = self._pending.get(channel)
+        if pending is not None:
+            pending.pop(who, None)
+            if not pending:
+                del self._pending[channel]
+
     def due(self, now: float, connections: Callable[[bytes], int]) -> Iterator[tuple[bytes, list[tuple[bool, bytes]]]]:
         """Yield the channels that may be told, each with its changes: (came, info)."""
         for channel in [channel for channel, until in self._resting.items() if until <= now]:

@@ -113,9 +113,12 @@ _NO_ENTRIES: deque[_Kept] = deque()  # of all channels without: an empty one tak
 
 
 class _Ring:
-    """The entries of a channel, oldest first, the offset of its newest, and its newest ones as somebody asked last."""
+    """The entries of a channel, oldest first, the offset of its newest, and its newest ones as somebody asked last.
 
-    __slots__ = ("entries", "epoch", "offset", "packed", "retention", "size", "touched_seconds")
+    planned_seconds: when it is looked at for what is too old, not later than `due_seconds`; math.inf: never.
+    """
+
+    __slots__ = ("entries", "epoch", "offset", "packed", "planned_seconds", "retention", "size", "touched_seconds")
 
     def __init__(self, epoch: int, retention: Retention, now: float) -> None:
         self.entries = _NO_ENTRIES
@@ -124,6 +127,7 @@ class _Ring:
         self.retention = retention
         self.size = 0
         self.touched_seconds = now
+        self.planned_seconds = math.inf
         self.packed: tuple[tuple[int, int], bytes] | None = None
 
     @property
@@ -154,7 +158,7 @@ class Histories:
         self._is_wanted = is_wanted
         self._rings: OrderedDict[bytes, _Ring] = OrderedDict()  # with entries: the one published to longest ago first
         self._empty: OrderedDict[bytes, _Ring] = OrderedDict()  # without: the one that was emptied longest ago first
-        self._due: list[tuple[float, int, bytes]] = []  # a heap: each channel that grows old once, in time
+        self._due: list[tuple[float, int, bytes]] = []  # a heap: of each channel counts the entry that is planned
 
     def __len__(self) -> int:
         return len(self._rings) + len(self._empty)
@@ -198,22 +202,24 @@ class Histories:
             self.position_bytes += POSITION_BYTES + len(key)
             self._trim_positions()
             self._plan(key, ring)
-        elif retention.seconds < ring.retention.seconds:
-            ring.retention = retention
-            self._plan(key, ring)
+        is_shorter = retention.seconds < ring.retention.seconds
         ring.retention = retention
+        if is_shorter and ring.due_seconds < ring.planned_seconds:
+            self._plan(key, ring)
         return ring
 
     def _plan(self, key: bytes, ring: _Ring) -> None:
-        if ring.due_seconds < math.inf:
-            heapq.heappush(self._due, (ring.due_seconds, ring.epoch, key))
+        ring.planned_seconds = ring.due_seconds
+        if ring.planned_seconds < math.inf:
+            heapq.heappush(self._due, (ring.planned_seconds, ring.epoch, key))
             if len(self._due) > 2 * len(self) + _HEAP_SLACK:  # most of it is of channels that were forgotten meanwhile
-                self._due = [due for due in self._due if self._find(due[2], due[1]) is not None]
+                self._due = [due for due in self._due if self._planned(*due) is not None]
                 heapq.heapify(self._due)
 
-    def _find(self, key: bytes, epoch: int) -> _Ring | None:
+    def _planned(self, seconds: float, epoch: int, key: bytes) -> _Ring | None:
+        """Return the ring that such an entry of the heap is of, unless that is forgotten or planned anew."""
         ring = self._rings.get(key) or self._empty.get(key)
-        return ring if ring is not None and ring.epoch == epoch else None
+        return ring if ring is not None and (ring.planned_seconds, ring.epoch) == (seconds, epoch) else None
 
     # -- asking ------------------------------------------------------------------
 
@@ -283,8 +289,8 @@ class Histories:
 
     def tick(self, now: float) -> None:
         while self._due and self._due[0][0] <= now:
-            _, epoch, key = heapq.heappop(self._due)
-            ring = self._find(key, epoch)
+            _, _, key = due = heapq.heappop(self._due)
+            ring = self._planned(*due)
             if ring is None:
                 continue
             self._expire(key, ring, now)

@@ -6,6 +6,7 @@ connections of now. A channel without users and without leavers is removed at on
 """
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Hashable
 from typing import Generic, NamedTuple, TypeVar
@@ -26,6 +27,13 @@ class Member(NamedTuple):
     holder: Hashable
     user: str
     info: bytes
+
+
+class Came(NamedTuple):
+    """Whether a connection was not in the channel before, and whether its user has come by it."""
+
+    connection: bool
+    user: bool
 
 
 class Left(NamedTuple):
@@ -68,16 +76,16 @@ class Presence(Generic[Holder]):
         self._channels: dict[bytes, _Channel] = {}
         self._held: dict[Holder, dict[tuple[bytes, int], None]] = {}
         self._leaving: dict[Place, float] = {}  # who has no connection any more: when that counts
-        self._due: list[tuple[float, Place]] = []  # a heap: each place once, no later than it is due
-        self._planned: set[Place] = set()  # those on the heap
+        self._due: list[tuple[float, Place]] = []  # a heap, of which counts what is planned
+        self._planned: dict[Place, float] = {}  # when a place is looked at: no later than it is due
         self.connections = 0
 
     def __len__(self) -> int:
         """Return the number of channels that somebody is in, or is leaving."""
         return len(self._channels)
 
-    def enter(self, holder: Holder, place: Place, habits: Habits, connection: int, info: bytes = b"") -> bool:
-        """Let a connection in, or another holder have it; return whether the user has come by it."""
+    def enter(self, holder: Holder, place: Place, habits: Habits, connection: int, info: bytes = b"") -> Came:
+        """Let a connection in, or another holder have it; return what is new by that."""
         channel = self._channels.get(place.channel)
         if channel is None:
             channel = self._channels[place.channel] = _Channel(habits)
@@ -86,12 +94,12 @@ class Presence(Generic[Holder]):
         channel.members[connection] = Member(holder, place.user, info)
         self._held.setdefault(holder, {})[place.channel, connection] = None
         if is_known:
-            return False
+            return Came(connection=False, user=False)
         channel.users[place.user] += 1
         self.connections += 1
         has_stayed = self._leaving.pop(place, None) is not None
         channel.leaving -= has_stayed
-        return channel.users[place.user] == 1 and not has_stayed
+        return Came(connection=True, user=channel.users[place.user] == 1 and not has_stayed)
 
     def leave(self, holder: Holder, channel: bytes, connection: int, now: float) -> Left | None:
         """Take a connection of `holder` out of a channel; one that it does not hold there changes nothing."""
@@ -119,20 +127,22 @@ class Presence(Generic[Holder]):
             channel.leaving += 1
             place = Place(key, member.user)
             due = self._leaving[place] = now + channel.habits.grace_seconds
-            if place not in self._planned:
+            if due < self._planned.get(place, math.inf):
                 self._plan(due, place)
         return Left(key, connection, member, channel.habits)
 
     def _plan(self, due: float, place: Place) -> None:
-        self._planned.add(place)
+        self._planned[place] = due
         heapq.heappush(self._due, (due, place))
 
     def left(self, now: float) -> list[tuple[Place, Habits]]:
         """Return who has left by `now`, each once, in order."""
         gone = []
         while self._due and self._due[0][0] <= now:
-            _, place = heapq.heappop(self._due)
-            self._planned.remove(place)
+            planned, place = heapq.heappop(self._due)
+            if self._planned.get(place) != planned:
+                continue
+            del self._planned[place]
             due = self._leaving.get(place)
             if due is not None and due > now:  # it came back meanwhile, and left again
                 self._plan(due, place)

@@ -13,6 +13,7 @@ from fastpush.applications.interface import CHANNEL_BYTES_MAX, Connection, Onlin
 from fastpush.bus.client import BusClient, BusUnavailable, OnResult
 from fastpush.errors import ConnectionClosed, PublishFailed
 from fastpush.fanout import Group
+from fastpush.http.auth.complaints import Complaints
 from fastpush.http.push import PUBLICATION_KEYS_MAX
 from fastpush.log import fields
 from fastpush.protocol import bus
@@ -106,8 +107,7 @@ class ApplicationServer:
         self._event = path.encode()
         self._own_key = channel_key(path)
         self._timers: set[asyncio.Task[None]] = set()
-        self._unseen = 0
-        self._silent_until = 0.0
+        self._complaints = Complaints(log)
 
     # -- channels ------------------------------------------------------------------
 
@@ -251,12 +251,8 @@ class ApplicationServer:
     # -- the bus ---------------------------------------------------------------------
 
     def _on_unseen(self, reason: str) -> None:
-        """Log a failure that nobody has awaited, once a second: clients may cause as many as they like."""
-        self._unseen += 1
-        if monotonic() >= self._silent_until:
-            self._silent_until = monotonic() + 1
-            log.warning("not published", extra=fields(path=self.path, reason=reason, messages=self._unseen))
-            self._unseen = 0
+        """Log a failure that nobody has awaited; clients may cause as many as they like."""
+        self._complaints.add("not published", reason, path=self.path)
 
     def _send(
         self, keys: list[bytes], data: str | bytes, event: bytes, exclude: Connection | None, keep: int

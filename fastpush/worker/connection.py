@@ -28,7 +28,7 @@ from fastpush.applications.interface import Request
 from fastpush.errors import CloseCode, ConnectionClosed, ProtocolViolation
 from fastpush.fanout import DEFLATE
 from fastpush.log import fields
-from fastpush.protocol.bus import connection_number
+from fastpush.protocol.bus import Position, connection_number
 from fastpush.protocol.frames import (
     MessageReader,
     Opcode,
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastpush.connection")
 
+FORGOTTEN = memoryview(bytearray(65536))  # where bytes go that nobody reads
 HEARTBEAT_FRAME = text_frame(b"heartbeat")
 _PING = ping_frame()
 _TURN_MESSAGES = 64  # handed over before others have their turn
@@ -161,6 +162,10 @@ class Connection(Sender):
         """
         if extensions is not None:
             self.form |= DEFLATE
+        self._own(transport, handshake_response(key, extensions))
+
+    def _own(self, transport: asyncio.Transport, answer: bytes) -> None:
+        """Own `transport` from now on, and answer the request."""
         self._transport = transport
         if not isinstance(transport, TlsTransport):
             self.writable = transport
@@ -172,7 +177,7 @@ class Connection(Sender):
         environment = self.environment
         environment.connections[self.serial] = self
         environment.counters.handshakes_upgraded += 1
-        self._write(handshake_response(key, extensions))
+        self._write(answer)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("connection opened", extra=fields(connection=self.id, peer=self.peer, worker=environment.number))
 
@@ -485,8 +490,11 @@ class Connection(Sender):
         """Send a WebSocket ping, whatever is queued."""
         self._write(_PING)
 
-    def send_lines(self, lines: bytes) -> bool:
-        """Send replies and pushes of the client protocol, a line each."""
+    def send_lines(self, lines: bytes, positions: Mapping[bytes, Position] | None = None) -> bool:
+        """Send replies and pushes of the client protocol, a line each.
+
+        positions: where its client stands in channels behind them; one that speaks the protocol knows that itself.
+        """
         return self.send_frame(text_frame(lines))
 
     def beat_every(self, seconds: float) -> None:
@@ -559,7 +567,7 @@ class Connection(Sender):
         if self.state != State.OPEN:
             return
         told = self.mount.application.close_codes.get(code, (code, reason))
-        last = close_frame(*told)  # first of all: it refuses what an application may not send
+        last = self._farewell(*told)  # first of all: it refuses what an application may not send
         if code != CloseCode.TRY_AGAIN_LATER:
             self.environment.hub.leave(self)  # while it still takes what is on its way to it
         self._leave(code, reason)
@@ -571,13 +579,17 @@ class Connection(Sender):
         elif self._queue is not None and self._queue.queued_bytes:
             # Taken messages come before the close frame; close_timeout_seconds bounds the wait.
             self.environment.send_queues.shrink(self._queue.queued_bytes)
-            self._write(b"".join(self._queue.take(sys.maxsize)))
+            self._write(self._to_write(self._queue.take(sys.maxsize)))
         self._write(last)
         if self.inbox is not None:
             if code != CloseCode.SERVICE_RESTART:
                 self.inbox.clear()
             if self.inbox.is_paused:
                 self._resume_reading(self.inbox)  # its close frame is waited for
+
+    def _farewell(self, code: int, reason: str) -> bytes:
+        """Return what is written at the end."""
+        return close_frame(code, reason)
 
     def close_slow(self) -> None:
         """End a connection whose client does not take its messages, or whose last write has failed."""
@@ -639,13 +651,12 @@ class _Forgetful(asyncio.BufferedProtocol):
     """Stands before a connection's protocol once nothing more is wanted of its client."""
 
     __slots__ = ("_protocol",)
-    _space = memoryview(bytearray(65536))  # everybody's: nobody reads it
 
     def __init__(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._space
+        return FORGOTTEN
 
     def buffer_updated(self, nbytes: int) -> None: ...
 

@@ -6,7 +6,7 @@ new broker all of them.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -88,7 +88,7 @@ class Memberships:
         """Let a connection into channels, all at one place in what the broker sends.
 
         take: called there, with what was kept of those that it has not left meanwhile; none are left once it has
-        ended. What it sends comes before all that is published later.
+        ended. What it sends comes before all that is published later; what it leaves is left.
 
         Raises: ConnectionClosed: it has ended.  BusUnavailable: the bus takes no more.
         """
@@ -100,12 +100,12 @@ class Memberships:
         standing.joining.update(dict.fromkeys((join.key for join in joins), joined))
 
         def on_answer(answer: bytes) -> None:
-            entered = self._entered(standing, joined, zip(joins, bus.unpack_all_kept(answer), strict=True))
+            answered = zip(joins, bus.unpack_all_kept(answer), strict=True)
             try:
-                take(entered)
+                take([(join, kept) for join, kept in answered if standing.joining.get(join.key) is joined])
             finally:
-                for join, _ in entered:
-                    self._enter(connection, standing, join)
+                for join in joins:
+                    self._enter(connection, standing, joined, join)
                 for group in groups:
                     environment.hub.release(group)
                 joined.set_result(None)
@@ -119,25 +119,17 @@ class Memberships:
             raise
         return joined
 
-    def _entered(
-        self, standing: Standing, joined: asyncio.Future[None], answered: Iterable[tuple[bus.Join, bus.Kept]]
-    ) -> Entered:
-        """Return the channels that are still wanted; the broker is told of the others."""
-        entered = []
-        for join, kept in answered:
-            if standing.joining.get(join.key) is joined:
-                del standing.joining[join.key]
-                entered.append((join, kept))
-            elif join.is_present and join.key not in standing.joining and join.key not in standing.joins:
-                self._bus.depart(bus.pack(join))
-        return entered
-
-    def _enter(self, connection: "Connection", standing: Standing, join: bus.Join) -> None:
-        if connection.standing is standing:
-            self._environment.hub.join(connection, join.key)
+    def _enter(
+        self, connection: "Connection", standing: Standing, joined: asyncio.Future[None], join: bus.Join
+    ) -> None:
+        """Let a connection into a channel that it still wants; the broker is told of what it has left meanwhile."""
+        key = join.key
+        if standing.joining.get(key) is joined:
+            del standing.joining[key]
+            self._environment.hub.join(connection, key)
             if join.is_present:
-                standing.joins[join.key] = bus.pack(join)
-        elif join.is_present:  # it has been closed by what it was told
+                standing.joins[key] = bus.pack(join)
+        elif join.is_present and key not in standing.joining and key not in standing.joins:
             self._bus.depart(bus.pack(join))
 
     def is_present(self, connection: "Connection", key: bytes) -> bool:
@@ -176,7 +168,8 @@ class Memberships:
         """Leave everything."""
         connection.standing = None
         standing.joining.clear()
-        for join in standing.joins.values():
+        joins, standing.joins = standing.joins, {}  # what is answered later finds none of them
+        for join in joins.values():
             self._bus.depart(join)
         for name in standing.claims:
             self._bus.unclaim(connection.number, name)
@@ -253,7 +246,11 @@ class Memberships:
     def on_relinked(self) -> None:
         """See Members."""
         for connection in list(self._environment.connections.values()):
-            connection.mount.on_relinked(connection)
+            try:
+                connection.mount.on_relinked(connection)
+            except Exception:  # the others' clients must hear of it
+                log.exception("recovery failed", extra=fields(connection=connection.id, user=connection.user))
+                connection.close(CloseCode.INTERNAL_ERROR, "internal error")
 
     def _frames(self, path: str, key: bytes, entries: list[bus.Entry]) -> Iterator[bytes]:
         """Yield what a channel has kept as frames."""

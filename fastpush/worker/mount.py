@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from multidict import MultiDict, MultiDictProxy
@@ -43,12 +43,14 @@ class Asked(NamedTuple):
     """What the URL of a handshake says. options: of the simple protocol.
 
     is_anonymous: no token, and none is needed.
+    stream: of an event stream: what its URL asks for.
     """
 
     token: str | None
     query: MultiDictProxy[str]
     options: UrlOptions
     is_anonymous: bool = False
+    stream: Any = None
 
 
 class Mount:
@@ -59,10 +61,12 @@ class Mount:
     guard: decides who counts as of this machine.
     hears_open, hears_close: whether it has such a method.  longest: seconds that a call of it has held the loop.
     form: of what its connections are sent.  admits_first: who needs a token shows it by message, later.
+    streams: whether its connections are event streams, not WebSockets.
     """
 
     form = PLAIN
     admits_first = False
+    streams = False
 
     def __init__(self, path: str, application: Application, config: Config, loaded: Loaded | None = None) -> None:
         self.path = path
@@ -125,6 +129,10 @@ class Mount:
 
     def on_relinked(self, connection: Connection) -> None:
         """What the broker sent for a connection may have been lost in part."""
+
+    def last_words(self, connection: Connection, code: int, reason: str) -> bytes:
+        """Return what a client without close frames is told at the end, pushes of the client protocol; b"": nothing."""
+        return b""
 
     def observe(self, seconds: float) -> None:
         """Note how long a call has held the loop."""

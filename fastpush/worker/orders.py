@@ -1,19 +1,19 @@
 """What back-ends have every worker do with its connections, or tell of them."""
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 
+from fastpush import __version__
+from fastpush.channels.api import CHANNELS_MAX
 from fastpush.channels.client import Client
 from fastpush.channels.endpoint import ClientProtocol
 from fastpush.fanout import Hub, Receiver
 from fastpush.protocol.push import channel_of, claim_name, is_channel_key
 from fastpush.worker.environment import Environment
 from fastpush.worker.membership import Memberships
-
-CHANNELS_MAX = 10_000  # of one answer
+from fastpush.worker.timers import TICK_SECONDS
 
 
 class Orders:
@@ -60,9 +60,15 @@ class Orders:
     def _close_key(self, key: str, path: str, code: int, reason: str) -> int:
         return _close(self._memberships.holders(claim_name(path, key)), code, reason)
 
-    def _subscribe(self, user: str, connection_id: str, channel: str) -> int:
+    def _found(self, user: str, connection_id: str) -> list[Client]:
+        """Return the clients of a user, "" for the anonymous ones; with an id that one only."""
         clients = self._clients()
-        found = clients.clients(user, connection_id)
+        if user:
+            return clients.clients(user, connection_id)
+        return [client for client in clients.clients(None, connection_id) if not client.connection.user]
+
+    def _subscribe(self, user: str, connection_id: str, channel: str) -> int:
+        clients, found = self._clients(), self._found(user, connection_id)
         for client in found:
             subscribed = clients.subscribe(client, channel)
             if subscribed is not None:
@@ -71,31 +77,31 @@ class Orders:
 
     def _unsubscribe(self, user: str, connection_id: str, channel: str) -> int:
         clients = self._clients()
-        return sum(clients.unsubscribe(client, channel) for client in clients.clients(user, connection_id))
+        return sum(clients.unsubscribe(client, channel) for client in self._found(user, connection_id))
 
     def _disconnect(self, user: str, connection_id: str, spared: list[str], code: int, reason: str) -> int:
         clients = self._clients()
-        found = [client for client in clients.clients(user, connection_id) if client.connection.id not in spared]
+        found = [client for client in self._found(user, connection_id) if client.connection.id not in spared]
         for client in found:
             clients.disconnect(client, code, reason)
         return len(found)
 
     def _refresh(self, user: str, connection_id: str, expires_at: float | None) -> int:
-        clients = self._clients()
-        found = clients.clients(user, connection_id)
+        clients, found = self._clients(), self._found(user, connection_id)
         for client in found:
             clients.refresh(client, expires_at)
         return len(found)
 
     def _channels(self, pattern: str) -> dict[str, int]:
-        """Return the channels of this worker whose names match, each with its connections; `*` is any text."""
-        matches = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL).fullmatch
+        """Return the channels of this worker that match, each with its connections; at most one more than fit."""
         found: dict[str, int] = {}
         for group in self._hub.groups():
-            if is_channel_key(group.key) and group.members and len(found) <= CHANNELS_MAX:
+            if is_channel_key(group.key) and group.members:
                 channel = channel_of(group.key)
-                if not channel.startswith("/") and (not pattern or matches(channel)):
+                if not channel.startswith("/") and (not pattern or matches(pattern, channel)):
                     found[channel] = len(group.members)
+                    if len(found) > CHANNELS_MAX:
+                        break
         return found
 
     def _connections(self, user: str) -> dict[str, Any]:
@@ -115,12 +121,12 @@ class Orders:
         connection, subscriptions = client.connection, client.session.subscriptions
         return {
             "user": connection.user,
-            "worker": self._environment.number,
-            "peer": connection.peer,
             "transport": "sse" if client.session.unidirectional else "websocket",
             "protocol": "json",
+            "state": {"channels": {channel: {} for channel in subscriptions}},
+            "worker": self._environment.number,
+            "peer": connection.peer,
             "info": orjson.loads(client.info) if client.info else None,
-            "channels": list(subscriptions),
         }
 
     def _info(self) -> dict[str, Any]:
@@ -128,12 +134,32 @@ class Orders:
         clients = self._clients().clients()
         channels = [group for group in self._hub.groups() if is_channel_key(group.key) and group.members]
         return {
-            "worker": self._environment.number,
-            "clients": len(clients),
-            "users": len({client.connection.user for client in clients}),
-            "channels": len(channels),
-            "subscriptions": sum(len(client.session.subscriptions) for client in clients),
+            "uid": self._environment.id_prefix,
+            "name": f"worker-{self._environment.number}",
+            "version": __version__,
+            "num_clients": len(clients),
+            "num_users": len({client.connection.user for client in clients}),
+            "num_channels": len(channels),
+            "num_subs": sum(len(client.session.subscriptions) for client in clients),
+            "uptime": int(self._environment.wheel.now * TICK_SECONDS),
         }
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Tell whether a name matches a pattern in which `*` is any text. Cost: no more than their lengths."""
+    first, *others = pattern.split("*")
+    if not others:
+        return name == pattern
+    *middle, last = others
+    at, end = len(first), len(name) - len(last)
+    if at > end or not name.startswith(first) or not name.endswith(last):
+        return False
+    for part in middle:
+        at = name.find(part, at, end)
+        if at < 0:
+            return False
+        at += len(part)
+    return True
 
 
 async def _await(subscribed: Any) -> None:

@@ -163,6 +163,10 @@ class Sender(asyncio.BufferedProtocol, ABC):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frame)
 
+    def _to_write(self, frames: Sequence[bytes]) -> bytes:
+        """Return what is written for frames that have waited."""
+        return frames[0] if len(frames) == 1 else b"".join(frames)
+
     def _enqueue(self, queue: SendQueue | ChannelQueue, frames: Sequence[bytes]) -> int:
         if isinstance(queue, ChannelQueue):
             return self._enqueue_by_channel(queue, frames)
@@ -258,7 +262,7 @@ class Sender(asyncio.BufferedProtocol, ABC):
             send_queues.shrink(before - queue.queued_bytes)
             if self.form & LINES and not self.form & (GZIP | DEFLATE):
                 frames = join_lines(frames)
-            transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+            transport.write(self._to_write(frames))
         if queue.queued_bytes:
             queue.since = self.environment.wheel.now
             self._queue = queue

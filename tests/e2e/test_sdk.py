@@ -46,7 +46,7 @@ CLIENT = {
     "handler": "tests.sdk_handler:Handler",
     "personal_namespace": "own",
     "expired_close_seconds": EXPIRED_CLOSE_SECONDS,
-    "anonymous": "loopback",
+    "anonymous": "everywhere",
 }
 _numbers = count(1)
 
@@ -393,14 +393,17 @@ def test_history(open_client: Open, there: Way) -> None:
 
 
 def test_rpc(open_client: Open) -> None:
-    """Calls are answered by the handler of [client]; one that it does not have is error 104, one that fails is 100."""
+    """Calls are answered by the handler of [client]: with errors of its choice, with 404 for a method that it does not
+    have, and with 100 when it fails.
+    """
     user = somebody()
     client = open_client(user)
     client.connect()
     for data in ({"deep": [1, {"x": None}]}, "grüß", 0, []):
         assert client.do("rpc", "echo", data) == data
     assert client.do("rpc", "whoami", {}) == {"user": user}
-    assert client.refusal("rpc", "nothing", {}) == 104
+    assert client.refusal("rpc", "refuse", {}) == 1234
+    assert client.refusal("rpc", "nothing", {}) == 404
     assert client.refusal("rpc", "fail", {}) == 100
     assert client.do("rpc", "echo", 1) == 1
 
@@ -582,6 +585,16 @@ def test_connection_refreshed_too_late(open_client: Open) -> None:
     assert client.do("rpc", "whoami", {}) == {"user": user}
 
 
+def test_connection_refreshed_with_an_expired_token(open_client: Open) -> None:
+    """A client that is given an expired token is disconnected, code 3005, and comes back with the next one."""
+    user = somebody()
+    client = open_client(token=token(user, 1), tokens=[token(user, -60), token(user)])
+    client.connect()
+    client.wait("connecting", code=3005)
+    client.wait("connected")
+    assert client.do("rpc", "whoami", {}) == {"user": user}
+
+
 def test_subscription_token(open_client: Open, there: Way) -> None:
     """A subscription token opens a channel to its user alone, and no other channel; info comes with it."""
     channel, user = name("$room"), somebody()
@@ -637,6 +650,17 @@ def test_subscription_refreshed_too_late(open_client: Open, there: Way) -> None:
     assert client.count("connecting") == 1
 
 
+def test_subscription_refreshed_with_an_expired_token(open_client: Open) -> None:
+    """A subscription that is given an expired token ends, code 2501, and comes back with the next one."""
+    channel, client = name("secret"), open_client("ann")
+    client.connect()
+    tokens = [token("ann", seconds, channel=channel) for seconds in (1, -60, 600)]
+    client.subscribe(channel, token=tokens[0], tokens=tokens[1:])
+    client.wait("subscribing", channel=channel, code=2501)
+    client.wait("subscribed", channel=channel)
+    assert client.count("connecting") == 1
+
+
 def test_channels_of_users(open_client: Open, there: Way) -> None:
     """A channel that names users is open to them without token."""
     ann, bob = somebody(), somebody()
@@ -654,11 +678,12 @@ def test_channels_of_users(open_client: Open, there: Way) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pings(kind: str, request: pytest.FixtureRequest, serve: Callable[..., Server]) -> None:
+def test_pings(kind: str, origin: str, serve: Callable[..., Server], request: pytest.FixtureRequest) -> None:
     """A client that has nothing to say stays connected: the server pings it in time, and it answers in time."""
     times = {"ping_interval_seconds": PING_SECONDS, "pong_timeout_seconds": PING_SECONDS}
     with ExitStack() as closing:
-        open_client = opener(kind, serve(sections=sections(connections=times)), request, closing)
+        settings = sections(server={"origins": [origin]}, connections=times)
+        open_client = opener(kind, serve(sections=settings), request, closing)
         client = open_client("ann", maxServerPingDelay=1000 * PING_SECONDS)
         client.connect()
         end = time.time() + 4 * PING_SECONDS

@@ -20,18 +20,15 @@ RATE = 500 if IS_FULL else 200
 Summary = dict[str, Any]
 
 
-class Load:
-    """`python -m tests.load` against a server: its clients are connected and pushing from the with statement on.
-
-    tls: the server speaks TLS.  options: as on its command line, fan_out=1 for --fan-out 1.
+class Driven:
+    """A program of this package against a server, with commands on its standard input: from the with statement on it
+    has connected so many clients. options: as on its command line, fan_out=1 for --fan-out 1.
     """
 
-    def __init__(self, server: Server, *, tls: bool = False, **options: Any) -> None:
-        given = {"clients": CLIENTS, "rate": RATE, "fan_out": 1, "connect_seconds": 60 * SCALE} | options
-        self.clients = given["clients"]
-        url = server.ws_url().replace("ws:", "wss:") if tls else server.ws_url()
-        self._command = [sys.executable, "-m", "tests.load", url, "--interactive"]
-        for name, value in given.items():
+    def __init__(self, module: str, url: str, clients: int, *arguments: str, **options: Any) -> None:
+        self.clients = clients
+        self._command = [sys.executable, "-m", module, url, *arguments]
+        for name, value in options.items():
             self._command += [f"--{name.replace('_', '-')}", str(value)]
 
     def __enter__(self) -> Self:
@@ -77,9 +74,30 @@ class Load:
         """Return what has been seen so far."""
         return self.ask("status")
 
-    def stop(self) -> Summary:
-        """Stop pushing, let everything arrive, and return the summary."""
-        return self.ask("stop")
+    def stop(self, seconds: float = 20) -> Summary:
+        """Have it stop and let everything arrive; return the summary."""
+        return self.ask("stop", seconds)
+
+
+class Load(Driven):
+    """`python -m tests.load` against a server: its clients are connected and pushing from the with statement on.
+
+    tls: the server speaks TLS.  options: see Driven.
+    """
+
+    def __init__(self, server: Server, *, tls: bool = False, **options: Any) -> None:
+        given = {"clients": CLIENTS, "rate": RATE, "fan_out": 1, "connect_seconds": 60 * SCALE} | options
+        url = server.ws_url().replace("ws:", "wss:") if tls else server.ws_url()
+        super().__init__("tests.load", url, given["clients"], "--interactive", **given)
+
+
+class ChannelLoad(Driven):
+    """`python -m tests.load.channels`: its subscribers are in their channels, and publishing, from then on."""
+
+    def __init__(self, server: Server, **options: Any) -> None:
+        given = {"subscribers": 500 if IS_FULL else 200, "connect_seconds": 60 * SCALE} | options
+        url = server.ws_url(path="/connection/websocket")
+        super().__init__("tests.load.channels", url, given["subscribers"], **given)
 
 
 def check_exact(summary: Summary) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastpush.bus.client import BusClient, BusUnavailable
+from fastpush.bus.client import BusClient, BusUnavailable, OnResult
 from fastpush.bus.link import Link
 from fastpush.bus.server import BusServer
 from fastpush.protocol import bus
@@ -95,6 +95,12 @@ class FakeMembers:
         if notice.frame == b"bad":
             raise RuntimeError("a notice that nobody can word")
 
+    def on_changes(self, changes: bus.Publication, counted: Callable[[int], None]) -> None:
+        self.on_notice(changes, counted)
+
+    def on_relinked(self) -> None:
+        self.told.append(("relinked",))
+
 
 async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(SECONDS):
@@ -110,7 +116,7 @@ async def connected(
     """A client, and the broker that it has reached."""
     broker = FakeBroker(tmp_path / "bus")
     handlers = {
-        "deliver": lambda _, counted: counted(0), "close": lambda _: 0,
+        "deliver": lambda _, counted: counted(0), "obey": lambda _: 0, "inquire": lambda body: body,
         "key_table": lambda: keys, "measure": lambda: b"{}",
     } | kwargs  # fmt: skip
     client = BusClient(str(broker.path), 7, queue_bytes=100_000, answer_seconds=answer_seconds, **handlers)
@@ -130,9 +136,9 @@ async def connected(
         await until(lambda: client._link is None)
 
 
-def answers() -> tuple[list[tuple[Status, int, int]], Callable[[int, int, int], None]]:
+def answers() -> tuple[list[tuple[Status, int, int]], OnResult]:
     found: list[tuple[Status, int, int]] = []
-    return found, lambda status, sent, unconfirmed: found.append((Status(status), sent, unconfirmed))
+    return found, lambda status, sent, unconfirmed, _: found.append((Status(status), sent, unconfirmed))
 
 
 def test_table_on_every_connect(tmp_path: Path) -> None:
@@ -215,7 +221,7 @@ def test_push_and_its_answer(tmp_path: Path) -> None:
         async with connected(tmp_path) as (client, broker):
             for body in (b"first", b"second"):
                 client.publish(body, on_result)
-            client.drop(b'["jack",null]', on_result)
+            client.order(b'["jack",null]', on_result)
             asked = [await broker.hear() for _ in range(3)]
             assert [(kind, body) for kind, _, body in asked] == [
                 (bus.PUBLISH, b"first"), (bus.PUBLISH, b"second"), (bus.ORDER, b'["jack",null]')
@@ -238,7 +244,7 @@ def test_nothing_is_asked_before_welcome(tmp_path: Path) -> None:
                 client.publish(b"body", lambda *_: None)
             await broker.accept()
             await broker.hear_table()
-            for ask in (client.publish, client.drop):
+            for ask in (client.publish, client.order):
                 with pytest.raises(BusUnavailable, match="restarted"):
                     ask(b"body", lambda *_: None)
             with pytest.raises(BusUnavailable, match="restarted"):
@@ -299,7 +305,7 @@ def test_unknown_at_the_deadline(tmp_path: Path) -> None:
 
 
 def test_delivery_is_counted(tmp_path: Path) -> None:
-    """DELIVER and CLOSE are answered with what the worker says, a failing one with 0: nothing stays owed."""
+    """DELIVER and OBEY are answered with what the worker says, a failing one with 0: nothing stays owed."""
 
     async def scenario() -> None:
         delivered: list[bus.Publication] = []
@@ -310,7 +316,7 @@ def test_delivery_is_counted(tmp_path: Path) -> None:
                 raise RuntimeError("fan-out")
             counted(3)
 
-        async with connected(tmp_path, deliver=deliver, close=lambda _: 2) as (_, broker):
+        async with connected(tmp_path, deliver=deliver, obey=lambda _: 2) as (_, broker):
             for number, frame in enumerate((b"good", b"bad", b"good")):
                 await broker.say(
                     bus.encode(bus.DELIVER, number, bus.encode_publication([KEY], b"news", frame, taken_seconds=1.0))
@@ -319,7 +325,7 @@ def test_delivery_is_counted(tmp_path: Path) -> None:
             heard = [await broker.hear() for _ in range(4)]
             counts = [(kind, number, bus.decode_count(body)) for kind, number, body in heard]
             assert counts == [(bus.COUNT, 0, 3), (bus.COUNT, 1, 0), (bus.COUNT, 2, 3), (bus.COUNT, 9, 2)]
-            assert delivered[0] == ([KEY], b"news", b"good", 1.0, 0)
+            assert delivered[0] == bus.Publication([KEY], b"news", b"good", 1.0)
 
     asyncio.run(scenario())
 
@@ -377,7 +383,7 @@ def test_a_count_goes_to_the_link_that_asked_or_to_nobody(tmp_path: Path) -> Non
 OWN = bus.encode_publication([KEY], b"news", b"frame", taken_seconds=1.0)
 
 
-async def ask(client: BusClient, broker: FakeBroker, on_result: Callable[[int, int, int], None]) -> int:
+async def ask(client: BusClient, broker: FakeBroker, on_result: OnResult) -> int:
     """Publish OWN; return the request's number, as the broker has heard it."""
     client.publish(OWN, on_result)
     kind, number, body = await broker.hear()
@@ -416,7 +422,7 @@ def test_an_own_push_is_delivered_from_the_kept_body_and_answered_with_its_count
             await broker.say(bus.encode(bus.DELIVER_OWN, number))
             await until(lambda: found)
             assert found == [(Status.DONE, 3, 0)]
-            assert delivered == [([KEY], b"news", frame, 1.0, 0)]
+            assert delivered == [bus.Publication([KEY], b"news", frame, 1.0)]
             assert client.pending == 0
             client.withdraw(KEY)
             assert (await broker.hear())[0] == bus.UNSUBSCRIBE  # nothing came between
@@ -571,7 +577,7 @@ def test_own_pushes_that_are_not_counted_are_bounded(tmp_path: Path) -> None:
                 _, request, _ = await broker.hear()
                 await broker.say(bus.encode(bus.DELIVER_OWN, request))
                 await until(lambda delivered=delivered: len(deliveries.counted) == delivered)
-            for ask_for in (client.publish, client.drop):
+            for ask_for in (client.publish, client.order):
                 with pytest.raises(BusUnavailable, match="this worker is overloaded"):
                     ask_for(b"body", lambda *_: None)
             assert client.pending == 2
@@ -675,7 +681,8 @@ def test_waits_for_a_listener(tmp_path: Path) -> None:
     async def scenario() -> None:
         client = BusClient(
             str(tmp_path / "bus"), 7, queue_bytes=1000, answer_seconds=1,
-            deliver=lambda _, counted: counted(0), close=lambda _: 0, key_table=tuple, measure=lambda: b"{}",
+            deliver=lambda _, counted: counted(0), obey=lambda _: 0, inquire=lambda body: body,
+            key_table=tuple, measure=lambda: b"{}",
         )  # fmt: skip
         client.members = FakeMembers()
         client.start()
@@ -947,7 +954,7 @@ def test_notices_are_counted(tmp_path: Path) -> None:
             kind, number, body = await broker.hear()
             assert (kind, number, bus.decode_count(body)) == (bus.COUNT, 6, 0)
             (notice, counted), _ = members.notices
-            assert notice == ([b"c/chat"], b"/chat", b"notice", 1.0, 9)
+            assert notice == bus.Publication([b"c/chat"], b"/chat", b"notice", 1.0, spared=9)
             counted(3)
             kind, number, body = await broker.hear()
             assert (kind, number, bus.decode_count(body)) == (bus.COUNT, 5, 3)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from fastpush.protocol import bus
-from fastpush.state.history import Entry
+from fastpush.protocol.bus import Kind, Position, Publication
 
 LIMIT_BYTES = 1000
 MESSAGES = [
@@ -32,8 +32,9 @@ def test_kinds_are_distinct_and_fit_a_byte() -> None:
         bus.SNAPSHOT, bus.GOODBYE, bus.WELCOME, bus.SUBSCRIBED, bus.DELIVER, bus.OBEY, bus.RESULT, bus.MEASURE,
         bus.REPORT, bus.ADMIT, bus.RELEASE, bus.HOLD, bus.ADMITTED, bus.DELIVER_OWN, bus.JOIN, bus.LEAVE, bus.PRESENT,
         bus.CLAIM, bus.UNCLAIM, bus.CLAIMED, bus.REPLACED, bus.HISTORY, bus.ONLINE, bus.ANSWER, bus.NOTICE,
+        bus.PUBLISH_ONCE, bus.FORGET, bus.PRESENCE, bus.GATHER, bus.FOUND, bus.DELIVER_AT, bus.CHANGES, bus.INQUIRE,
     ]  # fmt: skip
-    assert len(set(kinds)) == len(kinds) == 33
+    assert len(set(kinds)) == len(kinds) == 41
     assert all(0 < kind < 256 for kind in kinds)
 
 
@@ -100,13 +101,19 @@ def test_head_and_body_apart() -> None:
 
 @pytest.mark.parametrize("keys", [[b"*"], [b""], [b"a" * 600, b"b", b""], [str(n).encode() for n in range(65535)]])
 def test_publication(keys: list[bytes]) -> None:
-    """Keys, event, frame, time and whom it spares come out as they went in; the keys, and how many to keep, alone."""
+    """Keys, event, frame, time, kind and whom it spares come out as they went in; the keys, and how many to keep,
+    alone; where it was kept is told from outside.
+    """
     event, frame = "événement".encode(), b"\x81\x05hello"
     body = bus.encode_publication(keys, event, frame, taken_seconds=12345.678901)
-    assert bus.decode_publication(body) == (keys, event, frame, 12345.678901, 0)
+    assert bus.decode_publication(body) == Publication(keys, event, frame, 12345.678901)
     assert bus.decode_route(body) == (keys, 0)
-    body = bus.encode_publication(keys, event, frame, taken_seconds=0.5, spared=2**64 - 1, keep=65535)
-    assert bus.decode_publication(body) == (keys, event, frame, 0.5, 2**64 - 1)
+    body = bus.encode_publication(
+        keys, event, frame, taken_seconds=0.5, spared=2**64 - 1, keep=65535, kind=Kind.CHANGES
+    )
+    assert bus.decode_publication(body, 2**64 - 1) == Publication(
+        keys, event, frame, 0.5, spared=2**64 - 1, kind=Kind.CHANGES, offset=2**64 - 1
+    )
     assert bus.decode_route(body) == (keys, 65535)
 
 
@@ -118,7 +125,7 @@ def test_small_answers() -> None:
         bus.Decoder(LIMIT_BYTES), bus.encode_result(2**64 - 1, bus.Status.UNKNOWN, 2**32 - 1, 65535)
     )
     assert (kind, number) == (bus.RESULT, 2**64 - 1)
-    assert bus.decode_result(body) == (bus.Status.UNKNOWN, 2**32 - 1, 65535)
+    assert bus.decode_result(body) == (bus.Status.UNKNOWN, 2**32 - 1, 65535, bus.NO_POSITION)
     assert bus.decode_epoch(bus.encode_epoch(2**64 - 1)) == 2**64 - 1
 
 
@@ -143,26 +150,60 @@ def test_large_publications_are_not_copied(keys: list[bytes]) -> None:
         assert type(view) is memoryview and view == body
         assert bus.decode_route(view) == (keys, 3)
         publication = bus.decode_publication(view)
-        assert publication == (keys, b"e", frame, 2.5, 9)
+        assert publication == Publication(keys, b"e", frame, 2.5, spared=9)
         assert {type(part) for part in (*publication.keys, publication.event, publication.frame)} == {bytes}
 
 
 def test_what_is_said_of_channels() -> None:
     """Joins, notices, questions, answers and kept entries come out as they went in; what is left out has a default."""
     join = bus.Join(
-        b"c/chat", 2**63, "/chat", replay_messages=500, replay_bytes=2**24, user="jäck", grace_ms=3_600_000, keep=65535
-    )
+        b"c/chat", 2**63, "/chat", replay_messages=500, replay_bytes=2**24, user="jäck", grace_ms=3_600_000, keep=65535,
+        is_present=True, info=b'{"client":"1"}', since=Position(2**64 - 1, 2**64 - 1),
+    )  # fmt: skip
     assert bus.unpack_join(bus.pack(join)) == join
-    assert bus.unpack_join(bus.pack(bus.Join(b"c", 1, "/x"))) == bus.Join(b"c", 1, "/x", 0, 0, "", 0, 0)
+    assert bus.unpack_joins(bus.pack([join, bus.Join(b"c", 1, "/x")])) == [join, bus.Join(b"c", 1, "/x", 0, 0, "", 0, 0)]
+    assert bus.unpack_join(bus.pack(bus.Join(b"c", 1, "/x"))) == bus.Join(b"c", 1, "/x")
     notice = bus.Notice("jäck", is_online=False, seconds=1_800_000_000.125)
     assert bus.unpack_notice(bus.pack(notice)) == notice
     question = bus.Online([b"c/chat", b"c/chat:tea"], 1000)
     assert bus.unpack_online(bus.pack(question)) == question
     answer = bus.OnlineAnswer([(0, 0), (2, 5)], ["jack", "jill"])
     assert bus.unpack_online_answer(bus.pack(answer)) == answer
-    entries = [Entry(is_notice=False, data=b"\x81\x05hello"), Entry(is_notice=True, data=bus.pack(notice))]
-    assert bus.unpack_entries(bus.pack(tuple(entries))) == entries
-    assert bus.unpack_entries(bus.pack(())) == []
+    entries = [bus.Entry(1, Kind.DATA, b"\x81\x05hello", b',"tags":{}'), bus.Entry(2, Kind.NOTICE, bus.pack(notice))]
+    kept = bus.Kept(2, 2**64 - 1, recovered=True, entries=entries)
+    assert bus.unpack_kept(bus.pack(kept)) == kept
+    assert bus.unpack_all_kept(bus.pack([kept, kept])) == [kept, kept]
+    asked = bus.History(b"cchat:42", 100, Position(7, 2**64 - 1), reverse=True)
+    assert bus.unpack_history(bus.pack(asked)) == asked
+    assert bus.unpack_history(bus.pack(bus.History(b"c"))) == bus.History(b"c", bus.HISTORY_MESSAGES_MAX, None)
+    gathered = bus.Gathered([b"1", b"{}"], 3)
+    assert bus.unpack_gathered(bus.pack(gathered)) == gathered
+    assert bus.unpack_changes(bus.pack([(True, b"{}"), (False, b"[]")])) == [(True, b"{}"), (False, b"[]")]
+    assert bus.unpack_infos(bus.pack([b"{}"])) == [b"{}"]
+
+
+@pytest.mark.parametrize("position", [Position(1, 2**64 - 1), Position(2**64 - 1, 1)])
+def test_positions(position: Position) -> None:
+    """A RESULT, a DELIVER_OWN and a DELIVER_AT say where a channel has kept a publication, or nothing."""
+    result = bus.encode_result(7, bus.Status.DONE, 3, 1, position)
+    ((_, number, body),) = feed(bus.Decoder(LIMIT_BYTES), result)
+    assert (number, bus.decode_result(body)) == (7, (bus.Status.DONE, 3, 1, position))
+    assert bus.decode_position(bus.encode_position(position)) == position
+    assert bus.decode_position(b"") == bus.NO_POSITION
+    publication = bus.encode_publication([b"c"], b"e", b"frame", taken_seconds=1.0)
+    for body in (publication, memoryview(publication)):
+        before = bus.encode_offset(position.offset)
+        whole = before + body if type(body) is bytes else memoryview(before + body)
+        assert bus.decode_offset(whole) == (position.offset, body)
+
+
+def test_idempotency_keys() -> None:
+    """A PUBLISH_ONCE is a key of up to ONCE_BYTES_MAX bytes, and a publication as any other."""
+    publication = bus.encode_publication([b"c"], b"e", b"frame", taken_seconds=1.0)
+    for key in (b"k", b"\0" * bus.ONCE_BYTES_MAX):
+        assert bus.decode_once(bus.encode_once(key) + publication) == (key, publication)
+        found, body = bus.decode_once(memoryview(bus.encode_once(key) + publication))
+        assert (found, body, type(found)) == (key, publication, bytes)
 
 
 @pytest.mark.parametrize(("worker", "serial"), [(0, 1), (1, 0), (2**24 - 1, 2**40 - 1), (65535, 123456789)])

@@ -252,7 +252,7 @@ def test_results() -> None:
     """The results of all other methods, as the SDKs read them."""
     info = client.client_info("42", "c1", b'{"name":"Jo"}', b"[1]")
     assert info == b'{"client":"c1","user":"42","conn_info":{"name":"Jo"},"chan_info":[1]}'
-    assert client.client_info("", "c1") == b'{"client":"c1"}'
+    assert client.client_info("", "c1") == b'{"client":"c1","user":""}'
     assert client.presence_result({"c1": info}) == b'{"presence":{"c1":' + info + b"}}"
     assert client.presence_result({}) == b'{"presence":{}}'
     assert client.presence_stats_result(3, 2) == b'{"num_clients":3,"num_users":2}'

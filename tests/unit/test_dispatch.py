@@ -9,7 +9,7 @@ import pytest
 from fastpush.applications.echo import Echo
 from fastpush.config import Config, Limits, Server
 from fastpush.worker.dispatch import HELD_BYTES, LINGER_SECONDS, HttpConnection
-from tests.http_parts import Parts, http_parts, turns
+from tests.http_parts import DONE, Parts, http_parts, turns
 from tests.wire import chunked, push, request, upgrade
 
 PUSH = push("jack", "e", "m")
@@ -84,7 +84,7 @@ def test_reading_pauses_while_a_push_is_under_way(data: bytes) -> None:
             sent += 16384
             await turns(5)
             assert sent <= HELD_BYTES + 2 * 16384
-        parts.broker.answer = (0, 1, 0)
+        parts.broker.answer = DONE
         parts.broker.answer_next()
         while sent < len(stream):
             await turns(5)
@@ -263,7 +263,7 @@ def test_half_closed_client_is_answered(data: bytes) -> None:
         connection.data_received(data)
         await turns()
         assert connection.eof_received() is True
-        parts.broker.answer = (0, 1, 0)
+        parts.broker.answer = DONE
         parts.broker.answer_next()
         await turns(50)
         count = data.count(b'"message": "m"}')

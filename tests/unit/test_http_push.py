@@ -11,7 +11,7 @@ from fastpush.config import Limits
 from fastpush.errors import RequestError, not_found, unavailable
 from fastpush.http.push import Outcome, PushService, header_text, internal_error, render
 from fastpush.metrics import Counters
-from fastpush.protocol.bus import Status, decode_publication
+from fastpush.protocol.bus import NO_POSITION, Status, decode_publication
 from tests.http_parts import Broker, http_parts, turns
 from tests.wire import push, request
 
@@ -63,7 +63,7 @@ def test_answers_of_the_broker(result: tuple[int, int, int], status: int, counte
     """S0-25, S0-26: each answer has its status and is counted once, under one name."""
     broker, counters = waiting_broker(), Counters()
     outcomes = ask(service(broker, counters).push, BODY)
-    broker.waiting.pop()(*result)
+    broker.waiting.pop()(*result, NO_POSITION)
     (outcome,) = outcomes
     assert (200 if isinstance(outcome, Outcome) else outcome.status) == status
     counts = {name: count for name, count in counters.snapshot().items() if count}
@@ -104,7 +104,7 @@ def test_drop() -> None:
     """S0-37: user and event go to the broker, null for all events, with what clients are told; the count comes back."""
     broker = waiting_broker()
     outcomes = ask(service(broker).drop, {"userId": "jack"})
-    broker.waiting.pop()(Status.DONE, 4, 0)
+    broker.waiting.pop()(Status.DONE, 4, 0, NO_POSITION)
     ask(service(broker).drop, {"userId": "jack", "event": "e"})
     assert outcomes == [Outcome(4, 0)]
     told = [1008, "dropped by the back-end"]

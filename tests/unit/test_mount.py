@@ -1,6 +1,7 @@
 """fastpush.worker.mount and fastpush.applications.loading: from an [[application]] to what serves its path."""
 
 import logging
+from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, cast
 
 import msgspec
@@ -117,7 +118,7 @@ def test_a_constructor_that_fails_names_its_application() -> None:
     """In the worker, with what it has raised."""
     config = Config(application=[entry(handler=f"{HERE}:Failing")])
     with pytest.raises(ConfigError, match=r"number 1, handler: .*Failing.*OSError: no database"):
-        applications(config, lambda _: cast(Any, None))
+        applications(config, lambda path: cast(Any, SimpleNamespace(path=path)))
 
 
 def test_limits_of_configuration_class_and_table() -> None:
@@ -163,7 +164,7 @@ def test_a_url_is_read() -> None:
     assert found.token == "t t"
     assert isinstance(found.query, MultiDictProxy)
     assert list(found.query.items()) == [("symbol", "A"), ("symbol", "ä"), ("x", "")]
-    assert mount.read("") == (None, {}, found.options)
+    assert mount.read("") == (None, {}, found.options, False)
     with pytest.raises(RequestError):
         mount.read("a=%zz")
 

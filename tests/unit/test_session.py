@@ -342,6 +342,8 @@ def test_errors_of_other_requests() -> None:
     for _ in range(2):
         assert session.refused(asked(session, command("rpc", 5)), ErrorCode.METHOD_NOT_FOUND)
     assert taken(session) == [error(5, ErrorCode.METHOD_NOT_FOUND)] * 2
+    assert session.refused(asked(session, command("rpc", 6)), 4001, "no such room")
+    assert taken(session) == [{"id": 6, "error": {"code": 4001, "message": "no such room"}}], "a handler's own code"
 
 
 def test_answers_after_the_end() -> None:

@@ -9,21 +9,23 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpush.channels.session import TABLE, Bounds, Session, State
+from fastpush.channels.session import TABLE, Bounds, Disconnect, Session, State
 from fastpush.protocol.client import (
     BadCommand,
     Connect,
     ConnectResult,
     DisconnectCode,
     ErrorCode,
+    Pong,
     Request,
+    Send,
     Subscribe,
     SubscribeResult,
     Unsubscribe,
     read_command,
 )
 
-CHANNELS_MAX = 3
+CHANNELS_MAX = 2
 REPLY_BYTES_MAX = 2_000  # of anything written at once: a name of 255 bytes, escaped, and what goes around it
 MOVES = {
     (State.NEW, State.CONNECTING),
@@ -71,6 +73,12 @@ commands = st.builds(
 plain = st.builds(
     lambda method, number, body: json.dumps({"id": number, method: body}), methods, st.integers(1, 9), members
 )
+moving = st.builds(
+    lambda method, number, channel: json.dumps({"id": number, method: {"channel": channel}}),
+    st.sampled_from(["subscribe", "subscribe", "unsubscribe"]),
+    st.integers(1, 9),
+    st.sampled_from(["a", "b", "c"]),
+)
 
 
 @st.composite
@@ -83,8 +91,8 @@ def mutated(draw: st.DrawFn) -> str:
     return text
 
 
-lines = st.one_of(
-    plain, plain, plain, commands, mutated(), st.just("{}"), st.text(max_size=10), json_values.map(json.dumps)
+lines = (
+    moving | moving | plain | commands | mutated() | st.just("{}") | st.text(max_size=10) | json_values.map(json.dumps)
 )
 frames = st.lists(lines, min_size=1, max_size=4).map("\n".join)
 
@@ -97,6 +105,8 @@ class Owner:
         self.data = data
         self.asked: Counter[int] = Counter()
         self.replied: Counter[int] = Counter()
+        self.answered: list[Request] = []
+        self.end: Disconnect | None = None
         self.state = session.state
         self.places: dict[str, State] = {}
         self.steps = 1
@@ -106,7 +116,8 @@ class Owner:
         text = frame.decode(errors="replace") if isinstance(frame, bytes) else frame
         for line in text.split("\n"):
             with suppress(BadCommand):
-                self.asked[read_command(line).id] += 1
+                command = read_command(line)
+                self.asked[command.id] += not isinstance(command, Send | Pong)
             self.steps += 1
         return self.session.feed(frame)
 
@@ -119,25 +130,34 @@ class Owner:
         self.check()
 
     def answer(self, request: Request) -> None:
+        """Answer as the protocol has it, or with an error."""
+        session = self.session
+        self.answered.append(request)
         if self.data.draw(st.integers(0, 3)) == 0:
-            self.session.refused(request, self.data.draw(st.sampled_from(ErrorCode)))
+            if session.refused(request, self.data.draw(st.sampled_from(ErrorCode))) and isinstance(request, Subscribe):
+                assert request.channel not in session.subscriptions
         elif isinstance(request, Connect):
-            subs = self.data.draw(st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=CHANNELS_MAX + 1))
-            self.session.connected(request, ConnectResult("c", subs=dict.fromkeys(subs, SubscribeResult())))
+            subs = self.data.draw(st.lists(st.sampled_from(["a", "b", "c"]), max_size=CHANNELS_MAX + 1))
+            session.connected(request, ConnectResult("c", subs=dict.fromkeys(subs, SubscribeResult())))
         elif isinstance(request, Subscribe):
-            self.session.subscribed(request, SubscribeResult(offset=1))
+            if session.subscribed(request, SubscribeResult(offset=1)):
+                assert session.subscriptions[request.channel].state is State.SUBSCRIBED
         elif isinstance(request, Unsubscribe):
-            self.session.unsubscribed(request)
+            if session.unsubscribed(request):
+                assert request.channel not in session.subscriptions
         else:
-            self.session.answered(request)
+            session.answered(request)
 
     def act(self) -> None:
         """Do what the server does by itself, or nothing."""
         self.steps += 1
-        channel = self.data.draw(st.sampled_from(["a", "a:1", "b", "z"]))
-        action = self.data.draw(st.sampled_from(["", "", "", "subscribe", "unsubscribe", "ping", "take", "end"]))
+        channel = self.data.draw(st.sampled_from(["a", "b", "c"]))
+        action = self.data.draw(
+            st.sampled_from(["", "", "subscribe", "unsubscribe", "unsubscribe", "ping", "take", "end"])
+        )
         if action == "subscribe":
-            self.session.subscribe(channel, SubscribeResult())
+            if self.session.subscribe(channel, SubscribeResult()):
+                assert self.session.state is State.CONNECTED
         elif action == "unsubscribe":
             self.session.unsubscribe(channel, self.data.draw(st.sampled_from([2000, 2500, 2501])), "why")
         elif action == "ping":
@@ -162,6 +182,9 @@ class Owner:
     def check(self) -> None:
         session = self.session
         assert len(session.subscriptions) <= CHANNELS_MAX
+        assert session.pongs_due >= 0
+        assert self.end is None or session.disconnect is self.end, "it ends once"
+        self.end = session.disconnect
         assert self.state is session.state or (self.state, session.state) in MOVES
         self.state = session.state
         assert (session.state is State.ENDED) == (session.disconnect is not None)
@@ -172,9 +195,17 @@ class Owner:
         self.places = places
 
     def finish(self) -> None:
+        """Every command of a session that goes on has its answer; one that has ended says nothing, whatever is done."""
         self.take()
+        if self.session.state is State.CONNECTED:
+            assert self.replied == self.asked
         self.session.ended(DisconnectCode.SHUTDOWN)
-        self.check()
+        self.session.take()
+        for request in tuple(self.answered):
+            self.answer(request)
+        for _ in range(3):
+            self.act()
+        assert not self.session.take()
 
 
 def fresh() -> Session:

@@ -1,0 +1,287 @@
+"""Who is in a channel is exact, and told to those in it, whatever comes, goes and dies; a large one delays nobody."""
+
+import asyncio
+import json
+import random
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import count
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.chaos.load import Accepts, HttpConnection, Refused, WebSocket, kill, open_websocket, run, show, until
+from tests.load.driver import IS_FULL, Driven
+from tests.server import SCALE, Server
+
+JOINS = 5000 if IS_FULL else 1000
+KILLS = 7 if IS_FULL else 3
+USERS, LANES, CHANNELS = 100, 40, 4
+MEMBERS, MEMBERS_SECONDS, PROCESSES = (10_000, 9.0, 4) if IS_FULL else (1000, 2.0, 2)
+# The figure is 50 ms; the short run shares the machine with whatever else is tested.
+DELAY_MAX_MS = 1000 * SCALE
+PUBLISH_EVERY_SECONDS = 0.1
+
+
+class Lost(Exception):
+    """The connection has ended with a command under way, or before."""
+
+
+class Member:
+    """A client of the protocol. on_push: told each push.  channels: that it is in, as far as it was told."""
+
+    def __init__(self, user: str, on_push: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
+        self.user = user
+        self.id = ""
+        self.channels: set[str] = set()
+        self.websocket: WebSocket | None = None
+        self._on_push = on_push
+        self._ids = count(1)
+        self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
+
+    async def connect(self, port: int) -> None:
+        try:
+            self.websocket = await open_websocket(port, "", self._on_message, target="/connection/websocket")
+        except (OSError, Refused):
+            raise Lost from None
+        self.id = (await self.ask("connect", token=self.user))["client"]
+
+    @property
+    def is_open(self) -> bool:
+        return self.websocket is not None and not self.websocket.closed.done()
+
+    def begin(self, method: str, **parameters: Any) -> "asyncio.Future[dict[str, Any]]":
+        """Send a command; return what will be its reply."""
+        number = next(self._ids)
+        reply = self._replies[number] = asyncio.get_running_loop().create_future()
+        self.websocket.send_text(json.dumps({"id": number, method: parameters}))
+        return reply
+
+    async def ask(self, method: str, **parameters: Any) -> Any:
+        """Send a command; return its result. Raises: Lost."""
+        reply = self.begin(method, **parameters)
+        await asyncio.wait((reply, self.websocket.closed), return_when=asyncio.FIRST_COMPLETED)
+        if not reply.done():
+            raise Lost
+        assert method in reply.result(), reply.result()
+        return reply.result()[method]
+
+    async def subscribe(self, channel: str) -> None:
+        await self.ask("subscribe", channel=channel)
+        self.channels.add(channel)
+
+    async def unsubscribe(self, channel: str) -> None:
+        self.channels.discard(channel)
+        await self.ask("unsubscribe", channel=channel)
+
+    async def presence(self, channel: str) -> dict[str, str]:
+        """Return the user of each connection in a channel that this one is in."""
+        found = (await self.ask("presence", channel=channel)).get("presence", {})
+        assert all(info["client"] == name for name, info in found.items())
+        return {name: info["user"] for name, info in found.items()}
+
+    def _on_message(self, text: str) -> None:
+        for line in text.split("\n"):
+            told = json.loads(line)
+            if "push" in told:
+                self._on_push(told["push"])
+            elif told:
+                self._replies.pop(told["id"]).set_result(told)
+            else:
+                self.websocket.send_text("{}")
+
+
+class Observer:
+    """A member of all channels that stays. told: "join" and "leave" in turn, by channel and by who it is about."""
+
+    def __init__(self, number: int) -> None:
+        self.member = Member(f"observer{number}", self._on_push)
+        self.told: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+
+    async def enter(self, port: int, channels: list[str]) -> "Observer":
+        await self.member.connect(port)
+        for channel in channels:
+            await self.member.subscribe(channel)
+        return self
+
+    def _on_push(self, push: dict[str, Any]) -> None:
+        kind = "join" if "join" in push else "leave"
+        info = push[kind]["info"]
+        if not info["user"].startswith("observer"):
+            self.told[push["channel"]][info["client"] or info["user"]].append(kind)
+
+    def present(self, channel: str) -> set[str]:
+        """Return who is there, as this one was told."""
+        return {who for who, kinds in self.told[channel].items() if kinds[-1] == "join"}
+
+    def check_turns(self) -> None:
+        """Fail unless each was told to come and to leave in turn."""
+        for of_channel in self.told.values():
+            for who, kinds in of_channel.items():
+                assert kinds == ["join", "leave"] * (len(kinds) // 2) + ["join"] * (len(kinds) % 2), (who, kinds)
+
+
+class Crowd:
+    """Users that come and go at random; the truth about who is where."""
+
+    def __init__(self, server: Server, channels: list[str], random_: random.Random) -> None:
+        self.server = server
+        self.random = random_
+        self.joins = 0
+        self.done: Counter[str] = Counter()
+        self.members: list[Member] = []
+        self._channels = channels
+
+    async def live(self) -> None:
+        """Come and go, LANES at a time, until JOINS were begun; some stay."""
+        async with asyncio.TaskGroup() as lanes:
+            for _ in range(LANES):
+                lanes.create_task(self._lane())
+
+    async def _lane(self) -> None:
+        while self.joins < JOINS:
+            what = self.random.choice((self._come, self._come, self._move, self._move, self._end, self._break_off))
+            self.done[what.__name__] += 1
+            try:
+                await what()
+            except Lost:
+                self.done["lost"] += 1
+
+    async def _come(self) -> None:
+        member = Member(f"user{self.random.randrange(USERS)}")
+        await member.connect(self.server.port)
+        for channel in self.random.sample(self._channels, self.random.randrange(1, 3)):
+            self.joins += 1
+            await member.subscribe(channel)
+        self.members.append(member)
+
+    def _take(self) -> Member | None:
+        """Return a member that nobody else does something with until it is put back."""
+        return self.members.pop(self.random.randrange(len(self.members))) if self.members else None
+
+    async def _move(self) -> None:
+        """Leave a channel, or enter one."""
+        member = self._take()
+        if member is None or not member.is_open:
+            return
+        try:
+            channel = self.random.choice(self._channels)
+            if channel in member.channels:
+                await member.unsubscribe(channel)
+            else:
+                self.joins += 1
+                await member.subscribe(channel)
+        finally:
+            self.members.append(member)
+
+    async def _end(self) -> None:
+        """Close, or cut."""
+        member = self._take()
+        if member is not None and member.is_open:
+            if self.random.random() < 0.5:
+                member.websocket.close()
+            else:
+                member.websocket.reset()
+            await member.websocket.closed
+
+    async def _break_off(self) -> None:
+        """Cut while a command is under way, or several are."""
+        member = self._take()
+        if member is None or not member.is_open:
+            return
+        channel = self.random.choice(self._channels)
+        for _ in range(self.random.randrange(1, 4)):
+            self.joins += 1
+            member.begin(self.random.choice(("subscribe", "unsubscribe")), channel=channel)
+        if self.random.random() < 0.5:
+            await asyncio.sleep(self.random.random() / 500)
+        if member.is_open:
+            member.websocket.reset()
+        await member.websocket.closed
+
+    def present(self, channel: str) -> dict[str, str]:
+        """Return the truth: the user of each open connection in a channel."""
+        return {member.id: member.user for member in self.members if member.is_open and channel in member.channels}
+
+
+def users_without_observers(found: dict[str, str]) -> dict[str, str]:
+    return {name: user for name, user in found.items() if not user.startswith("observer")}
+
+
+async def kill_now_and_then(crowd: Crowd, slots: set[int]) -> None:
+    """Kill a worker of these slots KILLS times while JOINS joins are made; return when the last one has ended."""
+    for number in range(KILLS):
+        due = JOINS * (number + 1) // (KILLS + 1)
+        await until(lambda: crowd.joins >= due, 60, "joins")  # noqa: B023 - awaited here
+        slot = crowd.random.choice(sorted(slots))
+        victim = await until(lambda: ready_worker(crowd.server, slot), what="a worker to kill")  # noqa: B023
+        kill(victim, signal.SIGKILL)
+        await until(lambda: not psutil.pid_exists(victim), what="its end")  # noqa: B023
+
+
+async def ready_worker(server: Server, slot: int) -> int | None:
+    workers = await asyncio.to_thread(server.processes, "worker")
+    return next((w["pid"] for w in workers if w["slot"] == slot and w["state"] == "ready"), None)
+
+
+def seeded() -> random.Random:
+    seed = random.randrange(2**32)
+    show(f"seed {seed}")
+    return random.Random(seed)
+
+
+@pytest.mark.parametrize("told", ["connections", "users"])
+def test_presence_and_who_comes_and_leaves(serve: Any, told: str) -> None:
+    """Connections subscribe, unsubscribe, close and break thousands of times on 4 workers while workers are killed:
+    then presence is the truth, and what those who stayed were told of each connection, or user, is that it came and
+    left in turn, up to the truth.
+    """
+    hall = {"subscribe": "everybody", "presence": True, "join_leave": told, "grace_seconds": 0.5}
+    server = serve(workers=4, sections={"channels.hall": hall, "limits": {"max_lag_ms": 0}})
+    channels = [f"hall:{number}" for number in range(CHANNELS)]
+
+    async def scenario() -> None:
+        crowd = Crowd(server, channels, seeded())
+        observers = [await Observer(number).enter(server.port, channels) for number in range(12)]
+        slots = {worker["number"]: worker["slot"] for worker in server.processes("worker")}
+        with Accepts(server.log_path) as accepts:
+            homes = [slots[accepts.worker_of(observer.member.websocket.port)] for observer in observers]
+        killed = set(crowd.random.sample(sorted(set(homes)), 2))
+        staying = [observer for observer, home in zip(observers, homes, strict=True) if home not in killed]
+        assert staying
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as both:
+            both.create_task(crowd.live())
+            both.create_task(kill_now_and_then(crowd, killed))
+        assert all(observer.member.is_open for observer in staying)
+        for channel in channels:
+            await check_channel(channel, crowd, staying, told)
+        for observer in staying:
+            observer.check_turns()
+        show(
+            f"{told}: {crowd.joins} joins, {dict(crowd.done)}, {KILLS} workers killed, "
+            f"{time.monotonic() - began:.1f} s; at the end {[len(crowd.present(channel)) for channel in channels]}"
+        )
+
+    run(scenario())
+
+
+async def check_channel(channel: str, crowd: Crowd, staying: list[Observer], told: str) -> None:
+    """Fail unless presence, its figures, and what observers were told, are true within a moment."""
+    truth = crowd.present(channel)
+    told_of = set(truth) if told == "connections" else set(truth.values())
+    asked = staying[0].member
+
+    async def is_exact() -> bool:
+        return users_without_observers(await asked.presence(channel)) == truth
+
+    await until(is_exact, what=f"presence of {channel}")
+    everybody = await asked.presence(channel)
+    stats = await asked.ask("presence_stats", channel=channel)
+    assert (stats["num_clients"], stats["num_users"]) == (len(everybody), len(set(everybody.values())))
+    for observer in staying:
+        await until(lambda: observer.present(channel) == told_of, what="told the truth")  # noqa: B023 - awaited here

@@ -1,0 +1,143 @@
+"""A dropped connection is a non-event: subscribers come back, and have each publication once and in order.
+
+FASTPUSH_TEST_LOAD=full runs it with 500 subscribers and 300 publications a second, for as long as the documentation
+says.
+"""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.load import kill
+from tests.load.driver import IS_FULL, ChannelLoad, Summary, show
+from tests.programs import FASTPUSH, run
+from tests.server import Server, eventually
+
+SECONDS = 60 if IS_FULL else 8
+KILL_EVERY_SECONDS = 2
+DRAIN_SECONDS = 5 if IS_FULL else 2
+BROKER_KILLS = 15 if IS_FULL else 3
+PERSONAL = 20
+WORKERS = 4
+WRONG = ("lost", "doubled", "out_of_order", "gaps", "contradictions", "behind", "false_recoveries", "unexpected")
+
+SECTIONS: dict[str, Any] = {
+    "log": {"level": "info"},
+    "client": {"anonymous": "loopback", "personal_namespace": "personal"},
+    "channels.news": {"subscribe": "everybody", "history_messages": 2000, "recovery": True},
+    "channels.personal": {"history_messages": 2000, "recovery": True},
+}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """Four workers on a port that stays theirs."""
+    server = Server(tmp_path, workers=WORKERS, sections=SECTIONS)
+    server.write_config(WORKERS, SECTIONS)
+    yield server
+    server.stop()
+
+
+def load_of(server: Server) -> ChannelLoad:
+    return ChannelLoad(server, rate=300 if IS_FULL else 200, personal=PERSONAL)
+
+
+def settled(load: ChannelLoad) -> Summary:
+    """Stop; nothing is wrong with what the subscribers have, and all of them are back."""
+    summary = load.stop(40)
+    assert not {name: summary[name] for name in WRONG if summary[name]}, summary
+    assert summary["there"] == summary["subscribers"], summary
+    assert summary["published"] > 100 and summary["received"] > summary["published"], summary
+    return summary
+
+
+def check_complete(summary: Summary) -> None:
+    """Nobody was ever told that it has missed something: so `lost`, `doubled` and `out_of_order` judge everybody."""
+    assert summary["untold"] == summary["places"] and not summary["tellings"], summary
+    assert summary["recoveries"] and summary["recovered"], summary
+
+
+def ready(server: Server, role: str) -> list[int]:
+    return [process["pid"] for process in server.processes(role) if process["state"] == "ready"]
+
+
+def kill_one(server: Server, role: str) -> int:
+    """Kill a random process of a role, once there is one that is ready."""
+    pid = random.choice(eventually(lambda: ready(server, role), what=f"a {role} to kill"))
+    kill(pid, signal.SIGKILL)
+    return pid
+
+
+def test_a_worker_killed_every_two_seconds(server: Server) -> None:
+    """While a random worker is killed every 2 s, every subscriber gets every publication once and in order: 0 lost,
+    0 doubled, 0 out of order.
+    """
+    kills = 0
+    with load_of(server) as load:
+        began = time.monotonic()
+        while (due := began + (kills + 1) * KILL_EVERY_SECONDS) < began + SECONDS:
+            eventually(lambda: time.monotonic() >= due)  # noqa: B023 - called here
+            kill_one(server, "worker")
+            kills += 1
+        summary = settled(load)
+    show("worker killed every 2 s", summary, kills=kills)
+    check_complete(summary)
+    assert summary["closes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "replaced"), [(("restart", "--rolling"), WORKERS), (("drain", "1"), 1)], ids=["rolling", "drain"]
+)
+def test_workers_replaced(server: Server, arguments: tuple[str, ...], replaced: int) -> None:
+    """The same while workers are replaced one after the other, and while one is drained."""
+    before = set(ready(server, "worker"))
+    with load_of(server) as load:
+        config = ("--config", str(server.config_path))
+        result = run(*FASTPUSH, *arguments, "--seconds", str(DRAIN_SECONDS), *config)
+        assert result.returncode == 0, result
+        summary = settled(load)
+    show(f"fastpush {' '.join(arguments)}", summary)
+    check_complete(summary)
+    assert len(before - set(ready(server, "worker"))) == replaced
+    assert set(summary["closes"]) == {"3001"} and not summary["refused"], summary
+
+
+def test_the_broker_killed_in_the_middle_of_traffic(server: Server) -> None:
+    """No connection is closed, every subscription is told that it has missed something, and what a subscriber has
+    between two tellings has no gap, is in order, and is the same as what the others have.
+    """
+    with load_of(server) as load:
+        for _ in range(BROKER_KILLS):
+            before = load.status()["published"]
+            eventually(lambda: load.status()["published"] > before + 100, what="publications")  # noqa: B023
+            pid = kill_one(server, "broker")
+            eventually(lambda: [other for other in ready(server, "broker") if other != pid], what="a broker")  # noqa: B023
+        summary = settled(load)
+    show("broker killed", summary, kills=BROKER_KILLS)
+    assert not summary["closes"] and not summary["refused"], summary
+    assert not summary["untold"], summary
+    assert set(summary["unsubscribes"]) == {"2500"}, summary
+
+
+def test_broker_and_workers_killed(server: Server) -> None:
+    """Whatever is killed together: nobody has a gap, or something twice, that it was not told of."""
+    with load_of(server) as load:
+        for _ in range(BROKER_KILLS):
+            before = load.status()["published"]
+            eventually(lambda: load.status()["published"] > before + 50, what="publications")  # noqa: B023
+            kill_together: list[Callable[[], int]] = [
+                lambda: kill_one(server, "broker"),
+                lambda: kill_one(server, "worker"),
+            ]
+            random.shuffle(kill_together)
+            for each in kill_together:
+                each()
+            eventually(lambda: ready(server, "broker") and len(ready(server, "worker")) == WORKERS, what="all again")
+        summary = settled(load)
+    show("broker and workers killed", summary, kills=BROKER_KILLS)
+    assert summary["tellings"], summary
