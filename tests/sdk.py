@@ -9,6 +9,7 @@ import base64
 import functools
 import hashlib
 import hmac
+import http.client
 import http.server
 import json
 import math
@@ -17,8 +18,6 @@ import struct
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -78,28 +77,16 @@ class Way(Closing):
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self._calls = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS * SCALE)
         self.websocket_url = f"ws://127.0.0.1:{self.port}/connection/websocket"
         self._start(self._accept)
 
-    def post(self, path: str, body: Any, **headers: str) -> dict[str, Any]:
-        """POST JSON to the worker with KEY, return the reply's JSON."""
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}",
-            json.dumps(body).encode(),
-            {"X-API-Key": KEY, "Content-Type": "application/json", **headers},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS * SCALE) as response:
-                return json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                raise AssertionError(f"{error.code} {error.read()!r}") from None
-
     def api(self, method: str, **body: Any) -> Any:
-        """Call the server API, return the `result` of its reply."""
-        reply = self.post(f"/api/{method}", body)
-        assert "error" not in reply, reply
-        return reply["result"]
+        """Call the server API, return the `result` of its reply; all calls share a connection."""
+        self._calls.request("POST", f"/api/{method}", json.dumps(body), {"X-API-Key": KEY})
+        reply = self._calls.getresponse().read()
+        assert b'"result"' in reply, reply
+        return json.loads(reply)["result"]
 
     def publish(self, channel: str, *data: Any) -> None:
         """Publish one after the other."""
@@ -121,6 +108,7 @@ class Way(Closing):
         self._is_cut = False
 
     def close(self) -> None:
+        self._calls.close()
         # A thread that waits in accept learns nothing of a close; of a shutdown it does.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._threads[0].join()
@@ -162,6 +150,7 @@ class Way(Closing):
     @staticmethod
     def _copy(source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):  # reset
+            target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while data := source.recv(65536):
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)

@@ -65,14 +65,14 @@ def load_class(where: str, handler: str, given: Mapping[str, Any]) -> tuple[type
         raise ConfigError(f"{where}, options: {text}") from None
 
 
-def make(where: str, loaded: tuple[type[Application], Options], server: Server) -> Application:
+def make(where: str, handler: str, loaded: tuple[type[Application], Options], server: Server) -> Application:
     """Make an application; call in a worker, inside its running loop. Raises: ConfigError: its constructor fails."""
     application_class, options = loaded
     try:
         return application_class(server, options)
     except Exception as error:
         log.exception("application not made", extra=fields(path=server.path))
-        text = f"{application_class.__name__} could not be made: {type(error).__name__}: {error}"
+        text = f"{handler} could not be made: {type(error).__name__}: {error}"
         raise ConfigError(f"{where}, handler: {text}") from error
 
 

@@ -42,7 +42,7 @@ class Client(Receiver, Protocol):
     peer: str
     headers: Mapping[str, str]
     wants_confirm: bool
-    unregistered: "Callable[[Any], tuple[CloseCode, str]] | None"
+    unregistered: "Callable[[Any], tuple[int, str]] | None"
     failure: Exception | None
     expires_at: float | None
 

@@ -219,9 +219,8 @@ class Channels:
         targets = tuple(peer for peer in told if not peer.link.is_full and peer.uncounted_bytes < self._queue_bytes)
         self._counts["notices_dropped"] += len(told) - len(targets)
         if targets:
-            body = bus.encode_publication(
-                [channel], event, frame, taken_seconds=monotonic(), spared=spared, kind=Kind.CHANGES
-            )
+            held = Kind.CHANGES if kind == bus.CHANGES else Kind.MESSAGE
+            body = bus.encode_publication([channel], event, frame, taken_seconds=monotonic(), spared=spared, kind=held)
             self._hand_out(kind, targets, body)
 
     # -- questions ---------------------------------------------------------------------

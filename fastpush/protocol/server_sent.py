@@ -48,6 +48,13 @@ class StreamOptions(NamedTuple):
     resumed: Resumed
 
 
+class ConnectOptions(NamedTuple):
+    """What the URL of a unidirectional client of channels asks for."""
+
+    connect: Connect
+    resumed: Resumed
+
+
 def event(text: bytes, name: str = "") -> bytes:
     """Return one event. name: holds no line ends; "" leaves the field out."""
     field = b"event: %b\n" % name.encode() if name else b""
@@ -112,10 +119,10 @@ def parse_stream(query: str, *, name_bytes: int, registrations: int) -> StreamOp
     )
 
 
-def parse_unidirectional(query: str) -> tuple[Connect, Resumed]:
-    """Return the connect command in the query of /connection/uni_sse, and its last_event_id. Raises: RequestError 400.
+def parse_unidirectional(query: str) -> ConnectOptions:
+    """Return what the query of /connection/uni_sse asks for; without a command, that of an anonymous client.
 
-    Without a command it is one of an anonymous client.
+    Raises: RequestError 400.
     """
     options: dict[str, str] = {}
     for name, value in parse_parameters(query):
@@ -127,4 +134,4 @@ def parse_unidirectional(query: str) -> tuple[Connect, Resumed]:
         connect = read_connect(options.get("cf_connect", "{}"))
     except BadCommand as error:
         raise illegal_request(f"cf_connect is no connect command: {error}") from None
-    return connect, parse_identifier(options.get("last_event_id", ""))
+    return ConnectOptions(connect, parse_identifier(options.get("last_event_id", "")))

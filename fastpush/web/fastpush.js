@@ -500,20 +500,11 @@ export class ChannelClient extends Connection {
   _opened() {
     this._watch(CONNECT_SECONDS);
     this.#replies.clear();
-    const channels = [...this.#channels.values()];
-    const subs = {};
-    for (const { name, isServers, position } of channels) if (isServers) subs[name] = position;
+    const given = [...this.#channels.values()].filter((channel) => channel.isServers);
+    const subs = Object.fromEntries(given.map(({ name, position }) => [name, position]));
     this.#command({ connect: { token: this.#token, subs } }, ({ connect, error }) => {
-      if (error) {
-        this._ended(error.temporary ? 1013 : error.code, error.message);
-        return;
-      }
-      this._watch(connect.ping * SILENT_HEARTBEATS);
-      this.#refreshLater(this.#self, "refresh", connect);
-      this._show({ name: "open" });
-      const given = connect.subs ?? {};
-      for (const name in given) this.#give(name, given[name]);
-      for (const channel of channels) if (!(channel.name in given)) this.#ask(channel);
+      if (error) this._ended(error.temporary ? 1013 : error.code, error.message);
+      else this.#connected(connect);
     });
   }
 
@@ -532,6 +523,15 @@ export class ChannelClient extends Connection {
   }
 
   // -- commands and what comes back -----------------------------------------------------
+
+  #connected(result) {
+    const given = new Map(Object.entries(result.subs ?? {}));
+    this._watch(result.ping * SILENT_HEARTBEATS);
+    this.#refreshLater(this.#self, "refresh", result);
+    for (const channel of this.#channels.values()) if (!given.has(channel.name)) this.#ask(channel);
+    this._show({ name: "open" });
+    for (const [name, subscription] of given) this.#give(name, subscription);
+  }
 
   #command(command, take) {
     this.#lastId += 1;

@@ -59,7 +59,8 @@ def client_handler(config: Config, server: ApplicationServer) -> Application | N
     """Return the handler of [client], ready to serve; None: there is none. Raises: ConfigError."""
     if not config.client.handler:
         return None
-    return make("[client]", load_class("[client]", config.client.handler, config.client.options), server)
+    handler = config.client.handler
+    return make("[client]", handler, load_class("[client]", handler, config.client.options), server)
 
 
 class ClientHost:

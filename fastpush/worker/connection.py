@@ -120,7 +120,7 @@ class Connection(Sender):
         self.form = mount.form
         self.wants_confirm = False
         self.heartbeat_ticks = 0
-        self.unregistered: Callable[[Connection], tuple[CloseCode, str]] | None = None
+        self.unregistered: Callable[[Any], tuple[int, str]] | None = None
         self.expires_at: float | None = None
         self.failure: Exception | None = None
         self.data: Any = None
@@ -534,7 +534,7 @@ class Connection(Sender):
                 self.send_frame(HEARTBEAT_FRAME)
         return self._next_due(now)
 
-    def _ending(self, now: int) -> tuple[CloseCode, str] | None:
+    def _ending(self, now: int) -> tuple[int, str] | None:
         """Return why it has to be closed now, if it has to."""
         times = self.mount.times
         if self.unregistered is not None and not self.groups:

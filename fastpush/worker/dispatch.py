@@ -4,6 +4,7 @@ This is the first code to see a client's bytes. They are held until a request he
 complete (bounded by head_bytes and head_seconds), then
 
     a WebSocket path   worker/upgrade.py checks it and picows takes the connection over
+    an event stream    worker/stream_request.py, and a connection of another kind
     POST /push         answered here: the lean path, no task and no framework; so are publish and broadcast of /api
     anything else      aiohttp, through a Window that gives the connection back
 
@@ -24,6 +25,7 @@ thrown away (LINGER) until the client closes too, at most LINGER_SECONDS.
 import asyncio
 import logging
 from enum import IntEnum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 from fastpush import errors
@@ -36,6 +38,7 @@ from fastpush.http.push import Outcome, Reply, internal_error, outcome_name, pus
 from fastpush.http.window import Window
 from fastpush.log import fields
 from fastpush.worker.overload import OVERLOADED
+from fastpush.worker.stream_request import StreamRequest
 from fastpush.worker.timers import ticks
 from fastpush.worker.upgrade import Handshake
 
@@ -354,21 +357,28 @@ class HttpConnection(asyncio.Protocol):
         if head is None or self._stage != BUSY:
             return  # the client is gone
         if isinstance(outcome, Reply):
-            self._reply(outcome, keep_alive=head.keep_alive)
+            if outcome.status == HTTPStatus.OK and head.keep_alive and not self._last:
+                self._go_on(self._services.json_reply(outcome.body, self._request_id))
+            else:
+                self._reply(outcome, keep_alive=head.keep_alive)
             return
         if log.isEnabledFor(logging.DEBUG):
             log.debug("push", extra=fields(request_id=self._request_id, outcome=outcome_name(outcome)))
         if outcome.__class__ is Outcome and head.keep_alive and not self._last and not wants_json(head.headers):
             # The usual reply of a back-end's kept-alive connection: one write of bytes made once a second.
-            self.transport.write(self._services.sent_reply(outcome, self._request_id))  # type: ignore[union-attr]
-            self._head = None
-            self._stage = HEAD
-            if self._held:
-                self._services.call_soon(self._advance)
+            self._go_on(self._services.sent_reply(outcome, self._request_id))
             return
         if isinstance(outcome, RequestError):
             self._log_refusal(outcome)
         self._reply(render(outcome, as_json=wants_json(head.headers, head.path)), keep_alive=head.keep_alive)
+
+    def _go_on(self, reply: bytes) -> None:
+        """Write a whole reply of a connection that is kept, and take the next request."""
+        self.transport.write(reply)  # type: ignore[union-attr]
+        self._head = None
+        self._stage = HEAD
+        if self._held:
+            self._services.call_soon(self._advance)
 
     def _upgrade(self, head: Head) -> None:
         self._stage = BUSY
@@ -376,7 +386,8 @@ class HttpConnection(asyncio.Protocol):
         address = host_of(self.peer)
         if services.trusted_proxies:
             self._peer = address = services.trusted_proxies.client(address, head.headers)
-        Handshake(services, self, head, address).begin()
+        kind = StreamRequest if services.mounts[head.path].streams else Handshake
+        kind(services, self, head, address).begin()
 
     def _open_window(self, head: Head, data: bytes) -> None:
         assert self.transport is not None

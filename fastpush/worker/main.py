@@ -52,6 +52,7 @@ from fastpush.worker.mount import Mount, PushMount, applications
 from fastpush.worker.orders import Orders
 from fastpush.worker.overload import Overload
 from fastpush.worker.services import Services
+from fastpush.worker.stream_mount import EVENTS_PATH, UNIDIRECTIONAL_PATH, EventsMount, UnidirectionalMount
 from fastpush.worker.timers import TICK_SECONDS, TimerWheel
 from fastpush.worker.tls import ServerTls, TlsTransport
 
@@ -188,7 +189,12 @@ class Worker:
         mounts = applications(config, self._serve_application)
         nowhere = Mount(path, Application(self._serve_application(path), Options()), config)
         clients = ClientMount(CLIENT_PATH, self._clients, config)
-        services.serve([PushMount(path, self._push, config), clients, *mounts], nowhere)
+        host = ClientHost(environment, self._memberships)
+        streams = [
+            EventsMount(EVENTS_PATH, self._push, config, self._clients, host),
+            UnidirectionalMount(UNIDIRECTIONAL_PATH, self._clients, config, self._clients, host),
+        ]
+        services.serve([PushMount(path, self._push, config), clients, *streams, *mounts], nowhere)
         return services
 
     def _build_clients(self, config: Config, token_auth: TokenAuth, admission: Admission) -> ClientProtocol:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from multidict import MultiDict, MultiDictProxy
@@ -28,6 +28,7 @@ from fastpush.protocol.push import (
     parse_query,
     user_key,
 )
+from fastpush.protocol.server_sent import ConnectOptions, StreamOptions
 from fastpush.worker.application_server import ApplicationServer, checked_channel_key
 from fastpush.worker.codec import Codecs
 from fastpush.worker.connection import Connection
@@ -50,7 +51,7 @@ class Asked(NamedTuple):
     query: MultiDictProxy[str]
     options: UrlOptions
     is_anonymous: bool = False
-    stream: Any = None
+    stream: StreamOptions | ConnectOptions | None = None
 
 
 class Mount:
@@ -192,6 +193,6 @@ def applications(config: Config, serve: Callable[[str], ApplicationServer]) -> l
     for number, entry in enumerate(config.application, 1):
         loaded = load(number, entry)
         where = f"[[application]] number {number}"
-        application = make(where, (loaded.application_class, loaded.options), serve(entry.path))
+        application = make(where, entry.handler, (loaded.application_class, loaded.options), serve(entry.path))
         mounts.append(Mount(entry.path, application, config, loaded))
     return mounts

@@ -128,6 +128,13 @@ class Services:
             halves = self._replies[outcome] = (b"\r\n".join(lines), HEAD_END + body)
         return halves[0] + request_id.encode() + halves[1]
 
+    def json_reply(self, body: bytes, request_id: str) -> bytes:
+        """Return the whole reply of the server API to what was done, or refused with a code of its own."""
+        what = b"Content-Type: application/json\r\nContent-Length: %d" % len(body)
+        return b"HTTP/1.1 200 OK\r\n%b\r\n%b\r\nX-Request-Id: %b\r\n\r\n%b" % (
+            self.date_header(), what, request_id.encode(), body
+        )  # fmt: skip
+
     def log_refusal(
         self, error: RequestError, request_id: str, peer: str, path: str, headers: Mapping[str, str]
     ) -> None:

@@ -92,14 +92,14 @@ class Handshake:
                 request_id = "" if http is None else http.request_id
                 log.error("handshake failed", exc_info=error, extra=fields(path=self._head.path, request_id=request_id))
                 if http is not None:
-                    http.refuse_upgrade(internal_error(error))
+                    http.refuse_upgrade(self._answer(internal_error(error)))
                 self._end()
 
     # -- the steps ---------------------------------------------------------------
 
     def _check(self) -> None:
         head, services = self._head, self._services
-        check_handshake(head)
+        self._check_head(head)
         assert self._http is not None
         if not services.guard.allows_origin(head.headers, is_tls=self._http.is_tls):
             raise errors.forbidden("this Origin is not in [server] origins")
@@ -108,6 +108,9 @@ class Handshake:
             self._ask(address_name(self._address), self._on_address)
         else:
             self._authenticate()
+
+    def _check_head(self, head: Head) -> None:
+        check_handshake(head)
 
     def _ask(self, name: bytes, then: Callable[[bool], None]) -> None:
         """Have the broker count a connection more of `name`."""
@@ -264,11 +267,10 @@ class Handshake:
 
     def _reject(self, error: TokenRejected | AuthUnavailable) -> None:
         """Tell of a bad token by status, or to a page by close code."""
-        is_rejected = isinstance(error, TokenRejected)
         if "origin" not in self._head.headers:
-            refusal = errors.unauthorized(str(error)) if is_rejected else errors.unavailable(str(error))
-            self._refuse(refusal, _OUTCOMES[refusal.status])
+            self._refuse_token(error)
             return
+        is_rejected = isinstance(error, TokenRejected)
         outcome = "unauthorized" if is_rejected else "unavailable"
         code = CloseCode.TOKEN_REJECTED if is_rejected else CloseCode.TRY_AGAIN_LATER
         self._services.environment.counters.count_handshake(outcome)
@@ -281,13 +283,22 @@ class Handshake:
             connection.read(unread)
         self._end()
 
+    def _refuse_token(self, error: TokenRejected | AuthUnavailable) -> None:
+        is_rejected = isinstance(error, TokenRejected)
+        refusal = errors.unauthorized(str(error)) if is_rejected else errors.unavailable(str(error))
+        self._refuse(refusal, _OUTCOMES[refusal.status])
+
     def _refuse(self, error: RequestError, outcome: str) -> None:
         http, services = self._http, self._services
         if http is not None:
             services.environment.counters.count_handshake(outcome)
             self._log_refusal(http, outcome, error.status, error.reason)
-            http.refuse_upgrade(error)
+            http.refuse_upgrade(self._answer(error))
         self._end()
+
+    def _answer(self, error: RequestError) -> RequestError:
+        """Return a refusal as the client is told it."""
+        return error
 
     def _log_refusal(self, http: "HttpConnection", outcome: str, code: int, reason: str) -> None:
         described = {"peer": http.peer, "path": self._head.path, "request_id": http.request_id}

@@ -7,7 +7,7 @@ import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import count
 from typing import Any
 
@@ -15,13 +15,14 @@ import psutil
 import pytest
 
 from tests.chaos.load import Accepts, HttpConnection, Refused, WebSocket, kill, open_websocket, run, show, until
+from tests.load.clients import quantiles
 from tests.load.driver import IS_FULL, Driven
 from tests.server import SCALE, Server
 
 JOINS = 5000 if IS_FULL else 1000
 KILLS = 7 if IS_FULL else 3
 USERS, LANES, CHANNELS = 100, 40, 4
-MEMBERS, MEMBERS_SECONDS, PROCESSES = (10_000, 9.0, 4) if IS_FULL else (1000, 2.0, 2)
+MEMBERS, MEMBERS_SECONDS, PROCESSES = (10_000, 9.0, 2) if IS_FULL else (1000, 2.0, 2)
 # The figure is 50 ms; the short run shares the machine with whatever else is tested.
 DELAY_MAX_MS = 1000 * SCALE
 PUBLISH_EVERY_SECONDS = 0.1
@@ -285,3 +286,94 @@ async def check_channel(channel: str, crowd: Crowd, staying: list[Observer], tol
     assert (stats["num_clients"], stats["num_users"]) == (len(everybody), len(set(everybody.values())))
     for observer in staying:
         await until(lambda: observer.present(channel) == told_of, what="told the truth")  # noqa: B023 - awaited here
+
+
+class Probe:
+    """An observer of one channel, and a publisher to it. delays: seconds from each publication to its receipt."""
+
+    def __init__(self, server: Server, channel: str) -> None:
+        self._server = server
+        self._channel = channel
+        self._is_over = asyncio.Event()
+        self._published = 0
+        self.member = Member("observer", self._on_push)
+        self.delays: list[float] = []
+        self.told = 0
+
+    async def enter(self) -> "Probe":
+        await self.member.connect(self._server.port)
+        await self.member.subscribe(self._channel)
+        _, self._http = await asyncio.get_running_loop().create_connection(
+            HttpConnection, "127.0.0.1", self._server.port
+        )
+        return self
+
+    def _on_push(self, push: dict[str, Any]) -> None:
+        if "pub" in push:
+            self.delays.append(time.monotonic() - push["pub"]["data"])
+        else:
+            self.told += 1
+
+    async def publish(self) -> None:
+        """Publish every 100 ms until `end`."""
+        while not self._is_over.is_set():
+            body = json.dumps({"channel": self._channel, "data": time.monotonic()}).encode()
+            head = f"POST /api/publish HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+            due = time.monotonic() + PUBLISH_EVERY_SECONDS
+            reply = await self._http.ask(head.encode() + body)
+            assert reply.status == 200 and b"result" in reply.body, reply
+            self._published += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_over.wait(), max(0, due - time.monotonic()))
+
+    async def end(self) -> None:
+        """Publish no more; return when all is received."""
+        self._is_over.set()
+        await until(lambda: len(self.delays) == self._published, what="all publications")
+        self._http.transport.close()
+
+    def figures(self) -> dict[str, float]:
+        """Return the delays."""
+        return quantiles(self.delays) | {"told": self.told}
+
+
+@pytest.mark.parametrize("told_members", [1000, 1_000_000], ids=["as delivered", "all told"])
+def test_a_large_channel_that_fills_up(serve: Any, told_members: int) -> None:
+    """While thousands come to a channel, within seconds, what is published in it, and elsewhere, arrives in time."""
+    hall = {"subscribe": "everybody", "presence": True, "join_leave": "connections", "join_leave_members": told_members}
+    server = serve(workers=4, sections={"channels.hall": hall, "limits": {"max_lag_ms": 0}, "log": {"level": "info"}})
+    url = server.ws_url(path="/connection/websocket")
+    members = MEMBERS // PROCESSES
+
+    async def scenario(crowds: list[Driven]) -> None:
+        figures: dict[str, Any] = {}
+        for phase in ("coming", "there"):
+            probes = [await Probe(server, channel).enter() for channel in ("hall:big", "hall:small")]
+            async with asyncio.TaskGroup() as tasks:
+                for probe in probes:
+                    tasks.create_task(probe.publish())
+                if phase == "coming":
+                    answers = [asyncio.to_thread(crowd.ask, "go", 60) for crowd in crowds]
+                    figures["members"] = await asyncio.gather(*answers)
+                else:
+                    await asyncio.sleep(MEMBERS_SECONDS / 3)
+                for probe in probes:
+                    await probe.end()
+            figures[phase] = [probe.figures() for probe in probes]
+            stats = await probes[0].member.ask("presence_stats", channel="hall:big")
+            assert stats["num_clients"] == MEMBERS + 1, stats
+            for probe in probes:
+                probe.member.websocket.close()
+                await probe.member.websocket.closed
+        show(json.dumps(figures))
+        assert all(crowd["ended"] == {} for crowd in figures["members"])
+        assert max(figures["coming"][n]["max_ms"] for n in (0, 1)) <= DELAY_MAX_MS
+
+    with ExitStack() as stack:
+        crowds = [
+            stack.enter_context(
+                Driven("tests.load.members", url, 0, members=members, first=n * members, seconds=MEMBERS_SECONDS)
+            )
+            for n in range(PROCESSES)
+        ]
+        run(scenario(crowds))

@@ -51,6 +51,11 @@ const commands = {
     subscriptions.set(as, client.subscribe(channel, onPublication, options));
   },
   unsubscribe: (as) => subscriptions.get(as)(),
+  // Unsubscribe before anything is told.
+  glance: (channel, as) => {
+    commands.subscribe(channel, as);
+    commands.unsubscribe(as);
+  },
   cut: () => socket.terminate(),
   port: () => tell({ port: socket._socket.localPort }),
   register: (event) =>

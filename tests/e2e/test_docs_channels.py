@@ -27,7 +27,8 @@ def test_the_snippet_receives_what_curl_publishes(serve: Callable[..., Server], 
     server = serve(workers=2, sections=tomllib.loads(blocks("toml")[0]))
     (snippet,) = blocks("js")
     program = CLIENTS / "snippet_of_channels.mjs"
-    program.write_text(snippet.replace(":8080", f":{server.port}"))
+    socket = 'import WebSocket from "ws";\nglobalThis.WebSocket = WebSocket;\n'  # browsers have one, and newer Nodes
+    program.write_text(socket + snippet.replace(":8080", f":{server.port}"))
     with subprocess.Popen(["node", program], stdout=subprocess.PIPE, text=True) as node:
         try:
             words = shlex.split(blocks("sh")[0].replace(":8080", f":{server.port}"))

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable
+from threading import Event
 from typing import Any
 
 from websockets.sync.client import connect
@@ -88,6 +89,11 @@ class Channels(Client):
         """The data of the next so many."""
         return [self.next("publication", **expected) for _ in range(count)]
 
+    def has_read_all(self) -> None:
+        """Wait until it has done what it was told to do."""
+        self.do("readyState")
+        self.next("readyState")
+
     def told(self) -> list[Any]:
         """All that subscribers were told so far: data of publications, and states."""
         told: list[Any] = []
@@ -150,11 +156,74 @@ def test_two_share_a_subscription() -> None:
         assert client.publications(1, **{"as": "first"}) == ["one"]
         client.do("subscribe", "chat:42", "second")
         assert client.subscription("subscribed", **{"as": "second"}) == {"name": "subscribed", "recovered": False}
+        client.do("glance", "chat:42", "passing")
         for each in ("first", "first", "second"):  # twice is once
             client.do("unsubscribe", each)
         client.do("subscribe", "chat:42", "third")
         client.do("unsubscribe", "second")  # nor does it end another's
         assert client.publications(1) == ["two"] and client.lines[-1]["as"] == "third"
+        assert "passing" not in [line.get("as") for line in client.lines]
+
+
+def test_subscribing_while_it_connects() -> None:
+    """Before the server has accepted the connection nothing is asked; then what is wanted still, once."""
+    asked, answered = Event(), Event()
+
+    def play(connection: ServerConnection, number: int) -> None:
+        peer = Peer(connection)
+        peer.asked("connect")
+        asked.set()
+        assert answered.wait(10 * SCALE)
+        peer.send(peer.reply("connect", client="c", ping=25, pong=True))
+        assert peer.subscribe() == {"channel": "chat:43"}
+        assert peer.subscribe() == {"channel": "constructor"}
+        stay(connection)
+
+    with scripted(play) as (url, _), Channels(url) as client:
+        client.do("connect")
+        assert asked.wait(10 * SCALE)
+        client.do("subscribe", "chat:42")
+        client.do("subscribe", "chat:43")
+        client.do("unsubscribe", "chat:42")
+        client.has_read_all()
+        answered.set()
+        client.subscription("subscribed", channel="chat:43")
+        client.do("subscribe", "constructor")
+        client.subscription("subscribed", channel="constructor")
+
+
+def test_subscribing_anew_before_the_answer() -> None:
+    """What the server says of a subscription that was given up means nothing to the next one of that channel."""
+    asked, answered = Event(), Event()
+
+    def play(connection: ServerConnection, number: int) -> None:
+        peer = Peer(connection)
+        peer.connect()
+        peer.asked("subscribe")
+        asked.set()
+        assert answered.wait(10 * SCALE)
+        peer.refuse(DENIED)
+        assert peer.asked("unsubscribe") == {"channel": "chat:42"}
+        peer.asked("subscribe")
+        peer.refuse(INTERNAL)  # it would ask again after 0.3 s, but is given up before
+        peer.asked("unsubscribe")
+        peer.subscribe()
+        script.over.wait(0.6)
+        peer.send(publication("arrives"))
+        stay(connection)
+
+    with scripted(play) as (url, script), Channels(url, firstWaitSeconds=0.3) as client:
+        client.do("subscribe", "chat:42", "first")
+        assert asked.wait(10 * SCALE)
+        client.do("unsubscribe", "first")
+        client.do("subscribe", "chat:42", "second")
+        client.has_read_all()
+        answered.set()
+        client.subscription("subscribing")
+        client.do("unsubscribe", "second")
+        client.do("subscribe", "chat:42", "third")
+        client.publications(1)
+        assert client.told() == ["subscribing", {"subscribed": False}, "arrives"]
 
 
 # -- Resume -------------------------------------------------------------------------
@@ -233,6 +302,7 @@ def test_is_told_when_publications_may_be_missing() -> None:
 def test_channels_that_the_server_gives() -> None:
     """What the server subscribes it to arrives and is resumed with the connection; who asks for it gets it, unasked."""
     name = "personal:#jack"
+    position = {"recover": True, "epoch": "abc"}
 
     def play(connection: ServerConnection, number: int) -> None:
         peer = Peer(connection)
@@ -242,20 +312,26 @@ def test_channels_that_the_server_gives() -> None:
             peer.send(publication("paper", 0, "news"))
             assert peer.subscribe() == {"channel": "chat:42"}
             peer.send(publication("three", 3, name))
+            assert peer.asked("subscribe") == {"channel": "late"}
+            peer.send({"push": {"channel": "late", "subscribe": {}}})
+            peer.refuse({"code": 105, "message": "already subscribed"})
+            ended = unsubscribe(2500, "insufficient state", "late")
+            peer.send(ended, {"push": {"channel": "late", "subscribe": {}}}, publication("here", 0, "late"))
+            assert peer.asked("subscribe") == {"channel": "end"}
             cut(connection)
         elif number == 1:
             missed = [{"data": "four", "offset": 4}]
             subs = {name: {**KEPT, "offset": 4, "recovered": True, "publications": missed}}
             asked = peer.connect(subs=subs)
-            assert asked == {"subs": {name: {"recover": True, "epoch": "abc", "offset": 3}, "news": {}}}
-            peer.subscribe()
+            assert asked == {"subs": {name: {**position, "offset": 3}, "news": {}, "late": {}}}
+            assert [peer.subscribe()["channel"] for _ in range(3)] == ["chat:42", "late", "end"]
             cut(connection)
         else:  # given no more: then it asks for what somebody here wants
-            peer.connect()
+            assert peer.connect()["subs"] == ({name: {**position, "offset": 4}} if number == 2 else {})
             asked = peer.subscribe(**KEPT, offset=4, recovered=True)
-            assert asked == {"channel": name, "recover": True, "epoch": "abc", "offset": 4}
-            assert peer.subscribe() == {"channel": "chat:42"}
-            stay(connection)
+            assert asked == {"channel": name, **position, "offset": 4}
+            assert [peer.subscribe()["channel"] for _ in range(3)] == ["chat:42", "late", "end"]
+            cut(connection) if number == 2 else stay(connection)
 
     with scripted(play) as (url, _), Channels(url) as client:
         client.do("connect")
@@ -263,10 +339,17 @@ def test_channels_that_the_server_gives() -> None:
         assert client.next("message", event="news") == "paper"
         client.do("subscribe", name)
         assert client.subscription("subscribed", channel=name) == {"name": "subscribed", "recovered": False}
+        client.do("subscribe", name, "passing")
+        client.do("unsubscribe", "passing")  # it is the server's: nothing to be said
         client.do("subscribe", "chat:42")
-        assert client.publications(2, channel=name) == ["three", "four"]
-        assert client.subscription("subscribed", channel=name)["recovered"] is True
-        client.subscription("subscribed", channel="chat:42")
+        assert client.publications(1, channel=name) == ["three"]
+        client.do("subscribe", "late")
+        assert client.publications(1) == ["here"]
+        client.do("subscribe", "end")
+        assert client.publications(1, channel=name) == ["four"]
+        for _ in range(2):
+            assert client.subscription("subscribed", channel=name)["recovered"] is True
+        client.subscription("subscribed", channel="end")
 
 
 # -- What the server ends or refuses ------------------------------------------------
@@ -279,10 +362,10 @@ def test_the_server_unsubscribes() -> None:
         peer = Peer(connection)
         peer.connect()
         assert peer.subscribe(**KEPT, offset=3) == {"channel": "chat:42", "token": "one"}
-        peer.send(unsubscribe(2500, "insufficient state"), publication("of nothing", 9))
+        peer.send(unsubscribe(2501, "subscription expired"), publication("of nothing", 9))
         position = {"channel": "chat:42", "recover": True, "epoch": "abc", "offset": 3}
-        assert peer.subscribe(**KEPT, offset=3, recovered=True) == {**position, "token": "one"}
-        peer.send(unsubscribe(2501, "subscription expired"))
+        assert peer.subscribe(**KEPT, offset=3, recovered=True) == {**position, "token": "two"}
+        peer.send(unsubscribe(2500, "insufficient state"))
         assert peer.subscribe(**KEPT, offset=3, recovered=True) == {**position, "token": "two"}
         peer.send(publication("four", 4), unsubscribe(2000, "server unsubscribe"), publication("five", 5))
         assert peer.subscribe() == {"channel": "chat:42"}  # the page wants it anew
@@ -291,7 +374,7 @@ def test_the_server_unsubscribes() -> None:
 
     with scripted(play) as (url, script), Channels(url) as client:
         client.do("subscribe", "chat:42", "chat", {"tokens": ["one", "two"]})
-        for code, reason in ((2500, "insufficient state"), (2501, "subscription expired")):
+        for code, reason in ((2501, "subscription expired"), (2500, "insufficient state")):
             state = client.subscription("subscribing")
             assert state == {"name": "subscribing", "code": code, "reason": reason}
         state = client.subscription("unsubscribed")
@@ -313,7 +396,7 @@ def test_a_subscription_is_refused() -> None:
         if number == 0:
             assert peer.asked("subscribe")["token"] == "one"
             peer.refuse(INTERNAL)
-            assert peer.subscribe()["token"] == "one"
+            assert peer.asked("subscribe")["token"] == "one"
             cut(connection)
             return
         for token in ("one", "two"):
@@ -327,7 +410,6 @@ def test_a_subscription_is_refused() -> None:
     with scripted(play) as (url, script), Channels(url) as client:
         client.do("subscribe", "chat:42", "chat", {"tokens": ["one", "two", "three"]})
         assert client.subscription("subscribing") == {"name": "subscribing", "code": 100, "reason": INTERNAL["message"]}
-        client.subscription("subscribed")
         assert client.subscription("unsubscribed") == {"name": "unsubscribed", "code": 109, "reason": "token expired"}
         client.do("subscribe", "private:1")
         refused = client.subscription("unsubscribed", channel="private:1")
@@ -347,15 +429,17 @@ def test_a_channel_whose_token_fails() -> None:
         assert peer.subscribe() == {"channel": "$chat:43", "token": "good"}
         stay(connection)
 
-    with scripted(play) as (url, script), Channels(url, random=1) as client:
+    with scripted(play) as (url, script), Channels(url, random=1, firstWaitSeconds=0.1) as client:
         client.do("subscribe", "chat:42")
         client.subscription("subscribed", channel="chat:42")
-        client.do("subscribe", "$chat:43", "other", {"tokens": [None, None, "good"]})
-        for _ in range(2):
+        began = time.monotonic()
+        client.do("subscribe", "$chat:43", "other", {"tokens": [None, None, None, "good"]})
+        for _ in range(3):
             failed = client.subscription("subscribing", channel="$chat:43")
             assert failed == {"name": "subscribing", "code": 0, "reason": "the back-end is away"}
         client.subscription("subscribed", channel="$chat:43")
-        assert [line["channel"] for line in client.lines if "asked" in line] == ["$chat:43"] * 3
+        assert time.monotonic() - began > 0.1 + 0.2 + 0.4 - 0.01
+        assert [line["channel"] for line in client.lines if "asked" in line] == ["$chat:43"] * 4
         script.reaches(1)
 
 

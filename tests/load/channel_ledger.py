@@ -84,7 +84,7 @@ class Taken(NamedTuple):
 def balance(places: Iterable[Place], taken: list[Taken]) -> dict[str, Any]:
     """Return what is wrong, and what it is wrong of.
 
-    lost, doubled, out_of_order: numbers, judged for whoever was there from the beginning and was told nothing since.
+    lost, doubled, out_of_order: numbers, judged for whoever was never told that it has missed some.
     gaps: where the offsets of a segment do not follow each other.
     contradictions: one offset that stands for two numbers, in two segments or in the publisher's reply.
     behind: places that are not where their channel ends.
@@ -105,8 +105,8 @@ def balance(places: Iterable[Place], taken: list[Taken]) -> dict[str, Any]:
         if top is not None:
             last = place.segments[-1] if place.segments else Segment("", 0)
             found["behind"] += (last.epoch, last.offset) != (top.epoch, top.offset)
-            if len(place.segments) == 1 and not last.start:
-                _count(found, last.numbers, top.number)
+            if len(place.segments) == 1:
+                _count(found, last, top.number)
     return found | {
         "places": len(places),
         "recoveries": sum(place.recoveries for place in places),
@@ -122,8 +122,10 @@ def _tops(taken: list[Taken]) -> dict[str, Taken]:
     return {one.channel: one for one in taken}
 
 
-def _count(found: dict[str, int], numbers: "array[int]", last: int) -> None:
+def _count(found: dict[str, int], segment: Segment, last: int) -> None:
+    """Judge the only segment of a place: in one epoch numbers are offsets, as each was taken once."""
+    numbers = segment.numbers
     distinct = set(numbers)
-    found["lost"] += len(set(range(1, last + 1)) - distinct)
+    found["lost"] += len(set(range(segment.start + 1, last + 1)) - distinct)
     found["doubled"] += len(numbers) - len(distinct)
     found["out_of_order"] += sum(later < earlier for earlier, later in pairwise(numbers))

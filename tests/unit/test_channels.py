@@ -4,10 +4,11 @@ and go.
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from fastpush.protocol import bus
-from fastpush.protocol.bus import Join, Notice, Online, Status, connection_number
+from fastpush.protocol.bus import History, Join, Kept, Kind, Notice, Online, Status, connection_number
 from tests.unit.test_router import RESYNC_SECONDS, WALL_SECONDS, Broker, FakeLink
 
 HALL, TEA = b"c/chat", b"c/chat:tea"
@@ -19,20 +20,36 @@ REPLAY = {"replay_messages": 100, "replay_bytes": 1_000_000}
 
 
 def joining(number: int = 1, user: str = "jack", key: bytes = HALL, **kwargs: Any) -> Join:
-    return Join(key, number, "/chat", **({"user": user, "grace_ms": round(GRACE_SECONDS * 1000)} | kwargs))
+    """A connection of /chat, one that is present if it has a user."""
+    about = {"user": user, "grace_ms": round(GRACE_SECONDS * 1000), "is_present": bool(user)}
+    return Join(key, number, "/chat", **(about | kwargs))
 
 
-def ask(broker: Broker, link: FakeLink, join: Join, request: int = 1) -> None:
-    broker.say(link, bus.JOIN, request, bus.pack(join))
+def ask(broker: Broker, link: FakeLink, *joins: Join, request: int = 1) -> None:
+    broker.say(link, bus.JOIN, request, bus.pack(joins))
+
+
+def ask_kept(broker: Broker, link: FakeLink, key: bytes = HALL, request: int = 7, **kwargs: Any) -> None:
+    """Ask what a channel has kept."""
+    broker.say(link, bus.HISTORY, request, bus.pack(History(key, **kwargs)))
 
 
 def leave(broker: Broker, link: FakeLink, join: Join) -> None:
     broker.say(link, bus.LEAVE, 0, bus.pack(join))
 
 
+def answered(body: bytes) -> list[Kept]:
+    """What an answer says: of each channel of a JOIN, or of the one of a HISTORY."""
+    try:
+        return bus.unpack_all_kept(body)
+    except msgspec.ValidationError:
+        return [bus.unpack_kept(body)]
+
+
 def entries(link: FakeLink) -> list[list[tuple[bool, bytes]]]:
-    """What each answer holds, once."""
-    return [bus.unpack_entries(body) for _, body in link.take(bus.ANSWER)]
+    """What each answer holds, once: whether it is a notice, and its data."""
+    found = [kept for _, body in link.take(bus.ANSWER) for kept in answered(body)]
+    return [[(entry.kind == Kind.NOTICE, entry.data) for entry in kept.entries] for kept in found]
 
 
 def notices(broker: Broker, link: FakeLink) -> list[tuple[str, bool]]:
@@ -79,12 +96,13 @@ def test_a_channel_keeps_its_last_messages_and_gives_them_to_who_asks() -> None:
         publish(broker, two, b"%d" % number, keep=3)
     publish(broker, two, b"not kept", keep=0)
     publish(broker, two, b"elsewhere", keep=9, key=TEA)
-    broker.say(two, bus.HISTORY, 7, HALL)
+    ask_kept(broker, two, HALL, 7)
     ask(broker, two, joining(user="", **REPLAY))
     ask(broker, two, joining(user=""))
     assert entries(two) == [[(False, b"2"), (False, b"3"), (False, b"4")]] * 2 + [[]]
-    broker.say(one, bus.HISTORY, 8, b"c/nowhere")
-    assert one.take(bus.ANSWER) == [(8, bus.pack(()))]
+    ask_kept(broker, one, b"c/nowhere", 8)
+    ((request, nothing),) = one.take(bus.ANSWER)
+    assert (request, bus.unpack_kept(nothing)) == (8, Kept(0, 0, recovered=False, entries=[]))
 
 
 def test_a_message_that_is_refused_is_not_kept() -> None:
@@ -96,7 +114,7 @@ def test_a_message_that_is_refused_is_not_kept() -> None:
     assert two.results() == [(1, Status.OVERLOADED, 0, 0)]
     one.is_full = False
     publish(broker, two, b"taken", keep=3, request=2)
-    broker.say(two, bus.HISTORY, 7, HALL)
+    ask_kept(broker, two, HALL, 7)
     assert entries(two) == [[(False, b"taken")]]
 
 
@@ -108,7 +126,7 @@ def test_kept_without_receivers_and_for_an_own_one() -> None:
     broker.say(one, bus.SUBSCRIBE, 1, HALL)
     publish(broker, one, b"to ourselves", keep=3, request=2)
     assert len(one.take(bus.DELIVER_OWN)) == 1
-    broker.say(one, bus.HISTORY, 7, HALL)
+    ask_kept(broker, one, HALL, 7)
     assert entries(one) == [[(False, b"to nobody"), (False, b"to ourselves")]]
 
 
@@ -119,9 +137,9 @@ def test_an_answer_stands_where_the_connection_joins() -> None:
     publish(broker, two, b"before", keep=9)
     ask(broker, one, joining(user="", **REPLAY))
     publish(broker, two, b"after", keep=9)
-    stream = [(kind, body) for kind, _, body in one.sent if kind in {bus.DELIVER, bus.ANSWER}]
-    assert [kind for kind, _ in stream] == [bus.DELIVER, bus.ANSWER, bus.DELIVER]
-    assert bus.unpack_entries(stream[1][1]) == [(False, b"before")]
+    stream = [(kind, body) for kind, _, body in one.sent if kind in {bus.DELIVER_AT, bus.ANSWER}]
+    assert [kind for kind, _ in stream] == [bus.DELIVER_AT, bus.ANSWER, bus.DELIVER_AT]
+    assert [entry.data for kept in answered(stream[1][1]) for entry in kept.entries] == [b"before"]
 
 
 def test_histories_are_bounded_in_bytes() -> None:
@@ -132,8 +150,8 @@ def test_histories_are_bounded_in_bytes() -> None:
         publish(broker, one, b"x" * 1500, keep=9, key=channel)
     publish(broker, one, b"y" * 1500, keep=9, key=TEA)
     one.sent.clear()
-    broker.say(one, bus.HISTORY, 1, HALL)
-    broker.say(one, bus.HISTORY, 2, TEA)
+    ask_kept(broker, one, HALL, 1)
+    ask_kept(broker, one, TEA, 2)
     assert [len(kept) for kept in entries(one)] == [0, 2]
     figures = broker.router.channels.figures()
     assert figures["history_dropped"] == 1 and figures["history_bytes"] <= 5000
@@ -182,7 +200,7 @@ def test_notices_say_who_when_and_are_kept() -> None:
     assert [data if not is_notice else bus.unpack_notice(data) for is_notice, data in second] == [
         Notice("jack", is_online=True, seconds=came), b"hello", Notice("jack", is_online=False, seconds=left),
     ]  # fmt: skip
-    broker.say(one, bus.HISTORY, 1, HALL)
+    ask_kept(broker, one, HALL, 1)
     assert [is_notice for is_notice, _ in entries(one)[0]] == [True, False, True, True]
 
 
@@ -213,7 +231,7 @@ def test_a_busy_worker_is_not_told_and_others_are() -> None:
     figures = broker.router.channels.figures()
     assert (figures["notices"], figures["notices_dropped"]) == (1, 1)
     one.sent.clear()
-    broker.say(one, bus.HISTORY, 1, HALL)
+    ask_kept(broker, one, HALL, 1)
     assert len(entries(one)[0]) == 1
 
 
@@ -248,7 +266,7 @@ def test_a_new_broker_waits_for_every_table() -> None:
     assert one.take(bus.ANSWER) == []
     broker.say(two, bus.COMPLETE, 1)
     (join, entered), (request, counted) = one.take(bus.ANSWER)
-    assert (join, bus.unpack_entries(entered)) == (3, [])
+    assert (join, [kept.entries for kept in answered(entered)]) == (3, [[]])
     assert (request, bus.unpack_online_answer(counted).counts) == (5, [(1, 2)])
     assert notices(broker, one) == notices(broker, two) == [], "the user was there before this broker"
 

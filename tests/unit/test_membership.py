@@ -11,12 +11,13 @@ import orjson
 import pytest
 
 from fastpush.applications import Application, ConnectionClosed, Online, Options, PublishFailed
-from fastpush.bus.client import BusUnavailable
+from fastpush.bus.client import BusUnavailable, OnResult
 from fastpush.config import Config, Limits
 from fastpush.fanout import PLAIN
+from fastpush.http.auth.complaints import EVERY_SECONDS, Complaints
 from fastpush.metrics import Counters
 from fastpush.protocol import bus
-from fastpush.protocol.bus import Notice, Status
+from fastpush.protocol.bus import NO_POSITION, Entry, Kept, Kind, Notice, Position, Status
 from fastpush.protocol.frames import text_frame
 from fastpush.protocol.push import channel_key, claim_name, user_key
 from fastpush.worker.application_server import ApplicationServer
@@ -39,7 +40,7 @@ class FakeBus:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
         self.questions: list[tuple[int, bytes, Callable[[bytes], None]]] = []
-        self.publications: list[tuple[bytes, Callable[[int, int, int], None]]] = []
+        self.publications: list[tuple[bytes, OnResult]] = []
         self.failure: Exception | None = None
 
     def ask(self, kind: int, body: bytes, on_answer: Callable[[bytes], None]) -> None:
@@ -47,11 +48,17 @@ class FakeBus:
             raise self.failure
         self.questions.append((kind, body, on_answer))
 
-    def answer(self, *entries: tuple[bool, bytes]) -> bytes:
-        """Answer the oldest question; return what was asked."""
-        _, body, on_answer = self.questions.pop(0)
-        on_answer(bus.pack(entries))
-        return body
+    def answer(self, *entries: bytes | Notice) -> bus.Join:
+        """Answer the oldest question, a JOIN of one channel, with messages and notices; return what was asked."""
+        (join,) = self.answer_all(list(entries))
+        return join
+
+    def answer_all(self, *kept: list[bytes | Notice], position: int = 0) -> list[bus.Join]:
+        """Answer one of the questions, a JOIN, with what each channel has kept; return what was asked."""
+        kind, body, on_answer = self.questions.pop(position)
+        assert kind == bus.JOIN
+        on_answer(bus.pack([Kept(len(entries), 1, recovered=False, entries=_kept(entries)) for entries in kept]))
+        return bus.unpack_joins(body)
 
     def depart(self, join: bytes) -> None:
         self.told.append(("depart", bus.unpack_join(join).key, bus.unpack_join(join).user))
@@ -62,12 +69,19 @@ class FakeBus:
     def unclaim(self, connection: int, name: bytes) -> None:
         self.told.append(("unclaim", connection, name))
 
-    def publish(self, body: bytes, on_result: Callable[[int, int, int], None]) -> None:
+    def publish(self, body: bytes, on_result: OnResult) -> None:
         if self.failure is not None:
             raise self.failure
         self.publications.append((body, on_result))
 
-    drop = publish
+    order = publish
+
+
+def _kept(entries: list[bytes | Notice]) -> list[Entry]:
+    return [
+        Entry(offset, Kind.MESSAGE, entry) if isinstance(entry, bytes) else Entry(offset, Kind.NOTICE, bus.pack(entry))
+        for offset, entry in enumerate(entries, 1)
+    ]
 
 
 class Client:
@@ -168,12 +182,12 @@ async def test_replay_comes_before_everything_else(worker: Worker) -> None:
     worker.hub.deliver(publication(KEY, message="early"), lambda _: None)
     await turns()
     assert not joined.done() and client.frames == []
-    notices = [bus.pack(Notice(user, is_online=True, seconds=1.0)) for user in ("jill", "nobody", "bad")]
-    asked = worker.bus.answer((False, text_frame(b"kept")), *((True, notice) for notice in notices))
+    notices = [Notice(user, is_online=True, seconds=1.0) for user in ("jill", "nobody", "bad")]
+    asked = worker.bus.answer(text_frame(b"kept"), *notices)
     await joined
     worker.hub.deliver(publication(KEY, message="late"), lambda _: None)
     assert client.frames == [text_frame(b"kept"), text_frame(b"jill True room"), text_frame(b"late")]
-    assert bus.unpack_join(asked) == bus.Join(KEY, client.number, "/app", 500, 524_288, "", 2000, 9)
+    assert asked == bus.Join(KEY, client.number, "/app", 500, 524_288, "", 2000, 9)
     assert worker.counters.handler_errors == 1, "the notice that could not be worded"
     client.close(1000, "")
     assert worker.keys == [] and worker.bus.told == []
@@ -189,7 +203,8 @@ async def test_presence_is_told_and_taken_back(worker: Worker) -> None:
         worker.server.join(client, room, presence=True, grace_seconds=0.25)
         worker.bus.answer()
     assert [bus.unpack_join(join) for join in worker.memberships.joins()] == [
-        bus.Join(channel_key(room), client.number, "/app", 0, 524_288, "jack", 250, 0) for room in ("room", "other")
+        bus.Join(channel_key(room), client.number, "/app", 0, 524_288, "jack", 250, 0, is_present=True)
+        for room in ("room", "other")
     ]
     worker.server.leave(client, "room")
     worker.server.leave(client, "room")
@@ -207,7 +222,7 @@ async def test_joining_again_changes_nothing(worker: Worker) -> None:
     second = waiting(worker.server.join(client, "room", replay=True, presence=True))
     await turns()
     assert len(worker.bus.questions) == 1
-    worker.bus.answer((False, text_frame(b"kept")))
+    worker.bus.answer(text_frame(b"kept"))
     await asyncio.gather(first, second)
     await worker.server.join(client, "room", replay=True, presence=True)
     assert worker.bus.questions == [] and client.frames == [text_frame(b"kept")]
@@ -221,15 +236,15 @@ async def test_leaving_while_joining_is_leaving(worker: Worker) -> None:
     client = worker.client()
     first = waiting(worker.server.join(client, "room", replay=True, presence=True))
     worker.server.leave(client, "room")
-    worker.bus.answer((False, text_frame(b"kept")))
+    worker.bus.answer(text_frame(b"kept"))
     await first
     assert (client.frames, client.groups, worker.keys) == ([], (), [])
     assert worker.bus.told == [("depart", KEY, "jack")]
     worker.server.join(client, "room", replay=True, presence=True)
     worker.server.leave(client, "room")
     last = waiting(worker.server.join(client, "room", replay=True, presence=True))
-    worker.bus.answer((False, text_frame(b"too early")))
-    worker.bus.answer((False, text_frame(b"kept")))
+    worker.bus.answer(text_frame(b"too early"))
+    worker.bus.answer(text_frame(b"kept"))
     await last
     assert client.frames == [text_frame(b"kept")] and len(client.groups) == 1
     assert len(list(worker.memberships.joins())) == 1 and len(worker.bus.told) == 2
@@ -242,7 +257,7 @@ async def test_a_connection_that_ends_while_it_joins(worker: Worker) -> None:
     joined = waiting(worker.server.join(client, "room", replay=True, presence=True))
     client.close(1006, "")
     assert worker.bus.told == [] and worker.keys == [KEY]
-    worker.bus.answer((False, text_frame(b"kept")))
+    worker.bus.answer(text_frame(b"kept"))
     await joined
     assert (worker.bus.told, client.frames, worker.keys) == ([("depart", KEY, "jack")], [], [])
 
@@ -382,14 +397,14 @@ async def test_what_is_published(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "says", "may_have_arrived"),
+    ("status", "says", "may_have_arrived"),
     [
-        ((Status.NOT_READY, 0, 0), "replaced", False),
-        ((Status.OVERLOADED, 0, 0), "overloaded", False),
-        ((Status.UNKNOWN, 0, 0), "lost", True),
+        (Status.NOT_READY, "replaced", False),
+        (Status.OVERLOADED, "overloaded", False),
+        (Status.UNKNOWN, "lost", True),
     ],
 )
-def test_publications_that_fail(result: tuple[int, int, int], says: str, *, may_have_arrived: bool) -> None:
+def test_publications_that_fail(status: Status, says: str, *, may_have_arrived: bool) -> None:
     """Whoever awaits one is told why, and whether somebody may have it, before or after the answer has come."""
 
     async def scenario() -> None:
@@ -398,7 +413,7 @@ def test_publications_that_fail(result: tuple[int, int, int], says: str, *, may_
             outgoing = worker.server.broadcast("x")
             awaited = waiting(outgoing) if is_early else None
             await turns() if is_early else None
-            worker.bus.publications.pop()[1](*result)
+            worker.bus.publications.pop()[1](status, 0, 0, NO_POSITION)
             with pytest.raises(PublishFailed, match=says) as caught:
                 await (awaited or outgoing)
             assert caught.value.may_have_arrived == may_have_arrived
@@ -413,26 +428,24 @@ async def test_how_many_took_it(worker: Worker) -> None:
     awaited = waiting(first)
     await turns()
     for (_, on_result), count in zip(worker.bus.publications, (3, 2), strict=True):
-        on_result(Status.DONE, count, 0)
+        on_result(Status.DONE, count, 0, Position(1, 1))
     assert [await awaited, await first, await second] == [3, 3, 2]
     worker.server.close_key("key")
     assert [orjson.loads(body) for body, _ in worker.bus.publications[1:]] == [
-        ["user", "jack", "/app", 4000, "enough"], ["key", "key", "/app", 1008, ""]
+        ["close_user", "jack", "/app", 4000, "enough"], ["close_key", "key", "/app", 1008, ""]
     ]  # fmt: skip
 
 
-def test_failures_that_nobody_awaits_are_logged(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A line a second, with how many there were; one that is awaited is its handler's affair."""
+def test_failures_that_nobody_awaits_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A line in EVERY_SECONDS, with how many were left out since; one that is awaited is its handler's affair."""
     now = 100.0
-    monkeypatch.setattr("fastpush.worker.application_server.monotonic", lambda: now)
 
     async def scenario() -> None:
         nonlocal now
         worker = Worker()
+        worker.server._complaints = Complaints(logging.getLogger("fastpush.application"), lambda: now)
         worker.server.broadcast("x")
-        worker.bus.publications.pop()[1](Status.OVERLOADED, 0, 0)
+        worker.bus.publications.pop()[1](Status.OVERLOADED, 0, 0, NO_POSITION)
         await turns()
         worker.bus.failure = BusUnavailable("the broker is being restarted")
         for _ in range(3):
@@ -440,15 +453,15 @@ def test_failures_that_nobody_awaits_are_logged(
         with pytest.raises(PublishFailed, match="restarted"):
             await worker.server.broadcast("z")
         await turns()
-        now = 101.0
+        now += EVERY_SECONDS
         worker.server.broadcast("y")
         await turns()
 
     asyncio.run(scenario())
     lines = [vars(record)["fields"] for record in caplog.records if record.msg == "not published"]
-    assert [(line["reason"], line["messages"]) for line in lines] == [
-        ("a worker is overloaded", 1),
-        ("the broker is being restarted", 4),
+    assert lines == [
+        {"reason": "a worker is overloaded", "path": "/app"},
+        {"reason": "the broker is being restarted", "path": "/app", "left_out": 3},
     ]
 
 
@@ -461,13 +474,14 @@ async def test_who_is_online_and_what_was_kept(worker: Worker) -> None:
     online, users = waiting(worker.server.online()), waiting(worker.server.online_users("room", 5))
     history = waiting(worker.server.history("room"))
     await turns()
-    (kind, body, on_answer), (_, users_body, on_users), (history_kind, key, on_history) = worker.bus.questions
+    (kind, body, on_answer), (_, users_body, on_users), (history_kind, asked, on_history) = worker.bus.questions
     assert (kind, bus.unpack_online(body)) == (bus.ONLINE, bus.Online([channel_key("/app")], 0))
-    assert bus.unpack_online(users_body) == bus.Online([KEY], 5) and (history_kind, key) == (bus.HISTORY, KEY)
+    assert bus.unpack_online(users_body) == bus.Online([KEY], 5)
+    assert (history_kind, bus.unpack_history(asked)) == (bus.HISTORY, bus.History(KEY))
     on_answer(bus.pack(bus.OnlineAnswer([(2, 3)], [])))
     on_users(bus.pack(bus.OnlineAnswer([(2, 3)], ["jack", "jill"])))
-    notice = bus.pack(Notice("jack", is_online=True, seconds=1.0))
-    on_history(bus.pack([(False, text_frame(b"text")), (True, notice), (False, b"\x82\x01\xff")]))
+    kept = _kept([text_frame(b"text"), Notice("jack", is_online=True, seconds=1.0), b"\x82\x01\xff"])
+    on_history(bus.pack(Kept(3, 1, recovered=True, entries=kept)))
     assert await online == Online(2, 3)
     assert await users == ["jack", "jill"] and await history == ["text", b"\xff"]
     worker.bus.failure = BusUnavailable("full")

@@ -164,7 +164,7 @@ def test_a_url_is_read() -> None:
     assert found.token == "t t"
     assert isinstance(found.query, MultiDictProxy)
     assert list(found.query.items()) == [("symbol", "A"), ("symbol", "ä"), ("x", "")]
-    assert mount.read("") == (None, {}, found.options, False)
+    assert mount.read("") == (None, {}, found.options, False, None)
     with pytest.raises(RequestError):
         mount.read("a=%zz")
 

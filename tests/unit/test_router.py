@@ -3,9 +3,12 @@
 import orjson
 import pytest
 
-from fastpush.broker.router import SCRAPE_SECONDS, Router
+from fastpush.broker.inquiries import ANSWER_SECONDS
+from fastpush.broker.router import Router
+from fastpush.channels.namespaces import Namespaces
+from fastpush.config import Namespace
 from fastpush.protocol import bus, control
-from fastpush.protocol.bus import Status
+from fastpush.protocol.bus import NO_POSITION, Position, Status
 
 CONFIRM_SECONDS, RESYNC_SECONDS = 1.0, 2.0
 WALL_SECONDS = 1_800_000_000.0  # what Unix time is ahead of the clock
@@ -38,20 +41,31 @@ class FakeLink:
         """Return number and body of each message of a kind."""
         return [(number, body) for of_kind, number, body in self.sent if of_kind == kind]
 
-    def results(self) -> list[tuple[int, Status, int, int]]:
+    def outcomes(self) -> list[tuple[int, Status, int, int, Position]]:
+        """Return what became of pushes, once: request, status, connections, workers that did not count, its place."""
         answers = [(number, *bus.decode_result(body)) for number, body in self.take(bus.RESULT)]
-        return [(number, Status(status), sent, unconfirmed) for number, status, sent, unconfirmed in answers]
+        return [(number, Status(status), *rest) for number, status, *rest in answers]
+
+    def results(self) -> list[tuple[int, Status, int, int]]:
+        """Return the same of pushes that no channel has kept."""
+        found = self.outcomes()
+        assert {outcome[-1] for outcome in found} <= {NO_POSITION}
+        return [outcome[:-1] for outcome in found]
 
 
 class Broker:
     """A router, its clock, and what it has reported."""
 
-    def __init__(self, *workers: int, queue_bytes: int = 1_000_000, history_bytes: int = 1_000_000) -> None:
+    def __init__(
+        self, *workers: int, queue_bytes: int = 1_000_000, history_bytes: int = 1_000_000, idempotency_keys: int = 1000,
+        namespaces: dict[str, Namespace] | None = None,
+    ) -> None:  # fmt: skip
         self.now = 100.0
         self.stalled: list[int] = []
         self.router = Router(
             0xE0, workers, clock=lambda: self.now, confirm_seconds=CONFIRM_SECONDS, resync_seconds=RESYNC_SECONDS,
-            queue_bytes=queue_bytes, history_bytes=history_bytes, started_seconds=7.0,
+            queue_bytes=queue_bytes, history_bytes=history_bytes, idempotency_keys=idempotency_keys,
+            namespaces=Namespaces(namespaces or {}), started_seconds=7.0,
             wall_clock=lambda: self.now + WALL_SECONDS, on_stalled=self.stalled.append,
         )  # fmt: skip
 
@@ -590,7 +604,7 @@ def test_goodbye_is_no_loss() -> None:
     broker.wait(10 * RESYNC_SECONDS)
     assert broker.stalled == []
     broker.say(one, bus.SCRAPE, 9)
-    broker.wait(SCRAPE_SECONDS)
+    broker.wait(ANSWER_SECONDS)
     assert orjson.loads(one.take(bus.REPORT)[0][1])["departed"] == {"deliveries": 5}
 
 
@@ -639,7 +653,7 @@ def test_scrape_does_not_wait_for_a_worker_that_is_silent() -> None:
     broker.say(two, bus.SNAPSHOT, 0, snapshot(4))
     broker.say(one, bus.SCRAPE, 77)
     broker.say(one, bus.SNAPSHOT, one.take(bus.MEASURE)[0][0], snapshot(3))
-    broker.wait(SCRAPE_SECONDS)
+    broker.wait(ANSWER_SECONDS)
     report = scrape(broker, one)
     assert report["workers"]["2"]["counters"] == {"deliveries": 4}
     assert report["stale"] == [2]
@@ -653,7 +667,7 @@ def test_figures_of_a_lost_worker_are_counted_once() -> None:
 
     def total() -> int:
         broker.say(one, bus.SCRAPE, 77)
-        broker.wait(SCRAPE_SECONDS)
+        broker.wait(ANSWER_SECONDS)
         report = scrape(broker, one)
         counters = [worker.get("counters", {}) for worker in report["workers"].values()]
         return sum(counts.get("deliveries", 0) for counts in [*counters, report["departed"]])
@@ -675,7 +689,7 @@ def figures(broker: Broker, link: FakeLink) -> dict:
     broker.say(link, bus.SCRAPE, 77)
     for number, _ in link.take(bus.MEASURE):
         broker.say(link, bus.SNAPSHOT, number, snapshot(0))
-    broker.wait(SCRAPE_SECONDS)
+    broker.wait(ANSWER_SECONDS)
     return scrape(broker, link)
 
 
