@@ -62,6 +62,15 @@ def sections(**more: Any) -> Sections:
     }
 
 
+class Refused(Exception):
+    """A client's command, or a call of the server API, was answered with an error."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error)
+        self.code: int | str = error["code"]
+        self.message: str = error["message"]
+
+
 class Way(Closing):
     """A port of 127.0.0.1 whose connections all come out at one worker of a server.
 
@@ -82,11 +91,12 @@ class Way(Closing):
         self._start(self._accept)
 
     def api(self, method: str, **body: Any) -> Any:
-        """Call the server API, return the `result` of its reply; all calls share a connection."""
+        """Call the server API, return the result; all calls share a connection. Raises: Refused."""
         self._calls.request("POST", f"/api/{method}", json.dumps(body), {"X-API-Key": KEY})
-        reply = self._calls.getresponse().read()
-        assert b'"result"' in reply, reply
-        return json.loads(reply)["result"]
+        reply = json.loads(self._calls.getresponse().read())
+        if "error" in reply:
+            raise Refused(reply["error"])
+        return reply["result"]
 
     def publish(self, channel: str, *data: Any) -> None:
         """Publish one after the other."""
@@ -140,12 +150,14 @@ class Way(Closing):
                     self._start(self._copy, worker, client)
 
     def _dial(self) -> socket.socket:
-        while True:
+        deadline = time.monotonic() + ANSWER_SECONDS * SCALE
+        while time.monotonic() < deadline:
             end = socket.create_connection(("127.0.0.1", self._server.port), timeout=ANSWER_SECONDS * SCALE)
             if self._server.worker_of(end.getsockname()[1]) == self._number:
                 end.settimeout(None)
                 return end
             end.close()
+        raise ConnectionError(f"worker {self._number} accepts nothing")
 
     @staticmethod
     def _copy(source: socket.socket, target: socket.socket) -> None:
@@ -161,15 +173,6 @@ class Way(Closing):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             end.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads
         end.close()
-
-
-class Refused(Exception):
-    """A command was answered with an error."""
-
-    def __init__(self, error: dict[str, Any]) -> None:
-        super().__init__(error)
-        self.code: int = error["code"]
-        self.message: str = error["message"]
 
 
 class Client(Closing):
@@ -197,7 +200,7 @@ class Client(Closing):
             raise Refused(line["error"])
         return line["ok"]
 
-    def refusal(self, name: str, *values: Any) -> int:
+    def refusal(self, name: str, *values: Any) -> int | str:
         """Give a command that is refused; return the code."""
         try:
             value = self.do(name, *values)

@@ -213,7 +213,7 @@ class Histories:
         if ring.planned_seconds < math.inf:
             heapq.heappush(self._due, (ring.planned_seconds, ring.epoch, key))
             if len(self._due) > 2 * len(self) + _HEAP_SLACK:  # most of it is of channels that were forgotten meanwhile
-                self._due = [due for due in self._due if self._planned(*due) is not None]
+                self._due = list({due for due in self._due if self._planned(*due) is not None})
                 heapq.heapify(self._due)
 
     def _planned(self, seconds: float, epoch: int, key: bytes) -> _Ring | None:

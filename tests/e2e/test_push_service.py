@@ -4,16 +4,15 @@ import json
 import socket
 import struct
 import uuid
-from collections.abc import Callable
 from contextlib import ExitStack
 
 from websockets.sync.client import ClientConnection, connect
 
 from fastpush.config import Limits
 from fastpush.errors import RequestError
-from fastpush.http.push import Outcome, PushService
+from fastpush.http.push import OnResult, Outcome, PushService
 from fastpush.metrics import Counters
-from fastpush.protocol.bus import Status, decode_publication
+from fastpush.protocol.bus import NO_POSITION, Status, decode_publication
 from tests.server import SCALE, Server, eventually
 from tests.wire import Wire, upgrade
 
@@ -126,9 +125,9 @@ def test_pushing_without_http() -> None:
     """S0-36: the program itself pushes to a user and event through PushService; HTTP is only one of its callers."""
     published = []
 
-    def publish(body: bytes, on_result: Callable[[int, int, int], None]) -> None:
+    def publish(body: bytes, on_result: OnResult, once: bytes = b"") -> None:
         published.append(decode_publication(body))
-        on_result(Status.DONE, 2, 0)
+        on_result(Status.DONE, 2, 0, NO_POSITION)
 
     outcomes: list[Outcome | RequestError] = []
     service = PushService(Limits(), Counters(), publish=publish, drop=publish)
