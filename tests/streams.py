@@ -6,6 +6,7 @@ import struct
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
+from tests.applications import workers
 from tests.sdk import KEY
 from tests.server import SCALE, Server
 
@@ -26,7 +27,7 @@ class Event(NamedTuple):
 class Stream:
     """A GET for an event stream, its head read. Every read has a time-out.
 
-    parameters: of the URL; a list repeats.  worker: the number of the process that has to accept it.
+    parameters: of the URL; a list repeats.  worker: which of the workers has to accept it, the oldest is 0.
     receive_bytes: of the kernel's receive buffer, set before connecting.
     status: 200, or what refused it; then `body` is the answer's.
     last_id: of the last event that set one, what a browser would send.  comments: so far.
@@ -46,17 +47,20 @@ class Stream:
         first, *rest = self._until(b"\r\n\r\n").decode("latin-1").split("\r\n")
         self.status = int(first.split()[1])
         self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
-        self.body = b"" if self.status == 200 else self.rest()
+        self.body = (
+            b"" if self.status == 200 or method == "HEAD" else self._exactly(int(self.headers["content-length"]))
+        )
 
     @staticmethod
     def _dial(server: Server, worker: int | None, receive_bytes: int, port: int) -> socket.socket:
+        number = None if worker is None else workers(server)[worker]
         while True:
             dialled = socket.socket()
             dialled.settimeout(TIMEOUT_SECONDS * SCALE)
             if receive_bytes:
                 dialled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
             dialled.connect(("127.0.0.1", port or server.port))
-            if worker is None or server.worker_of(dialled.getsockname()[1]) == worker:
+            if number is None or server.worker_of(dialled.getsockname()[1]) == number:
                 return server.secured(dialled)
             dialled.close()
 
@@ -83,6 +87,14 @@ class Stream:
                 raise EOFError(f"the stream ended; unread: {self._unread[:200]!r}")
             self._unread += data
         found, _, self._unread = self._unread.partition(mark)
+        return found
+
+    def _exactly(self, size: int) -> bytes:
+        while len(self._unread) < size:
+            data = self.socket.recv(65536)
+            assert data, f"the connection ended with {len(self._unread)} of {size} bytes"
+            self._unread += data
+        found, self._unread = self._unread[:size], self._unread[size:]
         return found
 
     def block(self) -> Event | None:
@@ -116,13 +128,6 @@ class Stream:
         while not self.last_id:
             assert self.block() is None
         return self
-
-    def rest(self) -> bytes:
-        """All up to the end of the stream."""
-        while data := self.socket.recv(65536):
-            self._unread += data
-        rest, self._unread = self._unread, b""
-        return rest
 
     def remaining(self) -> list[Event]:
         """All events up to the end of the stream; the last one may be cut off."""

@@ -138,7 +138,8 @@ class Channels:
         if peer.link.is_full and any(join.replay_messages for join in joins):
             self._deferred.append((self.join, peer, request, body))
             return
-        answers = [bus.pack((None,) * len(joins))[: -len(joins)]]  # the head of a list of so many
+        listed = bus.pack((None,) * len(joins))
+        answers = [listed[: len(listed) - len(joins)]]  # the head of a list of so many
         answers += [self._kept(join) for join in joins]
         peer.link.send(bus.encode_head(bus.ANSWER, request, sum(map(len, answers))), *answers)
         for join in joins:

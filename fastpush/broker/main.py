@@ -1,6 +1,7 @@
 """The broker process: one loop, one order for every push of the host."""
 
 import asyncio
+import itertools
 import logging
 import secrets
 import signal
@@ -15,12 +16,14 @@ from fastpush.channels.namespaces import Namespaces
 from fastpush.child import Channel, Context, beat_seconds, tune_collector
 from fastpush.inspection import Inspector
 from fastpush.log import fields
+from fastpush.memory import Trimmer
 from fastpush.protocol import control
 
 log = logging.getLogger("fastpush.broker")
 
 TICK_SECONDS = 0.02
 RESYNC_SECONDS = 1.0
+_SECOND_TICKS = round(1 / TICK_SECONDS)
 
 
 def run(context: Context) -> int:
@@ -38,6 +41,9 @@ class Broker:
         self._context = context
         self._config = context.config
         self._stop = asyncio.Event()
+        self._trimmer = Trimmer()
+        self._held = 0  # keys and channels
+        self._given_up = 0
         self._router = Router(
             secrets.randbits(64),
             context.workers,
@@ -66,10 +72,19 @@ class Broker:
         self._channel.send(control.Ready())
         self._channel.beat(lambda: beat_seconds(self._config), self._figures)
         log.debug("broker started", extra=fields(epoch=f"{self._router.epoch:016x}"))
+        ticks = itertools.count(1)
         while not self._stop.is_set():
             self._router.tick()
+            if next(ticks) % _SECOND_TICKS == 0:
+                self._end_second()
             await asyncio.sleep(TICK_SECONDS)
         return 0
+
+    def _end_second(self) -> None:
+        """Give back what keys and channels held that have gone."""
+        held, self._held = self._held, self._router.held
+        self._given_up += max(0, held - self._held)
+        self._trimmer.end_second(self._given_up)
 
     def _figures(self) -> dict[str, int]:
         return {"routes": len(self._router.routes), **self._router.counts}

@@ -150,6 +150,11 @@ class Router:
         """Whether no worker is connected."""
         return not self._peers
 
+    @property
+    def held(self) -> int:
+        """Return the number of keys that somebody wants, and of channels that keep something."""
+        return len(self.routes) + len(self.channels.histories)
+
     def on_message(self, link: WorkerLink, kind: int, number: int, body: bus.Body) -> None:
         """Take one message from a worker.
 

@@ -7,10 +7,11 @@ with an HTTP status of its own, and only among the replies of a batch or a broad
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
+from operator import itemgetter
 from time import time
 from typing import Any
 
@@ -33,6 +34,7 @@ from fastpush.protocol.client import DisconnectCode, ErrorCode
 log = logging.getLogger("fastpush.channels")
 
 CHANNELS_MAX = 10_000  # of one answer
+BROADCAST_BYTES = 1024 * 1024  # of one broadcast that are on their way to the broker at once
 
 OnReply = Callable[[Reply | RequestError], None]
 _Done = bytes | Refusal | RequestError  # a result, or why there is none
@@ -41,11 +43,14 @@ _Method = Callable[[Any], Awaitable[bytes]]
 
 
 class ServerApi:
-    """The methods of one worker. clients: its endpoint, by whose namespaces and limits everything goes."""
+    """The methods of one worker. clients: its endpoint, by whose namespaces and limits everything goes.
+
+    methods: what each takes, and what performs it; batch is none of them.
+    """
 
     def __init__(self, clients: ClientProtocol) -> None:
         self._clients = clients
-        self._methods: dict[str, tuple[type[api.Request], _Method]] = {
+        self.methods: dict[str, tuple[type[api.Request], _Method]] = {
             "publish": (api.Publish, partial(_awaited, self._publish)),
             "broadcast": (api.Broadcast, partial(_awaited, self._broadcast)),
             "subscribe": (api.Subscribe, self._subscribe),
@@ -91,26 +96,20 @@ class ServerApi:
 
     async def respond(self, method: str, body: bytes, headers: Mapping[str, str]) -> Reply:
         """Answer POST /api/<method>, or POST /api for "". Raises: RequestError."""
-        if method == "batch":
-            done = await self._outcome(self._batch(body))
-            reply = done if isinstance(done, bytes) else None
-        elif method:
-            done, reply = await self._outcome(self.perform(method, body)), None
+        several = {"batch": self._batch, "": self._lines}.get(method)
+        if several is None:
+            reply = _reply(await self._outcome(self.perform(method, body)), headers)
         else:
-            done = await self._outcome(self._lines(body))
-            reply = done if isinstance(done, bytes) else None
-        if reply is not None:
-            return Reply(HTTPStatus.OK, JSON, reply)
-        answer = _reply(done, headers)
-        if isinstance(answer, RequestError):
-            raise answer
-        return answer
+            reply = _reply(await self._outcome(several(body)), headers, wrap=bytes)
+        if isinstance(reply, RequestError):
+            raise reply
+        return reply
 
     async def perform(self, method: str, body: bytes) -> bytes:
         """Do what one method asks for and return its result. Raises: Refusal, RequestError."""
-        known = self._methods.get(method)
+        known = self.methods.get(method)
         if known is None:
-            names = ", ".join(self._methods)
+            names = ", ".join(self.methods)
             raise Refusal(ErrorCode.METHOD_NOT_FOUND, f"method not found: there are {names} and batch")
         kind, perform = known
         return await perform(api.read(kind, body))
@@ -147,12 +146,13 @@ class ServerApi:
 
     async def _lines(self, body: bytes) -> bytes:
         """Perform the commands of the older form, one a line."""
-        lines = [line for line in body.splitlines() if line.strip()]
-        self._check_number("the body's lines", len(lines))
-        return b"\n".join([await self._line(command) for command in [api.read(api.Line, line) for line in lines]])
+        commands = api.lines(body)
+        self._check_number("the body's lines", len(commands))
+        return b"\n".join([await self._line(command) for command in commands])
 
     async def _line(self, command: api.Line) -> bytes:
-        done = await self._outcome(self.perform(command.method, bytes(command.params) or b"{}"))
+        params = bytes(command.params)
+        done = await self._outcome(self.perform(command.method, b"{}" if params in {b"", b"null"} else params))
         return api.line_reply(command.id, api.result(done) if isinstance(done, bytes) else _error_reply(done))
 
     def _check_number(self, what: str, found: int) -> None:
@@ -168,18 +168,12 @@ class ServerApi:
         self._sparing(options, lambda spared: self._send(asked.channel, options, spared, on_done), on_done)
 
     def _broadcast(self, asked: api.Broadcast, on_done: _OnDone) -> None:
-        options, channels = api.options(asked), asked.channels
-        self._check_number("channels", len(channels))
-        replies: dict[int, bytes] = {}
+        options = api.options(asked)
+        self._check_number("channels", len(asked.channels))
 
         def send_all(spared: int) -> None:
-            for position, channel in enumerate(channels):
-                self._send_one(channel, options, spared, partial(take, position))
-
-        def take(position: int, done: _Done) -> None:
-            replies[position] = api.result(done) if isinstance(done, bytes) else _error_reply(done)
-            if len(replies) == len(channels):
-                on_done(api.broadcast_result(replies[number] for number in range(len(channels))))
+            send = partial(self._send_one, options=options, spared=spared)
+            _Broadcast(asked.channels, len(options.data), send, on_done).go_on()
 
         self._sparing(options, send_all, on_done)
 
@@ -200,7 +194,7 @@ class ServerApi:
 
         self._service.find(options.exclude, on_found)
 
-    def _send_one(self, channel: str, options: api.Options, spared: int, on_done: _OnDone) -> None:
+    def _send_one(self, channel: str, on_done: _OnDone, *, options: api.Options, spared: int) -> None:
         """Publish one of several: whatever is wrong with it is told of it alone."""
         try:
             self._namespace(channel)
@@ -282,7 +276,7 @@ class ServerApi:
         return await self._order("disconnect", user, asked.client or "", spared, code, reason)
 
     async def _refresh(self, asked: api.Refresh) -> bytes:
-        user, expires_at = _user(asked), asked.expire_at or None
+        user, expires_at = _user(asked), api.expiry(asked) or None
         if asked.expired or (expires_at is not None and expires_at <= time()):
             ended = DisconnectCode.EXPIRED
             return await self._order("disconnect", user, asked.client or "", [], int(ended), ended.reason)
@@ -303,12 +297,48 @@ class ServerApi:
 
     async def _info(self, asked: api.Info) -> bytes:
         found, missing = await self._service.gather("info")
-        return _answer({"nodes": found}, missing)
+        return _answer({"nodes": sorted(found, key=itemgetter("name"))}, missing)
 
     async def _rpc(self, asked: api.Rpc) -> bytes:
         if not asked.method:
             raise bad_request("method is empty")
         return protocol.rpc_result(await self._clients.call(None, asked.method, bytes(asked.params)))
+
+
+class _Broadcast:
+    """One publication in several channels, as many at once as the bus takes easily.
+
+    size: bytes of its data.  send: publishes in one channel, and calls back once with what became of it.
+    on_done: called once, with the result of the broadcast.
+    """
+
+    def __init__(
+        self, channels: Sequence[str], size: int, send: Callable[[str, _OnDone], None], on_done: _OnDone
+    ) -> None:
+        self._waiting = deque(enumerate(channels))
+        self._replies = [b""] * len(channels)
+        self._size = size
+        self._send = send
+        self._on_done = on_done
+        self._under_way = 0
+        self._is_sending = False
+
+    def go_on(self) -> None:
+        """Send as many as may be under way."""
+        self._is_sending = True
+        while self._waiting and self._under_way * self._size < BROADCAST_BYTES:
+            position, channel = self._waiting.popleft()
+            self._under_way += 1
+            self._send(channel, partial(self._take, position))
+        self._is_sending = False
+        if not self._waiting and not self._under_way:
+            self._on_done(api.broadcast_result(self._replies))
+
+    def _take(self, position: int, done: _Done) -> None:
+        self._replies[position] = api.result(done) if isinstance(done, bytes) else _error_reply(done)
+        self._under_way -= 1
+        if not self._is_sending and (self._waiting or not self._under_way):
+            self.go_on()
 
 
 async def _awaited(method: Callable[[Any, _OnDone], None], asked: Any) -> bytes:
@@ -341,10 +371,12 @@ def _error_reply(error: Refusal | RequestError) -> bytes:
     return api.error_reply(code, error.reason)
 
 
-def _reply(done: _Done, headers: Mapping[str, str]) -> Reply | RequestError:
+def _reply(
+    done: _Done, headers: Mapping[str, str], wrap: Callable[[bytes], bytes] = api.result
+) -> Reply | RequestError:
     """Return how a request is answered; errors as the status too for who asks for that."""
     if isinstance(done, bytes):
-        return Reply(HTTPStatus.OK, JSON, api.result(done))
+        return Reply(HTTPStatus.OK, JSON, wrap(done))
     if isinstance(done, RequestError):
         return done
     if headers.get("x-centrifugo-error-mode") == "transport":

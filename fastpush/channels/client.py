@@ -121,7 +121,8 @@ class Shown:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        return tuple(self._connection.data.session.subscriptions)
+        client = self._connection.data
+        return () if client is None else tuple(client.session.subscriptions)
 
     @property
     def has_room(self) -> bool:

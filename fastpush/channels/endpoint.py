@@ -209,6 +209,7 @@ class ClientProtocol(Application):
         client: Client = connection.data
         client.session.ended(DisconnectCode.CONNECTION_CLOSED)
         self._host.cancel(client)
+        connection.data = None  # they would hold each other until a collection of all garbage
         if self.handler is not None and client.shown is not None:
             return self.handler.on_close(client.shown, code, reason)
         return None
@@ -588,7 +589,7 @@ class ClientProtocol(Application):
     def _send(self, client: Client, request: Send) -> Awaitable[None] | None:
         if self.handler is None or client.shown is None:
             raise Ended(DisconnectCode.NOT_AVAILABLE)
-        return self.handler.on_message(client.shown, request.data.decode())
+        return self.handler.on_message(client.shown, (request.data or b"null").decode())
 
     # -- what back-ends order ----------------------------------------------------------
 

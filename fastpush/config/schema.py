@@ -340,9 +340,21 @@ class Limits(Section, frozen=True):
     ] = 100000
     name_bytes: Annotated[int, setting("Longest user id and longest event, as UTF-8.", ge=1, le=65535)] = 512
     push_body_bytes: Annotated[
-        int, setting("Largest body of a push; a larger one is answered with 413.", ge=1024, le=67108864)
+        int,
+        setting(
+            "Largest body of a push, or of any request of the server API; a larger one is answered with 413.",
+            ge=1024,
+            le=67108864,
+        ),
     ] = 1048576
-    push_users: Annotated[int, setting("Most users in the userId list of one push.", ge=1, le=1000000)] = 10000
+    push_users: Annotated[
+        int,
+        setting(
+            "Most users in the userId list of one push, channels of a broadcast, and commands of a batch.",
+            ge=1,
+            le=1000000,
+        ),
+    ] = 10000
     send_queue_messages: Annotated[
         int,
         setting(

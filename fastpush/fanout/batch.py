@@ -107,7 +107,8 @@ class Batch:
         for _ in range(count):
             receiver, _ = take_last()
             if receiver.form != form:
-                form = receiver.form
+                self._count_whole(written, frames)
+                form, written = receiver.form, 0
                 joined, frames = self._in_form(form)
                 length = len(joined)
             if not length:  # this form has nothing for it
@@ -130,22 +131,31 @@ class Batch:
             if taken == size:
                 written += 1
             else:
-                self._count(range(taken))
-        self._taken += written
+                self._count([position for position in range(taken) if frames[position]])
+        self._count_whole(written, frames)
         self.writes += count
 
     def give_some(self, receiver: Receiver, positions: Sequence[int]) -> None:
         """Hand over the publications at these positions."""
         self.writes += 1
         _, frames = self._in_form(receiver.form)
+        positions = [position for position in positions if frames[position]]  # this form has nothing for others
         some = [frames[position] for position in positions]
-        self._count(positions[: receiver.send_joined(b"".join(some), some)])
+        if some:
+            self._count(positions[: receiver.send_joined(b"".join(some), some)])
 
-    def _count(self, positions: Iterable[int]) -> None:
+    def _count_whole(self, receivers: int, frames: Sequence[bytes]) -> None:
+        """Count receivers that took all of these frames; an empty one is none."""
+        if all(frames):
+            self._taken += receivers
+        elif receivers:
+            self._count([position for position, frame in enumerate(frames) if frame], receivers)
+
+    def _count(self, positions: Iterable[int], receivers: int = 1) -> None:
         if self._fewer is None:
             self._fewer = [0] * len(self.publications)
         for position in positions:
-            self._fewer[position] += 1
+            self._fewer[position] += receivers
 
     def counts(self) -> list[int]:
         """Return for each publication how many receivers took it."""

@@ -94,7 +94,7 @@ class PushService:
                 body, name_bytes=limits.name_bytes, push_users=limits.push_users
             )
             keys = [protocol.user_key(user, event) for user in users]
-            self._send(keys, event, message, on_outcome, headers)
+            self._send(keys, event, message, on_outcome, _once(b"push", headers))
         except RequestError as error:
             self._count_refusal(error)
             raise
@@ -103,7 +103,7 @@ class PushService:
         """Push to every registered connection; as `push`."""
         try:
             event, message = protocol.parse_push_all(body, name_bytes=self.limits.name_bytes)
-            self._send([protocol.EVERYBODY], event, message, on_outcome, headers)
+            self._send([protocol.EVERYBODY], event, message, on_outcome, _once(b"all", headers))
         except RequestError as error:
             self._count_refusal(error)
             raise
@@ -114,9 +114,7 @@ class PushService:
         order = orjson.dumps(["close_user", user, event, CloseCode.POLICY_VIOLATION, "dropped by the back-end"])
         self._drop(order, lambda status, sent, unconfirmed, _: on_outcome(_outcome(status, sent, unconfirmed)))
 
-    def _send(
-        self, keys: list[bytes], event: str, message: str, on_outcome: OnOutcome, headers: Mapping[str, str]
-    ) -> None:
+    def _send(self, keys: list[bytes], event: str, message: str, on_outcome: OnOutcome, once: bytes) -> None:
         payload = message.encode()
         header = text_header(len(payload))
         if len(header) + len(payload) + ENTRY_BYTES > self.limits.send_queue_bytes:
@@ -136,7 +134,7 @@ class PushService:
             on_outcome(outcome)
 
         body = encode_publication(keys, event.encode(), header, payload, taken_seconds=monotonic())
-        self._publish(body, on_result, _once(headers))
+        self._publish(body, on_result, once)
 
     def _count_refusal(self, error: RequestError) -> None:
         counters = self._counters
@@ -148,12 +146,15 @@ class PushService:
             counters.pushes_refused += 1
 
 
-def _once(headers: Mapping[str, str]) -> bytes:
-    """Return what the broker knows a push by that may be sent twice, apart from all channels; b"" for nothing."""
-    key = headers.get("idempotency-key", "")
-    if len(key) > ONCE_CHARACTERS_MAX:
-        raise illegal_request(f"Idempotency-Key has {len(key)} characters, at most {ONCE_CHARACTERS_MAX} are allowed")
-    return b"push\0" + key.encode() if key else b""
+def _once(scope: bytes, headers: Mapping[str, str]) -> bytes:
+    """Return what the broker knows a push by that may be sent twice; b"" for nothing. scope: no routing key of any."""
+    key = headers.get("idempotency-key")
+    if not key:
+        return b""
+    if len(key) > ONCE_CHARACTERS_MAX or not key.isascii():
+        found = f"{len(key)} characters" if key.isascii() else "others"
+        raise illegal_request(f"Idempotency-Key must be at most {ONCE_CHARACTERS_MAX} ASCII characters, found {found}")
+    return b"%b\0%b" % (scope, key.encode())
 
 
 def _outcome(status: int, sent: int, unconfirmed: int) -> Outcome | RequestError:

@@ -24,6 +24,7 @@ from fastpush.protocol.client import OFFSET_MAX, ErrorCode
 
 ONCE_BYTES_MAX = 255  # of an idempotency key
 REASON_BYTES_MAX = 123  # of a close frame
+EXPIRE_AT_MAX = 2**53 - 1  # what every JSON parser reads as it is
 DISCONNECT_CODES = range(3000, 5000)
 _NONE = msgspec.Raw()
 _NOTHING = frozenset((b"", b"null", b"false", b"0", b'""', b"{}", b"[]"))
@@ -232,6 +233,18 @@ def read(kind: type[R], body: bytes) -> R:
     return request
 
 
+def lines(body: bytes) -> list[Line]:
+    """Return the commands of the older form. Raises: Refusal 107, if any line is none."""
+    commands = []
+    for number, line in enumerate(body.splitlines(), 1):
+        if line.strip():
+            try:
+                commands.append(read(Line, line))
+            except Refusal as refusal:
+                raise bad_request(f"line {number}: {refusal.message}") from None
+    return commands
+
+
 def _decoder(kind: type) -> Any:
     decoder = _decoders.get(kind)
     if decoder is None:
@@ -299,6 +312,14 @@ def close_with(asked: CloseWith | None, default: tuple[int, str]) -> tuple[int, 
     return asked.code, reason
 
 
+def expiry(asked: Refresh) -> int:
+    """Return when connections are to end, 0 for never. Raises: Refusal 107."""
+    expire_at = asked.expire_at or 0
+    if not 0 <= expire_at <= EXPIRE_AT_MAX:
+        raise bad_request(f"expire_at must be from 0 to {EXPIRE_AT_MAX}, found {expire_at}")
+    return expire_at
+
+
 def since(asked: Position | None) -> tuple[int, str] | None:
     """Return the position that a history is asked from. Raises: Refusal 107."""
     if asked is None:
@@ -316,7 +337,7 @@ def result(body: bytes) -> bytes:
 
 def error(code: int, message: str) -> bytes:
     """Return an error's object."""
-    return b'{"code":%d,"message":%b}' % (code, orjson.dumps(message))
+    return b'{"code":%d,"message":%b}' % (code, orjson.dumps(message.encode("utf-8", "replace").decode()))
 
 
 def error_reply(code: int, message: str) -> bytes:

@@ -247,7 +247,6 @@ unpack_joins = msgspec.msgpack.Decoder(list[Join]).decode
 unpack_notice = msgspec.msgpack.Decoder(Notice).decode
 unpack_online = msgspec.msgpack.Decoder(Online).decode
 unpack_online_answer = msgspec.msgpack.Decoder(OnlineAnswer).decode
-unpack_entry = msgspec.msgpack.Decoder(Entry).decode
 unpack_history = msgspec.msgpack.Decoder(History).decode
 unpack_kept = msgspec.msgpack.Decoder(Kept).decode
 unpack_all_kept = msgspec.msgpack.Decoder(list[Kept]).decode

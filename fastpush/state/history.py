@@ -78,7 +78,10 @@ class HistoryStore(Protocol):
         ...
 
     def since(self, key: bytes, position: Position, messages: int, size: int, now: float) -> bytes:
-        """Return all that came behind `position`, if it is kept, of this epoch (0 is of any) and no more; else nothing."""
+        """Return all that came behind `position`, if it is kept, of this epoch, and no more; else nothing.
+
+        Epoch 0 is of any.
+        """
         ...
 
     def page(self, question: History, now: float) -> bytes:

@@ -33,6 +33,7 @@ from fastpush.http.push import API_PATH, PushService
 from fastpush.http.refusals import RefusalLog
 from fastpush.inspection import Inspector
 from fastpush.log import fields
+from fastpush.memory import Trimmer
 from fastpush.metrics import Counters
 from fastpush.protocol import control
 from fastpush.protocol.bus import split_connection_number
@@ -47,7 +48,6 @@ from fastpush.worker.gauges import Gauges
 from fastpush.worker.inspection import connections
 from fastpush.worker.live import Prepared, prepare, take_over, tell_connections
 from fastpush.worker.membership import Memberships
-from fastpush.worker.memory import Trimmer
 from fastpush.worker.mount import Mount, PushMount, applications
 from fastpush.worker.orders import Orders
 from fastpush.worker.overload import Overload

@@ -735,13 +735,13 @@ def test_a_personal_channel(serve: Serve) -> None:
 def test_tokens_are_replaced_in_time(serve: Serve) -> None:
     """Tokens that functions give, the connection's and a channel's, are replaced at their end; nothing is cut."""
     server = serve_channels(serve, jwt_sections() | {"client": {"expired_close_seconds": 1}})
-    name, lives = "own:42", (3 * SCALE, 600)
+    name, lives = "own:42", (4 * SCALE, 600)
     own = [subscription_token("jack", name, seconds) for seconds in lives]
     with Channels(channels_url(server), tokens=[jwt("jack", seconds) for seconds in lives]) as client:
         client.do("subscribe", name, "own", {"tokens": own})
         client.subscription("subscribed")
         began = time.monotonic()
-        eventually(lambda: time.monotonic() - began > 4.5 * SCALE, 10, "both tokens at their end")
+        eventually(lambda: time.monotonic() - began > 5.5 * SCALE, 10, "both tokens at their end")
         publish(server, name, ["still here"], jwt("back-end", 60))
         assert client.publications(1) == ["still here"]
         assert [line["asked"] for line in client.lines if "asked" in line] == [1, 1, 2, 2]
@@ -754,12 +754,12 @@ def test_tokens_that_nobody_replaces(serve: Serve) -> None:
     server = serve_channels(serve, jwt_sections() | {"client": {"expired_close_seconds": 0}})
     name = "$chat:42"
     with Channels(channels_url(server), token=jwt("jack", 600)) as client:
-        client.do("subscribe", name, "own", {"token": subscription_token("jack", name, 2 * SCALE)})
+        client.do("subscribe", name, "own", {"token": subscription_token("jack", name, 3 * SCALE)})
         client.subscription("subscribed")
         assert client.subscription("subscribing")["code"] == 2501
         assert client.subscription("unsubscribed")["code"] == 109
         assert client.states() == ["connecting", "open"]
-    with Channels(channels_url(server), token=jwt("jack", 2 * SCALE)) as client:
+    with Channels(channels_url(server), token=jwt("jack", 3 * SCALE)) as client:
         client.do("connect")
         assert client.state("waiting")["code"] == 3005
         assert client.state("closed")["code"] == 109

@@ -6,6 +6,7 @@ offsets of what one has between two tellings follow each other, whatever died me
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -33,14 +34,17 @@ class Place:
 
     tellings: how often it was told, after the first time, that it has missed something.
     recoveries: how often it was told that it has not; recovered: publications that it got that way.
+    is_leaving: it has said so, and what comes until that is answered is not for it.
     """
 
-    __slots__ = ("channel", "false_recoveries", "is_subscribed", "recovered", "recoveries", "segments", "tellings")
+    __slots__ = (
+        "channel", "false_recoveries", "is_leaving", "is_subscribed", "recovered", "recoveries", "segments", "tellings",
+    )  # fmt: skip
 
     def __init__(self, channel: str) -> None:
         self.channel = channel
         self.segments: list[Segment] = []
-        self.is_subscribed = False
+        self.is_subscribed = self.is_leaving = False
         self.tellings = self.recoveries = self.recovered = self.false_recoveries = 0
 
     @property
@@ -111,10 +115,19 @@ def balance(places: Iterable[Place], taken: list[Taken]) -> dict[str, Any]:
         "places": len(places),
         "recoveries": sum(place.recoveries for place in places),
         "recovered": sum(place.recovered for place in places),
-        "tellings": sum(place.tellings for place in places),
+        "tellings": _by_namespace(places),
         "untold": sum(not place.tellings for place in places),
         "false_recoveries": sum(place.false_recoveries for place in places),
     }
+
+
+def _by_namespace(places: list[Place]) -> dict[str, int]:
+    """Return how often places were told, by the namespaces of their channels."""
+    found: Counter[str] = Counter()
+    for place in places:
+        if place.tellings:
+            found[place.channel.partition(":")[0]] += place.tellings
+    return dict(found)
 
 
 def _tops(taken: list[Taken]) -> dict[str, Taken]:

@@ -61,7 +61,7 @@ class ChannelPublisher:
         assert self._link is not None
         assert self.under_way is not None
         channel, number = self.under_way
-        data = {"n": number, "of": self._name, "pad": "." * self._press.pad_bytes}
+        data = {"n": number, "of": self._name, "pad": "." * self._press.size_bytes}
         body = orjson.dumps({"channel": channel, "data": data, "idempotency_key": f"{channel}-{number}"})
         self._asked_at = now
         self._is_asked = True
@@ -135,11 +135,11 @@ class ChannelPress:
     taken: in each channel's order.  statuses: of the answers, and why there was none.
     """
 
-    def __init__(self, loop: Loop, endpoint: Endpoint) -> None:
+    def __init__(self, loop: Loop, endpoint: Endpoint, size_bytes: int) -> None:
         self.loop = loop
         self.endpoint = endpoint
+        self.size_bytes = size_bytes
         self.has_stopped = False
-        self.pad_bytes = 60
         self.taken: list[Taken] = []
         self.statuses: Counter[str] = Counter()
         self.replies: list[float] = []

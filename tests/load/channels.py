@@ -42,7 +42,8 @@ class Run:
         for n in range(options.subscribers):
             own = [self.channels[(n + step * 7) % len(self.channels)] for step in range(options.each)]
             self.subscribers.all.append(Subscriber(f"u{n}", own))
-        self.press = ChannelPress(self.loop, resolve(f"http://{url.netloc}", insecure=True))
+        self.subscribers.receive_bytes = options.receive_bytes
+        self.press = ChannelPress(self.loop, resolve(f"http://{url.netloc}", insecure=True), options.size)
 
     def connect(self) -> None:
         """Return when everybody is there."""
@@ -56,6 +57,8 @@ class Run:
         """Begin to publish."""
         options = self.options
         personal = [f"personal:#u{n}" for n in range(options.personal)]
+        self.subscribers.moves_per_second = options.moves
+        self.subscribers.stalls_per_second = options.stalls
         self.press.start(options.publishers, self.channels + personal, options.rate)
 
     def run(self, seconds: float) -> None:
@@ -67,6 +70,7 @@ class Run:
     def settle(self) -> None:
         """Stop publishing; return when everybody is back and has everything, or in SETTLE_SECONDS."""
         self.press.has_stopped = True
+        self.subscribers.moves_per_second = self.subscribers.stalls_per_second = 0
         deadline = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < deadline:
             self.run(COMPLETE_EVERY_SECONDS)
@@ -116,6 +120,10 @@ def _options() -> argparse.Namespace:
     add("--each", type=int, default=3, help="channels of a subscriber [%(default)s]")
     add("--personal", type=int, default=0, help="so many personal channels are published to [%(default)s]")
     add("--rate", type=float, default=300, help="publications a second, to one channel after the other [%(default)s]")
+    add("--moves", type=float, default=0, help="times a second somebody leaves a channel and comes back [%(default)s]")
+    add("--stalls", type=float, default=0, help="times a second somebody reads nothing for a while [%(default)s]")
+    add("--receive-bytes", type=int, default=0, help="kernel's buffer of a connection; 0: its own choice [%(default)s]")
+    add("--size", type=int, default=100, help="bytes of a publication's data, about [%(default)s]")
     add("--publishers", type=int, default=10, help="connections that publish [%(default)s]")
     add("--sources", type=int, default=4, help="addresses to connect from, 127.0.0.1 on [%(default)s]")
     add("--connect-seconds", type=float, default=60, help="time for all to come [%(default)s]")

@@ -2,6 +2,7 @@
 
 import heapq
 import random
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ OPENING_MAX = 50  # connects under way at once, while everybody comes for the fi
 ANSWER_SECONDS = 20  # a connect without an answer by then is given up
 WAIT_SECONDS = 0.1  # doubled with every failure, and cut by chance
 WAIT_SECONDS_MAX = 1.0
+STALL_SECONDS = (0.2, 1.5)
 _TEMPORARY = 100
 _UNTIL_RECONNECT = (range(3500, 4000), range(4500, 5000))
 
@@ -77,6 +79,12 @@ class Connection(WebSocketLink):
         if rest:
             self._walk(rest)
 
+    def on_connected(self) -> None:
+        if self._crowd.receive_bytes:
+            assert self.socket is not None
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._crowd.receive_bytes)
+        super().on_connected()
+
     def on_refused(self, status: str) -> None:
         self.end(status)
 
@@ -90,6 +98,23 @@ class Connection(WebSocketLink):
         if self is subscriber.connection and not subscriber.places[channel].is_subscribed:
             number = self._command(subscribe={"channel": channel, **subscriber.places[channel].position})
             self._waiting[number] = channel
+
+    def move(self, channel: str) -> None:
+        """Leave a channel and come back at once, as fast as two commands can."""
+        place = self.subscriber.places[channel]
+        place.is_subscribed, place.is_leaving = False, True
+        self._waiting[self._command(unsubscribe={"channel": channel})] = channel
+        self.subscribe(channel)
+
+    def stall(self, seconds: float) -> None:
+        """Read nothing for a time."""
+        if self.socket is not None:
+            self.loop.forget(self.socket.fileno())
+            self._crowd.later(seconds, self._read_again)
+
+    def _read_again(self) -> None:
+        if self.socket is not None:
+            self.react(self.on_event)
 
     def _command(self, **command: Any) -> int:
         number = next(self._ids)
@@ -128,6 +153,8 @@ class Connection(WebSocketLink):
             channel = self._waiting.pop(told["id"])
             self.subscriber.places[channel].on_subscribed(told["subscribe"])
             self._crowd.on_there(self.subscriber)
+        elif "unsubscribe" in told:
+            self.subscriber.places[self._waiting.pop(told["id"])].is_leaving = False
         else:
             self._on_error(told)
 
@@ -135,11 +162,14 @@ class Connection(WebSocketLink):
         channel = push.get("channel", "")
         places = self.subscriber.places
         if "pub" in push:
-            if not places[channel].is_subscribed:
+            if places[channel].is_subscribed:
+                places[channel].on_publication(push["pub"])
+            elif not places[channel].is_leaving:
                 self._crowd.unexpected += 1
-            places[channel].on_publication(push["pub"])
         elif "unsubscribe" in push:
             self._crowd.unsubscribes[push["unsubscribe"]["code"]] += 1
+            if places[channel].is_leaving:
+                return  # it is on its way back
             places[channel].is_subscribed = False
             if channel in self.subscriber.channels:
                 self._crowd.later(self._crowd.wait(0), lambda: self.subscribe(channel))
@@ -176,6 +206,8 @@ class Subscribers:
 
     there: seconds from the end of a connection to the last of its channels on the next one.
     closes: of connections that were there, by code or what the kernel said.  refused: of those that were not yet.
+    moves_per_second, stalls_per_second: how often somebody leaves a channel and comes back, and reads nothing for a while.
+    receive_bytes: of the kernel for each connection; 0: its own choice.
     errors: replies.  unsubscribes: pushes, by code.  unexpected: what no client of the protocol is to be told.
     """
 
@@ -191,6 +223,12 @@ class Subscribers:
         self.unexpected = 0
         self.connects = 0
         self.absences: list[float] = []
+        self.moves_per_second = 0.0
+        self.stalls_per_second = 0.0
+        self.receive_bytes = 0
+        self.moves = 0
+        self.stalls = 0
+        self._move_due = self._stall_due = 0.0
         self._sources = sources
         self._gone_since: dict[Subscriber, float] = {}
         self._under_way: dict[Connection, None] = {}
@@ -217,7 +255,35 @@ class Subscribers:
             self._open(self.all[self._first - 1])
         while self._under_way and next(iter(self._under_way)).began < now - ANSWER_SECONDS:
             next(iter(self._under_way)).end("no answer")
-        return int((self._timers[0][0] if self._timers else now + 1) * 1e9)
+        due = self._timers[0][0] if self._timers else now + 1
+        if self.moves_per_second:
+            due = min(due, self._move(now))
+        if self.stalls_per_second:
+            due = min(due, self._stall(now))
+        return int(due * 1e9)
+
+    def _move(self, now: float) -> float:
+        """Have somebody leave a channel and come back."""
+        self._move_due = max(self._move_due, now - 1)
+        while self._move_due <= now:
+            self._move_due += 1 / self.moves_per_second
+            subscriber = random.choice(self.all)
+            channel = random.choice(subscriber.channels)
+            if subscriber.connection is not None and subscriber.places[channel].is_subscribed:
+                self.moves += 1
+                subscriber.connection.move(channel)
+        return self._move_due
+
+    def _stall(self, now: float) -> float:
+        """Have somebody read nothing for a while."""
+        self._stall_due = max(self._stall_due, now - 1)
+        while self._stall_due <= now:
+            self._stall_due += 1 / self.stalls_per_second
+            subscriber = random.choice(self.all)
+            if subscriber.connection is not None and subscriber.is_connected:
+                self.stalls += 1
+                subscriber.connection.stall(random.uniform(*STALL_SECONDS))
+        return self._stall_due
 
     def _open(self, subscriber: Subscriber) -> None:
         source = self._sources[next(self._numbers) % len(self._sources)]
@@ -249,7 +315,7 @@ class Subscribers:
         subscriber.connection = None
         subscriber.is_connected = False
         for place in subscriber.places.values():
-            place.is_subscribed = False
+            place.is_subscribed = place.is_leaving = False
         if not any(reason.isdecimal() and int(reason) in codes for codes in _UNTIL_RECONNECT):
             wait = self.wait(subscriber.attempts)
             subscriber.attempts += 1
@@ -270,6 +336,8 @@ class Subscribers:
             "subscribers": len(self.all),
             "there": self.there,
             "connects": self.connects,
+            "moves": self.moves,
+            "stalls": self.stalls,
             "closes": dict(self.closes),
             "refused": dict(self.refused),
             "errors": dict(self.errors),

@@ -161,7 +161,10 @@ def test_what_is_said_of_channels() -> None:
         is_present=True, info=b'{"client":"1"}', since=Position(2**64 - 1, 2**64 - 1),
     )  # fmt: skip
     assert bus.unpack_join(bus.pack(join)) == join
-    assert bus.unpack_joins(bus.pack([join, bus.Join(b"c", 1, "/x")])) == [join, bus.Join(b"c", 1, "/x", 0, 0, "", 0, 0)]
+    assert bus.unpack_joins(bus.pack([join, bus.Join(b"c", 1, "/x")])) == [
+        join,
+        bus.Join(b"c", 1, "/x", 0, 0, "", 0, 0),
+    ]
     assert bus.unpack_join(bus.pack(bus.Join(b"c", 1, "/x"))) == bus.Join(b"c", 1, "/x")
     notice = bus.Notice("jäck", is_online=False, seconds=1_800_000_000.125)
     assert bus.unpack_notice(bus.pack(notice)) == notice

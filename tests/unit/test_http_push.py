@@ -108,7 +108,10 @@ def test_drop() -> None:
     ask(service(broker).drop, {"userId": "jack", "event": "e"})
     assert outcomes == [Outcome(4, 0)]
     told = [1008, "dropped by the back-end"]
-    assert [json.loads(body) for body in broker.taken] == [["user", "jack", None, *told], ["user", "jack", "e", *told]]
+    assert [json.loads(body) for body in broker.taken] == [
+        ["close_user", "jack", None, *told],
+        ["close_user", "jack", "e", *told],
+    ]
 
 
 def test_render_success() -> None:

@@ -10,7 +10,7 @@ from fastpush.state.presence import Came, Habits, Left, Member, Place, Presence
 HALL, TEA = b"c/chat", b"c/chat:tea"
 HABITS = Habits("/chat", 2.0, 100)
 JACK = Place(HALL, "jack")
-NEW, NEW_CONNECTION, NOTHING_NEW = Came(True, True), Came(True, False), Came(False, False)  # noqa: FBT003
+NEW, NEW_CONNECTION, NOTHING_NEW = Came(True, True), Came(True, False), Came(False, False)
 
 
 def left(presence: Presence[str], now: float) -> list[Place]:
@@ -137,7 +137,7 @@ def test_a_connection_that_is_told_again_by_another_link_is_that_link_s() -> Non
 
 
 def test_who_is_in_a_channel_by_connection() -> None:
-    """Each connection with what it said of itself, nobody's user too, in the order of coming; of an empty one nothing."""
+    """Each connection with what it said of itself, also those of nobody; of an empty channel nothing."""
     presence: Presence[str] = Presence()
     for number, user in enumerate(("jack", "", "jack")):
         presence.enter("one", Place(HALL, user), HABITS, number, b'{"client":"%d"}' % number)
