@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.figures import MEMORY, Column, over, times
 from bench.plots import Bar, bars
 from bench.records import Folder, Record, Runs
 from bench.scenarios import IDLE_MEMORY, SCENARIOS, Case, Scenario
 from bench.servers import FASTPUSH, LABELS, LIMIT, SERVERS
+
+Answers = dict[str, dict[str, Any]]  # by question, as bench/channels.py keeps them
 
 _MET = {True: "yes", False: "**no**", None: "not measured"}
 _MISSING = "-"
@@ -24,6 +27,7 @@ _REPRODUCE = """\
     make bench                             everything but churn, about 25 minutes
     make bench BENCH="--only churn"
     make bench BENCH="--quick"             four minutes, to see that it runs; its figures mean nothing
+    .venv/bin/python -m bench.channels     the last five scenarios, about fifteen minutes; --only, --rounds, --quick
     .venv/bin/python -m bench --report     this page again, from the runs that are kept
 
 The raw result of every run is kept in `fastpush-bench/results` in the user's cache folder."""
@@ -36,10 +40,12 @@ def write(folder: Folder, target: Path) -> None:
     for old in plots.glob("*.svg"):
         old.unlink()
     measured = {scenario: folder.runs(scenario.name) for scenario in SCENARIOS}
-    sections = [_head(folder, measured), _summary(measured)]
+    channels: Answers = folder.note("channels") or {}
+    sections = [_head(folder, measured), _summary(measured, channels)]
     for scenario, runs in measured.items():
         if runs.records:
             sections.append(_section(scenario, runs, _plots(scenario, runs, plots), folder))
+    sections += [_answer(name, answer) for name, answer in channels.items()]
     sections.append(_REPRODUCE)
     (target / "RESULTS.md").write_text("\n\n".join(sections) + "\n")
 
@@ -66,9 +72,10 @@ def _head(folder: Folder, measured: dict[Scenario, Runs]) -> str:
     ])  # fmt: skip
 
 
-def _summary(measured: dict[Scenario, Runs]) -> str:
+def _summary(measured: dict[Scenario, Runs], channels: Answers) -> str:
     verdicts = {scenario: scenario.verdict(runs) for scenario, runs in measured.items()}
     missed = [scenario.name for scenario, verdict in verdicts.items() if verdict.met is False]
+    missed += [name for name, answer in channels.items() if not answer["met"]]
     absent = [scenario.name for scenario, verdict in verdicts.items() if verdict.met is None]
     sentences = [f"Missed: {', '.join(missed)}." if missed else "No target is missed."]
     if absent:
@@ -76,6 +83,10 @@ def _summary(measured: dict[Scenario, Runs]) -> str:
     rows = [
         (f"[{scenario.name}](#{scenario.name})", scenario.target, verdict.figure, _MET[verdict.met])
         for scenario, verdict in verdicts.items()
+    ]
+    rows += [
+        (f"[{name}](#{name})", answer["target"], answer["figure"], _MET[answer["met"]])
+        for name, answer in channels.items()
     ]
     table = _table(("scenario", "target", "fastpush (range)", "met"), rows)
     return "\n\n".join(["## Targets", " ".join(sentences), table])
@@ -95,6 +106,17 @@ def _section(scenario: Scenario, runs: Runs, plots: Sequence[str], folder: Folde
         parts += _where_bytes_go(folder, runs)
     parts.append("Load: " + "; ".join(f"`{text}`" for text in _loads(runs)))
     return "\n\n".join(parts)
+
+
+def _answer(name: str, answer: dict[str, Any]) -> str:
+    """Return the section of a question of bench.channels."""
+    return "\n\n".join([
+        f"## {name}",
+        f"{answer['title']}. {answer['how']}",
+        f"Target: {answer['target']}. Figure: {answer['figure']}. Met: {_MET[answer['met']]}.",
+        _table(("case", "figure", "rounds"), [(case, text, str(rounds)) for case, text, rounds in answer["rows"]]),
+        f"Load: `python -m bench.channels --only {name}`",
+    ])  # fmt: skip
 
 
 def _runs_table(scenario: Scenario, runs: Runs) -> str:

@@ -74,7 +74,7 @@ class Refused(Exception):
 class Way(Closing):
     """A port of 127.0.0.1 whose connections all come out at one worker of a server.
 
-    worker: which one, from 0.
+    worker: which one, from 0; once it is gone, any.
     """
 
     def __init__(self, server: Server, worker: int) -> None:
@@ -153,7 +153,8 @@ class Way(Closing):
         deadline = time.monotonic() + ANSWER_SECONDS * SCALE
         while time.monotonic() < deadline:
             end = socket.create_connection(("127.0.0.1", self._server.port), timeout=ANSWER_SECONDS * SCALE)
-            if self._server.worker_of(end.getsockname()[1]) == self._number:
+            worker = self._server.worker_of(end.getsockname()[1])
+            if worker == self._number or self._number not in workers(self._server):
                 end.settimeout(None)
                 return end
             end.close()

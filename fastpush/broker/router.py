@@ -179,7 +179,6 @@ class Router:
         for delivery in peer.uncounted.values():
             self._counted(delivery, 0, confirmed=False)
         peer.uncounted.clear()
-        self._inquiries.forget(peer.number)
         self._askers = [asker for asker in self._askers if asker[1] is not peer]
         worker = peer.number
         if peer.is_leaving:
@@ -194,6 +193,7 @@ class Router:
             log.warning("worker lost", extra=fields(worker=worker))
         else:  # its earlier table stands, or is still missing; or it never had one
             self._discard_table(peer)
+        self._inquiries.forget(worker)
 
     def _discard_table(self, peer: Peer) -> None:
         self.routes.remove(peer)
@@ -445,10 +445,14 @@ class Router:
             self._inquiries.answer(peer.number, number)
 
     def _gather(self, peer: Peer, request: int, body: bytes) -> None:
-        self._inquiries.ask(peer.link, self._peers.values(), bus.INQUIRE, body, partial(_answer_gathered, request))
+        self._inquiries.ask(peer.link, self._peers.values(), bus.INQUIRE, body, partial(self._gathered, request))
 
     def _found(self, peer: Peer, number: int, body: bytes) -> None:
         self._inquiries.answer(peer.number, number, body)
+
+    def _gathered(self, request: int, inquiry: Inquiry) -> None:
+        gathered = bus.Gathered(inquiry.found, len(inquiry.missing) + len(self._lost))
+        inquiry.origin.send(bus.encode(bus.ANSWER, request, bus.pack(gathered)))
 
     def _report(self, request: int, scrape: Inquiry) -> None:
         """Answer a scrape; a worker that has not measured in time is shown with its last figures."""
@@ -469,11 +473,6 @@ class Router:
             "stale": sorted({*scrape.missing, *self._lost}),
         }
         scrape.origin.send(bus.encode(bus.REPORT, request, orjson.dumps(report)))
-
-
-def _answer_gathered(request: int, inquiry: Inquiry) -> None:
-    gathered = bus.Gathered(inquiry.found, len(inquiry.missing))
-    inquiry.origin.send(bus.encode(bus.ANSWER, request, bus.pack(gathered)))
 
 
 def _figures(peer: Peer) -> dict[str, Any]:

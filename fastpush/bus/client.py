@@ -134,7 +134,7 @@ class BusClient:
         self._askers: dict[int, tuple[bytes, int, OnAdmitted]] = {}
         # Asked again of every new broker.
         self._questions: dict[int, tuple[int, bytes, OnAnswer]] = {}
-        self._departed: list[bytes] = []  # packed Joins of who left while there was no broker to be told
+        self._departed: list[bytes] = []  # packed Joins of who left while no broker had shown itself
         self._admitted: Counter[bytes] = Counter()  # what a new broker is told
         self.epoch = 0
         self.welcomed = asyncio.Event()  # a broker has answered, for the first time
@@ -279,7 +279,7 @@ class BusClient:
 
     def depart(self, join: bytes) -> None:
         """Tell the broker that a connection is not in a channel any more; join: packed, as it was told."""
-        if self._link is None and len(self._departed) < DEPARTED_MAX:
+        if not self._is_welcome and len(self._departed) < DEPARTED_MAX:
             self._departed.append(join)
         self._tell(bus.LEAVE, 0, join)
 

@@ -228,7 +228,8 @@ def read(kind: type[R], body: bytes) -> R:
         raise bad_request(_fault(str(error))) from None
     if isinstance(request, Request):
         for name, reason in request.unavailable.items():
-            if bytes(getattr(request, name)) not in _NOTHING:
+            value = getattr(request, name)
+            if value is not _NONE and bytes(value) not in _NOTHING:
                 raise Refusal(ErrorCode.NOT_AVAILABLE, f"{name} is not available: {reason}")
     return request
 

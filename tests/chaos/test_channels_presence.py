@@ -137,14 +137,14 @@ class Crowd:
         self.members: list[Member] = []
         self._channels = channels
 
-    async def live(self) -> None:
-        """Come and go, LANES at a time, until JOINS were begun; some stay."""
+    async def live(self, joins: int) -> None:
+        """Come and go, LANES at a time, until so many joins were begun; some stay."""
         async with asyncio.TaskGroup() as lanes:
             for _ in range(LANES):
-                lanes.create_task(self._lane())
+                lanes.create_task(self._lane(joins))
 
-    async def _lane(self) -> None:
-        while self.joins < JOINS:
+    async def _lane(self, joins: int) -> None:
+        while self.joins < joins:
             what = self.random.choice((self._come, self._come, self._move, self._move, self._end, self._break_off))
             self.done[what.__name__] += 1
             try:
@@ -256,7 +256,7 @@ def test_presence_and_who_comes_and_leaves(serve: Any, told: str) -> None:
         assert staying
         began = time.monotonic()
         async with asyncio.TaskGroup() as both:
-            both.create_task(crowd.live())
+            both.create_task(crowd.live(JOINS))
             both.create_task(kill_now_and_then(crowd, killed))
         assert all(observer.member.is_open for observer in staying)
         for channel in channels:
@@ -271,8 +271,18 @@ def test_presence_and_who_comes_and_leaves(serve: Any, told: str) -> None:
     run(scenario())
 
 
+def call(server: Server, method: str, channel: str) -> Any:
+    """Return the result of a method of the server API."""
+    status, _, body = server.request("POST", f"/api/{method}", {"channel": channel})
+    assert status == 200, body
+    return json.loads(body)["result"]
+
+
 async def check_channel(channel: str, crowd: Crowd, staying: list[Observer], told: str) -> None:
-    """Fail unless presence, its figures, and what observers were told, are true within a moment."""
+    """Fail unless presence, its figures, and what observers were told, are true within a moment.
+
+    told: of what, as [channels.hall] join_leave has it; "": that is not judged.
+    """
     truth = crowd.present(channel)
     told_of = set(truth) if told == "connections" else set(truth.values())
     asked = staying[0].member
@@ -282,10 +292,39 @@ async def check_channel(channel: str, crowd: Crowd, staying: list[Observer], tol
 
     await until(is_exact, what=f"presence of {channel}")
     everybody = await asked.presence(channel)
-    stats = await asked.ask("presence_stats", channel=channel)
-    assert (stats["num_clients"], stats["num_users"]) == (len(everybody), len(set(everybody.values())))
-    for observer in staying:
+    counts = {"num_clients": len(everybody), "num_users": len(set(everybody.values()))}
+    assert await asked.ask("presence_stats", channel=channel) == counts
+    assert await asyncio.to_thread(call, crowd.server, "presence_stats", channel) == counts
+    found = (await asyncio.to_thread(call, crowd.server, "presence", channel))["presence"]
+    assert {name: info["user"] for name, info in found.items()} == everybody
+    for observer in staying if told else ():
         await until(lambda: observer.present(channel) == told_of, what="told the truth")  # noqa: B023 - awaited here
+
+
+def test_the_broker_is_killed_meanwhile(serve: Any) -> None:
+    """The broker is killed again and again while connections come and go: no connection ends by that, and presence is
+    the truth.
+    """
+    hall = {"subscribe": "everybody", "presence": True, "join_leave": "connections"}
+    server = serve(workers=4, sections={"channels.hall": hall, "limits": {"max_lag_ms": 0}})
+    channels = [f"hall:{number}" for number in range(CHANNELS)]
+
+    async def scenario() -> None:
+        crowd = Crowd(server, channels, seeded())
+        observer = await Observer(0).enter(server.port, channels)
+        for turn in range(3):
+            joins = crowd.joins
+            living = asyncio.create_task(crowd.live(joins + 300))
+            await until(lambda: crowd.joins > joins + 100, what="joins")  # noqa: B023 - awaited here
+            (broker,) = [b for b in await asyncio.to_thread(server.processes, "broker") if b["state"] == "ready"]
+            kill(broker["pid"], signal.SIGKILL)
+            await living
+            assert not crowd.done["lost"], turn
+            for channel in channels:
+                await check_channel(channel, crowd, [observer], told="")
+        assert observer.member.is_open
+
+    run(scenario())
 
 
 class Probe:

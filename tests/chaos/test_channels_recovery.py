@@ -20,7 +20,7 @@ from tests.load.driver import IS_FULL, ChannelLoad, Summary, show
 from tests.programs import FASTPUSH, run
 from tests.server import SCALE, Server, eventually
 
-SECONDS = 60 if IS_FULL else 8
+SECONDS = 60 if IS_FULL else 6
 KILL_EVERY_SECONDS = 2
 DRAIN_SECONDS = 5 if IS_FULL else 1
 BROKER_KILLS = 15 if IS_FULL else 3
@@ -47,6 +47,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def load_of(server: Server) -> ChannelLoad:
+    """500 subscribers of 20 channels, or 200; all the while some leave a channel and come back at once."""
     return ChannelLoad(server, rate=300 if IS_FULL else 200, personal=PERSONAL, moves=100)
 
 
@@ -194,3 +195,58 @@ def test_a_worker_stands_still(tmp_path: Path) -> None:
         server.stop()
     show("worker stopped", summary)
     check_complete(summary)
+
+
+@pytest.mark.parametrize("policy", ["disconnect", "drop-oldest", "latest"])
+def test_slow_subscribers(tmp_path: Path, policy: str) -> None:
+    """Subscribers stop reading now and then, for longer than the server waits for them: closed, they recover what they
+    have missed; else they are told how many they have missed, or have the newest, and what is missing was counted.
+    """
+    sections = SECTIONS | {
+        "channels.news": {**SECTIONS["channels.news"], "slow_policy": policy},
+        "connections": {"socket_send_bytes": 4096},
+        "limits": {"send_queue_messages": 20},
+    }
+    subscribers, channels, each = 100, 10, 3
+    server = Server(tmp_path, workers=2, sections=sections)
+    try:
+        with ChannelLoad(
+            server, subscribers=subscribers, channels=channels, each=each, rate=200, size=2000, stalls=30,
+            receive_bytes=32768,
+        ) as load:  # fmt: skip
+            published(load, 5000 if IS_FULL else 300)
+            summary = load.stop(40)
+        drops = server.metrics()["fastpush_drops_total"]
+    finally:
+        server.stop()
+    show(f"slow subscribers, {policy}", summary, drops=drops)
+    allowed = {"lost", "gaps"} if policy == "latest" else set()
+    assert not {name: summary[name] for name in WRONG if summary[name]}.keys() - allowed, summary
+    assert drops, summary
+    if policy == "disconnect":
+        check_complete(summary)
+        assert summary["closes"].keys() >= {"3008"}, summary
+    else:
+        assert not summary["closes"], summary
+        assert summary["received"] + drops == summary["published"] * subscribers * each / channels, summary
+        assert bool(summary["tellings"]) == (policy == "drop-oldest"), summary
+
+
+@pytest.mark.parametrize("bound", ["messages", "bytes"])
+def test_histories_that_are_too_short(tmp_path: Path, bound: str) -> None:
+    """Where a channel, or all together, keep less than is missed while workers are killed, subscribers are told so."""
+    news = {**SECTIONS["channels.news"], "history_messages": 3 if bound == "messages" else 500}
+    sections = SECTIONS | {"channels.news": news, "bus": {"history_bytes": 65536 if bound == "bytes" else 2**26}}
+    size = 60 if bound == "messages" else 4000
+    server = Server(tmp_path, workers=2, sections=sections)
+    try:
+        with ChannelLoad(server, subscribers=50, channels=3, rate=200, size=size, moves=100) as load:
+            for _ in range(BROKER_KILLS):
+                published(load, 100)
+                kill_one(server, "worker")
+            published(load, 100)
+            summary = settled(load)
+    finally:
+        server.stop()
+    show(f"too few {bound} kept", summary)
+    assert summary["tellings"] and summary["recoveries"], summary

@@ -1,6 +1,7 @@
 """The server API with two workers: back-ends ask one of them, the clients are with the other."""
 
 import json
+import re
 import signal
 import threading
 import time
@@ -532,6 +533,32 @@ def test_refused_requests(server: Server, headers: dict[str, str]) -> None:
     assert status == 405 and got["allow"] == "POST"
     assert post(server, "/api/publish", b" " * 100_001, **headers)[0] == 413
     assert post(server, "/api/publish", good, **headers)[1] == {"result": {"sent": 0}}
+
+
+def test_pipelined_requests(server: Server) -> None:
+    """Publications pipelined on one connection, mixed with other calls, are answered in their order; then it ends."""
+    channel = name()
+    bodies = [
+        ("publish", {"channel": channel, "data": "x" * number}) if number % 7 else ("history", {"channel": channel})
+        for number in range(100)
+    ]
+    stream = b"".join(
+        b"POST /api/%b HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: %b\r\nContent-Length: %d\r\n%b\r\n%b"
+        % (method.encode(), KEY.encode(), len(text), b"Connection: close\r\n" if last else b"", text)
+        for (method, body), last in zip(bodies, [*[False] * 99, True], strict=True)
+        for text in [json.dumps(body).encode()]
+    )
+    with server.raw() as connection:
+        for start in range(0, len(stream), 333):
+            connection.sendall(stream[start : start + 333])
+        reply = b"".join(iter(lambda: connection.recv(65536), b""))
+    heads = reply.count(b"HTTP/1.1 200 OK\r\n")
+    offsets = [int(match) for match in re.findall(rb'"offset":([0-9]+)', reply)]
+    expected, published = [], 0
+    for method, _ in bodies:
+        published += method == "publish"
+        expected.append(published)
+    assert heads == 100 and offsets == expected
 
 
 def test_errors_as_http_statuses(server: Server) -> None:

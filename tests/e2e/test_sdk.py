@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.applications import workers
-from tests.programs import Browser
+from tests.programs import FASTPUSH, Browser, run
 from tests.sdk import Client, NodeClient, PageClient, PythonClient, Refused, Way, pages, sections, token
 from tests.server import Server, eventually
 
@@ -89,6 +89,16 @@ def server(tmp_path_factory: pytest.TempPathFactory, origin: str) -> Iterator[Se
     running = Server(tmp_path_factory.mktemp("sdk"), workers=2, sections=settings, environ={"PYTHONPATH": root})
     yield running
     running.stop()
+
+
+@pytest.fixture
+def mortal(server: Server) -> Iterator[Server]:
+    """The server, for a test that kills parts of it: all of it is back afterwards."""
+    yield server
+    eventually(lambda: len(workers(server)) == 2, what="two workers")
+    for worker in (0, 1):
+        with Way(server, worker) as way:
+            eventually(partial(is_published, way, "open:1", "back"), what="a publication is taken")
 
 
 @pytest.fixture
@@ -261,7 +271,7 @@ def test_recovery_of_subscriptions_by_the_server(open_client: Open, there: Way) 
     assert client.got(channel) == [1, 2, 3, 4]
 
 
-def test_recovery_after_a_worker_is_killed(open_client: Open, server: Server, there: Way) -> None:
+def test_recovery_after_a_worker_is_killed(open_client: Open, mortal: Server, there: Way) -> None:
     """The clients of a killed worker come back to the other one and have all that was published, before and after.
 
     What is refused in that moment, because the worker is being replaced, nobody gets until it is published again.
@@ -272,13 +282,45 @@ def test_recovery_after_a_worker_is_killed(open_client: Open, server: Server, th
     there.publish(channel, *range(10))
     client.wait("publication", data=0)
     client.way.mend(1)
-    os.kill(server.pid_of_worker(workers(server)[0]), signal.SIGKILL)
+    os.kill(mortal.pid_of_worker(workers(mortal)[0]), signal.SIGKILL)
     for number in range(10, 20):
         eventually(partial(is_published, there, channel, number), what="the publication is taken")
     assert client.wait("subscribed", channel=channel)["recovered"]
     client.wait("publication", data=19)
     assert client.got(channel) == list(range(20))
-    eventually(lambda: len(server.processes("worker")) == 2, what="worker 0 is back")
+
+
+def test_recovery_while_workers_are_replaced(open_client: Open, mortal: Server) -> None:
+    """A worker that is replaced sends its clients away with code 3001; they come back and recover."""
+    channel, client = name("room"), open_client("ann")
+    client.connect()
+    client.subscribe(channel)
+    client.do("publish", channel, "before")
+    result = run(*FASTPUSH, "restart", "--rolling", "--config", str(mortal.config_path))
+    assert result.returncode == 0, result.stderr
+    client.wait("connecting", code=3001)
+    assert client.wait("subscribed", channel=channel)["recovered"]
+    with Way(mortal, 0) as way:
+        way.publish(channel, "after")
+    client.wait("publication", channel=channel, data="after")
+    assert client.got(channel) == ["before", "after"]
+
+
+def test_the_broker_is_killed(open_client: Open, mortal: Server) -> None:
+    """Clients stay connected, are told that what they missed is not recovered, code 2500, and have what follows."""
+    channel, client = name("room"), open_client("ann")
+    client.connect()
+    client.subscribe(channel)
+    client.do("publish", channel, "before")
+    client.wait("publication", channel=channel, data="before")
+    os.kill(mortal.processes("broker")[0]["pid"], signal.SIGKILL)
+    client.wait("subscribing", channel=channel, code=2500)
+    again = client.wait("subscribed", channel=channel)
+    assert again["wasRecovering"] and not again["recovered"]
+    client.do("publish", channel, "after")
+    client.wait("publication", channel=channel, data="after")
+    assert client.got(channel) == ["before", "after"]
+    assert client.count("connecting") == 1
 
 
 # -- Subscriptions that the server makes --------------------------------------------

@@ -70,8 +70,12 @@ class Place:
             self.on_publication(publication)
 
     def on_publication(self, publication: dict[str, Any]) -> None:
-        """Enter a publication."""
+        """Enter a publication, or what stands for some that were dropped."""
         segment = self.segments[-1]
+        if "offset" not in publication:
+            self.tellings += 1
+            self.segments.append(Segment(segment.epoch, segment.offset + int(publication["tags"]["gap"])))
+            return
         segment.offsets.append(publication["offset"])
         segment.numbers.append(publication["data"]["n"])
 

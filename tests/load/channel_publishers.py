@@ -150,6 +150,7 @@ class ChannelPress:
 
     def start(self, publishers: int, channels: list[str], rate: float) -> None:
         """Publish `rate` times a second, to all channels in turn."""
+        publishers = min(publishers, len(channels))
         now, interval = time.monotonic(), publishers / rate
         for n in range(publishers):
             first = now + n * interval / publishers

@@ -14,7 +14,7 @@ from fastpush.bus.client import BusClient, BusUnavailable, OnResult
 from fastpush.bus.link import Link
 from fastpush.bus.server import BusServer
 from fastpush.protocol import bus
-from fastpush.protocol.bus import Status
+from fastpush.protocol.bus import NO_POSITION, Position, Status
 
 SECONDS = 5  # until a condition is given up
 KEY = b"u4:jacknews"
@@ -958,5 +958,206 @@ def test_notices_are_counted(tmp_path: Path) -> None:
             counted(3)
             kind, number, body = await broker.hear()
             assert (kind, number, bus.decode_count(body)) == (bus.COUNT, 5, 3)
+
+    asyncio.run(scenario())
+
+
+def test_who_leaves_before_a_broker_has_shown_itself_is_told_of_again(tmp_path: Path) -> None:
+    """A link alone is nobody who hears: until WELCOME the next broker is told too."""
+
+    async def scenario() -> None:
+        async with connected(tmp_path) as (client, broker):
+            await hang_up(client, broker)
+            await broker.accept()
+            await broker.hear_table()
+            client.depart(b"jack")
+            assert await broker.hear() == (bus.LEAVE, 0, b"jack")
+            await hang_up_unwelcome(client, broker)
+            await broker.accept()
+            heard = await hear_all(broker, 4)
+            assert [(kind, body) for kind, _, body in heard] == [
+                (bus.HELLO, b""), (bus.PRESENT, b"jack"), (bus.COMPLETE, b""), (bus.LEAVE, b"jack")
+            ]  # fmt: skip
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kind", [bus.NOTICE, bus.CHANGES])
+def test_what_is_told_of_others_reaches_their_keeper(tmp_path: Path, kind: int) -> None:
+    """With its kind, and the count goes back under the broker's number."""
+
+    async def scenario() -> None:
+        members = FakeMembers()
+        async with connected(tmp_path, members=members) as (_, broker):
+            frame = bus.pack([(True, b"{}")])
+            body = bus.encode_publication([b"cchat:1"], b"", frame, taken_seconds=1.0, kind=bus.Kind.CHANGES)
+            await broker.say(bus.encode(kind, 5, body))
+            await until(lambda: members.notices)
+            ((told, counted),) = members.notices
+            assert told == bus.Publication([b"cchat:1"], b"", frame, 1.0, kind=bus.Kind.CHANGES)
+            counted(2)
+            assert await broker.hear() == (bus.COUNT, 5, b"\2\0\0\0")
+
+    asyncio.run(scenario())
+
+
+# Places in what channels keep, and keys that make a publication one
+
+
+PLACE = Position(7, 2**64 - 1)
+
+
+def places() -> tuple[list[tuple[Status, int, int, Position]], OnResult]:
+    found: list[tuple[Status, int, int, Position]] = []
+    return found, lambda status, *rest: found.append((Status(status), *rest))
+
+
+def test_the_publisher_is_told_where_it_was_kept(tmp_path: Path) -> None:
+    """By the broker's result, if there is a place."""
+
+    async def scenario() -> None:
+        found, on_result = places()
+        async with connected(tmp_path) as (client, broker):
+            for position in (PLACE, NO_POSITION):
+                request = await ask(client, broker, on_result)
+                await broker.say(bus.encode_result(request, Status.DONE, 3, 1, position))
+            await until(lambda: len(found) == 2)
+            assert found == [(Status.DONE, 3, 1, PLACE), (Status.DONE, 3, 1, NO_POSITION)]
+
+    asyncio.run(scenario())
+
+
+def test_what_is_delivered_here_knows_its_place(tmp_path: Path) -> None:
+    """DELIVER_AT with its offset, of any size, counted like any; DELIVER_OWN with it, and its publisher is told; also
+    when it is not counted in time.
+    """
+
+    async def scenario() -> None:
+        found, on_result = places()
+        deliveries = Deliveries()
+        async with connected(tmp_path, deliver=deliveries, answer_seconds=0.2) as (client, broker):
+            for number, size in enumerate((5, 2 * bus.LARGE_BYTES)):
+                body = bus.encode_publication([KEY], b"news", b"f" * size, taken_seconds=1.0)
+                await broker.say(bus.encode(bus.DELIVER_AT, number, bus.encode_offset(99 + number) + body))
+            for _ in range(2):
+                request = await ask(client, broker, on_result)
+                await broker.say(bus.encode(bus.DELIVER_OWN, request, bus.encode_position(PLACE)))
+            await until(lambda: len(deliveries.counted) == 4)
+            offsets = [publication.offset for publication in deliveries.publications]
+            assert offsets == [99, 100, PLACE.offset, PLACE.offset]
+            assert len(deliveries.publications[1].frame) == 2 * bus.LARGE_BYTES
+            for number, counted in enumerate(deliveries.counted[:3]):
+                counted(number)
+            heard = await hear_all(broker, 2)
+            assert [(kind, number, bus.decode_count(body)) for kind, number, body in heard] == [
+                (bus.COUNT, 0, 0), (bus.COUNT, 1, 1)
+            ]  # fmt: skip
+            await until(lambda: len(found) == 2)
+            assert found == [(Status.DONE, 2, 0, PLACE), (Status.DONE, 0, 1, PLACE)]
+
+    asyncio.run(scenario())
+
+
+def test_a_publication_with_an_idempotency_key(tmp_path: Path) -> None:
+    """The broker has the key and the publication; the publisher is answered by RESULT as any; a lost link leaves it
+    unknown, and the worker does not ask again by itself.
+    """
+
+    async def scenario() -> None:
+        found, on_result = places()
+        async with connected(tmp_path) as (client, broker):
+            for key in (b"k", b"x" * bus.ONCE_BYTES_MAX):
+                client.publish(OWN, on_result, key)
+                kind, request, body = await broker.hear()
+                assert (kind, *bus.decode_once(body)) == (bus.PUBLISH_ONCE, key, OWN)
+                await broker.say(bus.encode_result(request, Status.DONE, 3, 0, PLACE))
+            await until(lambda: len(found) == 2)
+            assert found == [(Status.DONE, 3, 0, PLACE)] * 2
+            client.publish(OWN, on_result, b"k")
+            await broker.hear()
+            await hang_up(client, broker)
+            assert found[2:] == [(Status.UNKNOWN, 0, 0, NO_POSITION)]
+            await broker.welcome()
+            client.withdraw(KEY)
+            assert (await broker.hear())[0] == bus.UNSUBSCRIBE  # nothing came between
+            assert client._held_bytes == 0
+
+    asyncio.run(scenario())
+
+
+# Another link, and questions to all workers
+
+
+def test_another_link_is_told_of_before_what_comes_by_it(tmp_path: Path) -> None:
+    """Not the first one; each later one once, at WELCOME: before what was asked again is answered, and before anything
+    is delivered; one that fails to say WELCOME is none.
+    """
+
+    async def scenario() -> None:
+        members = FakeMembers()
+        deliveries = Deliveries()
+        async with connected(tmp_path, members=members, deliver=deliveries) as (client, broker):
+            assert members.told == []
+            client.ask(bus.JOIN, JOIN, lambda answer: members.told.append(("answer", answer)))
+            _, request, _ = await broker.hear()
+            await hang_up(client, broker)
+            await broker.accept()
+            await broker.hear_table()
+            assert members.told == []
+            await hang_up_unwelcome(client, broker)
+            await broker.accept()
+            await broker.hear_table()
+            await broker.say(
+                bus.encode(bus.WELCOME, 0, bus.encode_epoch(4)),
+                bus.encode(bus.DELIVER, 1, OWN),
+                bus.encode(bus.ANSWER, request, b"kept"),
+            )
+            await until(lambda: len(members.told) == 2)
+            assert members.told == [("relinked",), ("answer", b"kept")] and len(deliveries.publications) == 1
+            await hang_up(client, broker)
+            await broker.welcome()
+            await until(lambda: len(members.told) == 3)
+            assert members.told[2:] == [("relinked",)]
+
+    asyncio.run(scenario())
+
+
+def test_a_keeper_that_fails_does_not_cost_the_link(tmp_path: Path) -> None:
+    """The broker is asked again nevertheless."""
+
+    class Failing(FakeMembers):
+        def on_relinked(self) -> None:
+            raise RuntimeError("a connection")
+
+    async def scenario() -> None:
+        async with connected(tmp_path, members=Failing()) as (client, broker):
+            await hang_up(client, broker)
+            await broker.welcome()
+            await until(lambda: not client.unready)
+            client.withdraw(KEY)
+            assert (await broker.hear())[0] == bus.UNSUBSCRIBE
+
+    asyncio.run(scenario())
+
+
+def test_questions_to_all_workers(tmp_path: Path) -> None:
+    """GATHER is a question like others; INQUIRE is answered with what this worker says, and not at all if it fails."""
+
+    async def scenario() -> None:
+        found: list[bytes] = []
+
+        def inquire(body: bytes) -> bytes:
+            if body == b"bad":
+                raise ValueError("nothing to say")
+            return b"answer to " + body
+
+        async with connected(tmp_path, inquire=inquire) as (client, broker):
+            client.ask(bus.GATHER, b"question", found.append)
+            kind, request, body = await broker.hear()
+            assert (kind, body) == (bus.GATHER, b"question")
+            await broker.say(bus.encode(bus.INQUIRE, 8, b"bad"), bus.encode(bus.INQUIRE, 9, b"question"))
+            assert await broker.hear() == (bus.FOUND, 9, b"answer to question")
+            await broker.say(bus.encode(bus.ANSWER, request, b"gathered"))
+            await until(lambda: found == [b"gathered"])
 
     asyncio.run(scenario())
