@@ -53,7 +53,7 @@ class Channels:
         self._wall_clock = wall_clock
         self._routes = routes
         self._hand_out = hand_out
-        # Of whoever asks for what was kept while its link takes no more: at most what the workers ask at once.
+        # Of whoever asks for much while its link takes no more: at most what the workers ask at once.
         self._deferred: list[tuple[Callable[[Peer, int, bytes], None], Peer, int, bytes]] = []
         self._counts = {"notices": 0, "notices_dropped": 0, "connections_replaced": 0}
 
@@ -235,6 +235,9 @@ class Channels:
 
     def presence(self, peer: Peer, request: int, key: bytes) -> None:
         """Answer with what is told of each connection in a channel."""
+        if peer.link.is_full:
+            self._deferred.append((self.presence, peer, request, key))
+            return
         peer.link.send(bus.encode(bus.ANSWER, request, bus.pack(self._presence.infos(key))))
 
     # -- claims ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ all others; one with them has to be asked for each write.
 """
 
 import asyncio
+import logging
 import random
 import socket
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ from fastpush.worker.timers import TICK_SECONDS
 if TYPE_CHECKING:
     from fastpush.worker.environment import Environment
     from fastpush.worker.mount import Mount
+
+log = logging.getLogger("fastpush.connection")
 
 RETRY_MS = (500, 2000)  # clients of a worker that ends come back spread over this time
 
@@ -194,5 +197,7 @@ def _limit_unacknowledged(transport: asyncio.Transport, seconds: float) -> None:
     connection = socket.socket(fileno=transport.get_extra_info("socket").fileno())
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+    except OSError:  # it is gone already, which the transport will notice
+        log.debug("no time-out of acknowledgements", exc_info=True)
     finally:
         connection.detach()

@@ -97,7 +97,6 @@ class Memberships:
         environment, standing = self._environment, self._standing(connection)
         groups = [environment.hub.hold(join.key) for join in joins]
         joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        standing.joining.update(dict.fromkeys((join.key for join in joins), joined))
 
         def on_answer(answer: bytes) -> None:
             answered = zip(joins, bus.unpack_all_kept(answer), strict=True)
@@ -113,10 +112,10 @@ class Memberships:
         try:
             self._bus.ask(bus.JOIN, bus.pack(joins), on_answer)
         except BusUnavailable:
-            for join, group in zip(joins, groups, strict=True):
-                del standing.joining[join.key]
+            for group in groups:
                 environment.hub.release(group)
             raise
+        standing.joining.update(dict.fromkeys((join.key for join in joins), joined))
         return joined
 
     def _enter(

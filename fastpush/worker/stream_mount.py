@@ -65,7 +65,7 @@ class StreamMount(Mount):
         return ()
 
     def slow_policy(self, key: bytes) -> str:
-        return self._clients.slow_policy(key) if is_channel_key(key) else self.limits.slow_policy
+        return self._clients.slow_policy(key)
 
     def subtokens(self, asked: Asked) -> tuple[str, ...]:
         """Return the subscription tokens in a URL."""
@@ -110,6 +110,9 @@ class EventsMount(StreamMount):
     def keys(self, request: Request, asked: Asked) -> tuple[bytes, ...]:
         events = _options(asked).events
         return (EVERYBODY, *[user_key(request.user, event) for event in events]) if events else ()
+
+    def slow_policy(self, key: bytes) -> str:
+        return super().slow_policy(key) if is_channel_key(key) else self.limits.slow_policy
 
     def subtokens(self, asked: Asked) -> tuple[str, ...]:
         return _options(asked).subtokens
@@ -184,15 +187,17 @@ class EventsMount(StreamMount):
         assert isinstance(connection, EventStream)
         stream, joins = connection, connection.data
         keys = [group.key for group in stream.groups if group.key in stream.positions]
+        if not keys:
+            return
         for key in keys:
             self._host.leave(stream, key)
             stream.seal_channel(key)
+        if stream.is_behind:  # what it will have taken it can tell best, when it comes back
+            stream.close(CloseCode.SERVICE_RESTART, "the broker was restarted")
+            return
         again = [self._again(joins[key], stream.positions[key]) for key in keys]
         try:
-            if stream.is_behind:  # what it has taken it can tell best, when it comes back
-                stream.close(CloseCode.SERVICE_RESTART, "the broker was restarted")
-            elif again:
-                self._host.enter(stream, again, lambda entered: self.resume(stream, entered))
+            self._host.enter(stream, again, lambda entered: self.resume(stream, entered))
         except BusUnavailable:
             stream.close(CloseCode.SERVICE_RESTART, "the broker takes no more")
 

@@ -7,7 +7,8 @@ its client is answered, so that whatever is published after the answer arrives.
               counted     known     counted  known       confirmed  entered
 
 A browser's EventSource cannot read the status of a refusal, but gives up; other clients can. Pages of the origins in
-[server] origins may read all of it.
+[server] origins may read what is answered here; who is turned away by an overloaded worker (worker/overload.py) is
+turned away before its origin is known.
 """
 
 from collections.abc import Sequence

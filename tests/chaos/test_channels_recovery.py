@@ -91,7 +91,7 @@ def test_a_worker_killed_every_two_seconds(server: Server) -> None:
     with load_of(server) as load:
         began = time.monotonic()
         while (due := began + (kills + 1) * KILL_EVERY_SECONDS) < began + SECONDS:
-            eventually(lambda: time.monotonic() >= due)  # noqa: B023 - called here
+            eventually(lambda: time.monotonic() >= due)
             kill_one(server, "worker")
             kills += 1
         summary = settled(load)

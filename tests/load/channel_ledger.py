@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 
 class Segment:
-    """What a subscriber has got between two tellings. start: the offset that it was told; numbers: at those after it."""
+    """What a subscriber has got between two tellings. start: the offset that it was told, behind which it has all."""
 
     __slots__ = ("epoch", "numbers", "offsets", "start")
 

@@ -22,7 +22,9 @@ _CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 class ChannelPublisher:
     """Publishes to its channels in turn, one publication at a time."""
 
-    def __init__(self, press: "ChannelPress", name: str, channels: list[str], interval: float, first_due: float) -> None:
+    def __init__(
+        self, press: "ChannelPress", name: str, channels: list[str], interval: float, first_due: float
+    ) -> None:
         self._press = press
         self._name = name
         self._channels = cycle(channels)
@@ -67,7 +69,8 @@ class ChannelPublisher:
         self._is_asked = True
         self._link.write(
             f"POST /api/publish HTTP/1.1\r\nHost: {self._press.endpoint.host}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
         )
 
     def on_reply(self, status: str, body: bytes) -> None:

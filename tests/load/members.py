@@ -41,7 +41,10 @@ class Member(WebSocketLink):
         self.is_in = False
 
     def on_opened(self, head: bytes, rest: bytes) -> None:
-        commands = ({"id": 1, "connect": {"token": self._user}}, {"id": 2, "subscribe": {"channel": self._crowd.channel}})
+        commands = (
+            {"id": 1, "connect": {"token": self._user}},
+            {"id": 2, "subscribe": {"channel": self._crowd.channel}},
+        )
         self.write(client_frame(Opcode.TEXT, b"\n".join(map(orjson.dumps, commands))))
         self._held = rest
 

@@ -251,6 +251,19 @@ def test_the_page_states_missed_targets_and_failures(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["fanout-1.svg"]
 
 
+def test_the_page_has_what_channels_cost(tmp_path: Path) -> None:
+    """Questions of bench.channels stand among the targets, and each in a section of its own."""
+    folder = Folder(tmp_path / "kept")
+    answer = {"title": "T", "how": "H.", "target": "t", "figure": "1.50 x", "met": False, "rows": [["with", "2 µs", 3]]}
+    folder.write_note("channels", {"history": answer})
+    report.write(folder, tmp_path)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "Missed: history." in text
+    assert "| [history](#history) | t | 1.50 x | **no** |" in text
+    assert "## history\n\nT. H.\n\nTarget: t. Figure: 1.50 x. Met: **no**." in text
+    assert "| with | 2 µs | 3 |" in text
+
+
 def test_bars_are_svg_and_to_scale() -> None:
     """A bar is as long as its value; where values differ very much the axis is logarithmic and says so."""
     rows = [Bar("a <b>", Spread(10, 8, 12), is_own=True), Bar("c", Spread(5, 5, 5), is_own=False)]

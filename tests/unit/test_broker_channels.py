@@ -286,15 +286,17 @@ def test_a_full_link_is_answered_once_it_has_room() -> None:
     ask(broker, one, joining(**PLENTY), request=1)
     ask(broker, one, joining(number=2), request=2)
     broker.say(one, bus.HISTORY, 3, bus.pack(History(CHAT)))
+    broker.say(one, bus.PRESENCE, 4, CHAT)
     broker.wait(0.02)
     assert [number for number, _ in one.take(bus.ANSWER)] == [2]
     one.is_full = False
     publish(broker, two, "3")
     broker.wait(0.02)
     stream = [(kind, number) for kind, number, _ in one.sent if kind in {bus.ANSWER, bus.DELIVER_AT}]
-    assert [number for kind, number in stream if kind == bus.ANSWER] == [1, 3]
+    assert [number for kind, number in stream if kind == bus.ANSWER] == [1, 3, 4]
     assert stream[0][0] == bus.DELIVER_AT, "what was published meanwhile is before it, and in it"
-    (_, body), _ = one.take(bus.ANSWER)
+    (_, body), _, (_, infos) = one.take(bus.ANSWER)
+    assert len(bus.unpack_infos(infos)) == 2
     assert [data(answer) for answer in bus.unpack_all_kept(body)] == [["1", "2", "3"]]
     assert broker.router.channels.figures()["present"] == 2
 

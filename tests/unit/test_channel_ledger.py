@@ -44,7 +44,7 @@ def test_everything_once_and_in_order() -> None:
 
 
 def test_lost() -> None:
-    """A number that is missing is lost, and its offset a gap; one that is missing at the end leaves its place behind."""
+    """A number that is missing is lost, and its offset a gap; a place without the last one is behind."""
     assert faults(place((1, 3, 4))) == {"lost": 1, "gaps": 1}
     assert faults(place((1, 2, 3))) == {"lost": 1, "behind": 1}
 

@@ -19,7 +19,7 @@ from fastpush.protocol.frames import text_frame
 from fastpush.protocol.push import channel_key
 from fastpush.worker.membership import Entered
 from tests.unit.test_fanout import publication
-from tests.unit.test_membership import KEY, Client, Worker, on_worker
+from tests.unit.test_membership import Client, Worker, on_worker
 
 KEYS = [channel_key(f"chat:{number}") for number in range(3)]
 ONE, TWO, THREE = KEYS
@@ -179,7 +179,7 @@ async def test_joinings_that_cannot_be_leave_nothing(worker: Worker) -> None:
     worker.memberships.enter(client, joining(client, ONE), taken)
     worker.bus.failure = BusUnavailable("full")
     with pytest.raises(BusUnavailable):
-        worker.memberships.enter(client, joining(client, TWO, THREE), taken)
+        worker.memberships.enter(client, joining(client, ONE, TWO), Taken())
     assert worker.keys == [ONE]
     worker.bus.answer_all([])
     assert taken.calls == [[ONE]]
@@ -293,6 +293,43 @@ class Stream:
             self.answer()
 
 
+class Race:
+    """Two connections at a time that join, leave and end, and where each was last told to be."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.worker = Worker()
+        self.stream = Stream(self.worker)
+        self.wanted: dict[Client, set[bytes]] = {}
+        self.serial = 0
+        stream = self.stream
+        self.acts: list[Callable[[Client], None]] = [self.close, lambda _: stream.break_off()]
+        self.acts += [self.join] * 3 + [self.leave] * 3 + [lambda _: stream.hear(may_defer=chance.random() < 0.4)] * 4
+        self.acts += [lambda _: stream.enter_deferred()] * 2 + [lambda _: stream.answer()] * 2
+
+    def act(self) -> None:
+        if len(self.wanted) < 2:
+            self.serial += 1
+            self.wanted[self.worker.client(self.serial)] = set()
+        self.chance.choice(self.acts)(self.chance.choice(list(self.wanted)))
+
+    def close(self, client: Client) -> None:
+        client.close(1000, "")
+        del self.wanted[client]
+
+    def join(self, client: Client) -> None:
+        """Join several channels that it is not in; it may be on its way."""
+        keys = [key for key in self.chance.sample(KEYS, self.chance.randrange(1, 4)) if key not in groups(client)]
+        if keys:
+            self.worker.memberships.enter(client, joining(client, *keys), lambda _: None)
+            self.wanted[client] |= set(keys)
+
+    def leave(self, client: Client) -> None:
+        key = self.chance.choice(KEYS)
+        self.worker.memberships.leave(client, key)
+        self.wanted[client].discard(key)
+
+
 @pytest.mark.parametrize("seed", range(100))
 def test_the_broker_and_the_worker_agree_in_the_end(seed: int) -> None:
     """Connections join several channels, leave them, join again and end, while messages are on their way, put off or
@@ -300,42 +337,16 @@ def test_the_broker_and_the_worker_agree_in_the_end(seed: int) -> None:
     """
 
     async def scenario() -> None:
-        chance, worker = random.Random(seed), Worker()
-        stream, serial = Stream(worker), 0
-        wanted: dict[Client, set[bytes]] = {}
+        race = Race(random.Random(seed))
         for _ in range(300):
-            if len(wanted) < 2:
-                serial += 1
-                wanted[worker.client(serial)] = set()
-            client, keys = chance.choice(list(wanted)), chance.sample(KEYS, chance.randrange(1, 4))
-            match chance.randrange(16):
-                case 0:
-                    client.close(1000, "")
-                    del wanted[client]
-                case 1:
-                    stream.break_off()
-                case 2 | 3 | 4:
-                    fresh = [key for key in keys if key not in groups(client)]
-                    if fresh:
-                        worker.memberships.enter(client, joining(client, *fresh), lambda _: None)
-                        wanted[client] |= set(fresh)
-                case 5 | 6 | 7:
-                    worker.memberships.leave(client, keys[0])
-                    wanted[client].discard(keys[0])
-                case 8 | 9 | 10 | 11:
-                    stream.hear(may_defer=chance.random() < 0.4)
-                case 12 | 13:
-                    stream.enter_deferred()
-                case _:
-                    stream.answer()
-            for each, places in wanted.items():
-                assert groups(each) <= places
-        stream.settle()
-        assert {client: groups(client) for client in wanted} == wanted
-        there = {(key, client.number) for client, places in wanted.items() for key in places}
-        assert stream.present == there
-        assert {(join.key, join.connection) for join in map(bus.unpack_join, worker.memberships.joins())} == there
-        assert set(worker.keys) == {key for key, _ in there} and KEY not in worker.keys
-        assert all(client.standing is None or client.standing.joining == {} for client in wanted)
+            race.act()
+            assert all(groups(client) <= places for client, places in race.wanted.items())
+        race.stream.settle()
+        assert {client: groups(client) for client in race.wanted} == race.wanted
+        there = {(key, client.number) for client, places in race.wanted.items() for key in places}
+        table = [bus.unpack_join(join) for join in race.worker.memberships.joins()]
+        assert race.stream.present == there == {(join.key, join.connection) for join in table}
+        assert set(race.worker.keys) == {key for key, _ in there}
+        assert all(client.standing is None or client.standing.joining == {} for client in race.wanted)
 
     asyncio.run(scenario())
