@@ -179,11 +179,12 @@ class Way(Closing):
 class Client(Closing):
     """A client that is told commands and tells events.
 
-    way: to its worker.  events: all that happened so far.
+    way: to its worker.  options: what it connects with.  events: all that happened so far.
     """
 
-    def __init__(self, way: Way) -> None:
+    def __init__(self, way: Way, **options: Any) -> None:
         self.way = way
+        self._options = OPTIONS | options
         self.events: list[dict[str, Any]] = []
         self._waiting: list[dict[str, Any]] = []
         self._numbers = count(1)
@@ -226,10 +227,14 @@ class Client(Closing):
                     f"no {event} with {fields}: {error}; the last events: {self.events[-20:]}"
                 ) from None
 
-    def connect(self) -> dict[str, Any]:
+    def connect(self, **options: Any) -> dict[str, Any]:
         """Connect; return the event."""
-        self.do("connect")
+        self.start(**options)
         return self.wait("connected")
+
+    def start(self, **options: Any) -> None:
+        """Start to connect. options: further ones, for the first time."""
+        self.do("connect", self._options | options)
 
     def subscribe(self, channel: str, **options: Any) -> dict[str, Any]:
         """Subscribe; return the event."""
@@ -262,9 +267,10 @@ class Client(Closing):
 class ProgramClient(Client):
     """One in a process of its own."""
 
-    def __init__(self, way: Way, *command: str, options: dict[str, Any]) -> None:
-        super().__init__(way)
-        self._program = Program(*command, way.websocket_url, json.dumps(options))
+    def __init__(self, way: Way, *command: str, **options: Any) -> None:
+        super().__init__(way, **options)
+        self._program = Program(*command, way.websocket_url)
+        self.wait("started")
 
     def _put(self, command: list[Any]) -> None:
         self._program.write(json.dumps(command))
@@ -284,7 +290,7 @@ class NodeClient(ProgramClient):
     def __init__(self, way: Way, **options: Any) -> None:
         need_module("centrifuge")
         script = str(CLIENTS / "centrifuge_node.mjs")
-        super().__init__(way, need("node", "nodejs"), script, options=OPTIONS | options)
+        super().__init__(way, need("node", "nodejs"), script, **options)
 
 
 class PythonClient(ProgramClient):
@@ -292,7 +298,7 @@ class PythonClient(ProgramClient):
 
     def __init__(self, way: Way, **options: Any) -> None:
         script = str(CLIENTS / "centrifuge_client.py")
-        super().__init__(way, sys.executable, script, options=OPTIONS | options)
+        super().__init__(way, sys.executable, script, **options)
 
 
 class PageClient(Client):
@@ -302,12 +308,12 @@ class PageClient(Client):
 
     def __init__(self, browser: Browser, origin: str, way: Way, **options: Any) -> None:
         need_module("centrifuge")
-        super().__init__(way)
+        super().__init__(way, **options)
         self._browser, self._page = browser, f"page{next(self._names)}"
         self._lines: list[dict[str, Any]] = []
         browser.do("open", page=self._page)
         browser.do("goto", page=self._page, url=f"{origin}/centrifuge_page.html")
-        self._evaluate(f"begin({json.dumps(way.websocket_url)}, {json.dumps(OPTIONS | options)})")
+        self._evaluate(f"begin({json.dumps(way.websocket_url)})")
 
     def _evaluate(self, expression: str) -> Any:
         return self._browser.do("evaluate", page=self._page, expression=expression)

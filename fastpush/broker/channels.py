@@ -105,6 +105,9 @@ class Channels:
         namespace = self.namespaces.of_key(key)
         if namespace is not None and namespace.history_messages:
             retention = _retention(namespace)
+        elif namespace is not None:
+            self.histories.forget(key)  # kept before a reload: who was there then would seem to have missed nothing
+            return NO_POSITION
         elif keep:
             retention = Retention(keep)
         else:

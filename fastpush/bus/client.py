@@ -127,7 +127,9 @@ class BusClient:
         self._answers: dict[int, tuple[float, OnResult, bytes]] = {}
         # Those that are being delivered here.
         self._own: dict[int, Own] = {}
-        self._held_bytes = 0  # bodies of questions that are not answered, or not counted here
+        # Bodies of those that were answered at their deadline: the broker may still take them, and keep them.
+        self._late: dict[int, bytes] = {}
+        self._held_bytes = 0  # bodies of questions that the broker has not answered, or that are not counted here
         self._reports: dict[int, Callable[[bytes | None], None]] = {}
         self._announcements = itertools.count(1)
         self._unconfirmed: deque[tuple[int, Callable[[], None]]] = deque()
@@ -365,7 +367,11 @@ class BusClient:
                 break
             late.append(request)
         for request in late:
+            body = self._answers[request][2]
             self._give_up(request)
+            if request not in self._own:
+                self._late[request] = body
+                self._held_bytes += len(body)
 
     def _give_up(self, request: int) -> None:
         """Answer what has not been answered, or, if the broker took it, not been counted here."""
@@ -395,6 +401,9 @@ class BusClient:
             # Of those that are counted here, once nobody looks at their deadlines any more.
             if request not in self._own or self._closing:
                 self._give_up(request)
+        for body in self._late.values():
+            self._held_bytes -= len(body)
+        self._late.clear()
         for request in list(self._reports):
             _call(self._reports.pop(request), None)
 
@@ -428,9 +437,9 @@ class BusClient:
 
     def _on_deliver_own(self, number: int, body: bytes) -> None:
         question = self._answers.get(number)
-        if question is None:
-            return  # answered as unknown meanwhile
-        own = question[2]
+        own = self._late.pop(number, None) if question is None else question[2]
+        if own is None:
+            return
         position = bus.decode_position(body)
         self._own[number] = Own(len(own), position)
         try:
@@ -461,6 +470,7 @@ class BusClient:
             _send_count(self._link, number, count)
 
     def _on_result(self, number: int, body: bytes) -> None:
+        self._held_bytes -= len(self._late.pop(number, b""))
         self._answer(number, *bus.decode_result(body))
 
     def _answer(

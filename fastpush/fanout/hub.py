@@ -6,7 +6,7 @@ connection here and untold by its last.
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fastpush.config import Compression, Fanout
 from fastpush.fanout.batch import Receiver
@@ -17,6 +17,8 @@ from fastpush.protocol.push import is_user_key, parse_user_key
 
 if TYPE_CHECKING:
     from fastpush.fanout.pump import Flow
+
+_T = TypeVar("_T")
 
 
 class Group:
@@ -55,7 +57,7 @@ class Group:
         if isinstance(self.members, dict):
             self.members.pop(receiver, None)
         else:
-            self.members = tuple(member for member in self.members if member is not receiver)
+            self.members = _without(self.members, receiver)
 
     def confirm(self) -> None:
         """The broker knows the key: every push it takes from now on comes here."""
@@ -152,7 +154,7 @@ class Hub:
         group = self._groups.get(key)
         if group is None or group not in receiver.groups:
             return
-        receiver.groups = tuple(other for other in receiver.groups if other is not group)
+        receiver.groups = _without(receiver.groups, group)
         self._take_out(receiver, group)
         if not receiver.groups:
             self._forget_user(receiver)
@@ -227,3 +229,9 @@ class Hub:
 
 def _registrations(receiver: Receiver) -> Iterator[tuple[str, str]]:
     return (parse_user_key(group.key) for group in receiver.groups if is_user_key(group.key))
+
+
+def _without(members: tuple[_T, ...], left: _T) -> tuple[_T, ...]:
+    # By way of a list: made by a generator it would take its memory at one size and give it back at another, and
+    # Python keeps thousands of each size for tuples to come.
+    return tuple([member for member in members if member is not left])

@@ -95,6 +95,10 @@ class HistoryStore(Protocol):
         """Keep nothing of what was published to a channel; it stands where it stood."""
         ...
 
+    def forget(self, key: bytes) -> None:
+        """Keep nothing of a channel, nor where it stands: its next publication is the first of another epoch."""
+        ...
+
     def forget_notices(self, key: bytes) -> None:
         """Forget a channel in which nobody has said anything: who came and left is of no interest then."""
         ...
@@ -283,12 +287,15 @@ class Histories:
                 self._take_oldest(ring)
             self._set_aside(key, ring)
 
+    def forget(self, key: bytes) -> None:
+        self.clear(key)
+        if key in self._empty:
+            self._forget_position(key)
+
     def forget_notices(self, key: bytes) -> None:
         ring = self._rings.get(key)
         if ring is not None and all(entry.is_notice for entry in ring.entries):
-            self.clear(key)
-            if key in self._empty:
-                self._forget_position(key)
+            self.forget(key)
 
     def tick(self, now: float) -> None:
         while self._due and self._due[0][0] <= now:

@@ -56,7 +56,8 @@ class Routes(Generic[Subscriber]):
         self._shared = {shared: shared for shared in self._shared if subscriber not in shared}
 
     def _withdraw(self, subscriber: Subscriber, key: bytes) -> None:
-        rest = tuple(other for other in self._subscribers[key] if other != subscriber)
+        # By way of a list, as in Hub: what a generator makes changes its size, which Python's free lists do not see.
+        rest = tuple([other for other in self._subscribers[key] if other != subscriber])
         if rest:
             self._subscribers[key] = self._share(rest)
         else:

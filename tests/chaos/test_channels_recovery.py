@@ -80,7 +80,7 @@ def kill_one(server: Server, role: str) -> int:
 def published(load: ChannelLoad, more: int) -> None:
     """Wait until so many publications more were taken."""
     before = load.status()["published"]
-    eventually(lambda: load.status()["published"] > before + more, what="publications")
+    eventually(lambda: load.status()["published"] > before + more, 60, "publications")
 
 
 def test_a_worker_killed_every_two_seconds(server: Server) -> None:

@@ -1,6 +1,7 @@
-"""PyPI's centrifuge-python, driven by JSON lines: `centrifuge_client.py URL OPTIONS`.
+"""PyPI's centrifuge-python, driven by JSON lines: `centrifuge_client.py URL`.
 
 Commands, answers and events are those of centrifuge_commands.mjs, in its words, as far as this client has them.
+The first line out is the event "started".
 """
 
 import asyncio
@@ -101,8 +102,10 @@ def adapted(given: dict[str, Any], **known: Any) -> dict[str, Any]:
 class Commands:
     """What can be asked of the client, by the names that the other driver has."""
 
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
-        self._client = Client(url, ClientTeller(), **adapted(options), proxy=None)
+    _client: Client
+
+    def __init__(self, url: str) -> None:
+        self._url = url
 
     async def do(self, number: int, name: str, *values: Any) -> None:
         try:
@@ -110,7 +113,8 @@ class Commands:
         except CentrifugeError as error:
             tell(answer=number, error=words(error))
 
-    async def connect(self) -> None:
+    async def connect(self, options: dict[str, Any]) -> None:
+        self._client = Client(self._url, ClientTeller(), **adapted(options), proxy=None)
         await self._client.connect()
 
     async def disconnect(self) -> None:
@@ -143,10 +147,11 @@ class Commands:
         return (await self._client.rpc(method, data)).data
 
 
-async def main(url: str, options: str) -> None:
+async def main(url: str) -> None:
     reader = asyncio.StreamReader(LINE_BYTES_MAX)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    commands = Commands(url, json.loads(options))
+    commands = Commands(url)
+    tell(event="started")
     tasks: set[asyncio.Task[None]] = set()
     while line := await reader.readline():
         task = asyncio.create_task(commands.do(*json.loads(line)))
@@ -155,4 +160,4 @@ async def main(url: str, options: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    asyncio.run(main(sys.argv[1]))

@@ -1,6 +1,6 @@
 // What a program does with npm's centrifuge, as commands with a number and answers to them; in Node and in pages.
 //
-// A command is [NUMBER, NAME, ARGUMENT…]. `tell` is given {"answer": NUMBER, "ok": VALUE}, or "error" with code and
+// A command is [NUMBER, NAME, ARGUMENT…], the first one ["connect", OPTIONS]. `tell` is given {"answer": NUMBER, "ok": VALUE}, or "error" with code and
 // message, and {"event": NAME, …} for whatever happens; of subscriptions that the server made also "server": true.
 // Options as the class takes them, and tokens: what getToken gives, one after the other, the last one again and
 // again (null: it fails). That it was asked is the event "token".
@@ -25,7 +25,8 @@ function withTokens({ tokens, ...options }, channel, tell) {
   return { ...options, getToken };
 }
 
-export function converse(Centrifuge, WebSocket, url, options, tell) {
+export function converse(Centrifuge, WebSocket, url, tell) {
+  let client;
   let frames = 0;
   class CountingWebSocket extends WebSocket {
     send(data) {
@@ -33,12 +34,14 @@ export function converse(Centrifuge, WebSocket, url, options, tell) {
       super.send(data);
     }
   }
-  const client = new Centrifuge(url, { websocket: CountingWebSocket, ...withTokens(options, {}, tell) });
-  for (const event of CLIENT_EVENTS) client.on(event, (context) => tell({ event, ...context }));
-  for (const event of SERVER_EVENTS) client.on(event, (context) => tell({ event, server: true, ...context }));
 
   const commands = {
-    connect: () => client.connect(),
+    connect(options) {
+      client = new Centrifuge(url, { websocket: CountingWebSocket, ...withTokens(options, {}, tell) });
+      for (const event of CLIENT_EVENTS) client.on(event, (context) => tell({ event, ...context }));
+      for (const event of SERVER_EVENTS) client.on(event, (context) => tell({ event, server: true, ...context }));
+      client.connect();
+    },
     disconnect: () => client.disconnect(),
     subscribe(channel, options = {}) {
       const subscription = client.newSubscription(channel, withTokens(options, { channel }, tell));

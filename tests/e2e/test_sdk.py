@@ -18,7 +18,7 @@ import pytest
 from tests.applications import workers
 from tests.programs import FASTPUSH, Browser, run
 from tests.sdk import Client, NodeClient, PageClient, PythonClient, Refused, Way, pages, sections, token
-from tests.server import Server, eventually
+from tests.server import SCALE, Server, eventually
 
 Open = Callable[..., Client]
 CHANNELS_MAX = 12
@@ -26,6 +26,7 @@ EXPIRED_CLOSE_SECONDS = 1
 KEPT = 3
 KINDS = ["node", "browser", "python"]
 PING_SECONDS = 1
+SHORT_SECONDS = 2 * SCALE  # a token's life: it is used at once
 ROOM = {
     "subscribe": "users",
     "publish": "subscribers",
@@ -602,7 +603,7 @@ def test_token_that_is_none(open_client: Open) -> None:
     good = token("ann")
     for bad in ("nonsense", good[:-2] + ("AA" if good[-2:] != "AA" else "BB")):
         client = open_client(token=bad)
-        client.do("connect")
+        client.start()
         assert client.wait("disconnected")["code"] == 3500
         assert client.count("connected") == 0
 
@@ -614,15 +615,15 @@ def test_expired_token(open_client: Open) -> None:
     assert client.count("token") == 1
     assert client.do("rpc", "whoami", {}) == {"user": "ann"}
     without = open_client(token=token("ann", -60))
-    without.do("connect")
+    without.start()
     assert without.wait("disconnected")["code"] == 1
 
 
 def test_connection_refreshed(open_client: Open, there: Way) -> None:
     """A client whose token ends hands in a new one: its connection lives on, with all subscriptions."""
-    channel, user, end = name("room"), somebody(), time.time() + 3
-    client = open_client(token=token(user, 2), tokens=[token(user)])
-    client.connect()
+    channel, user, client = name("room"), somebody(), open_client()
+    end = time.time() + SHORT_SECONDS + 1
+    client.connect(token=token(user, SHORT_SECONDS), tokens=[token(user)])
     client.subscribe(channel)
     client.wait("token")
     eventually(lambda: time.time() > end + EXPIRED_CLOSE_SECONDS, what="the end of the first token")
@@ -633,9 +634,8 @@ def test_connection_refreshed(open_client: Open, there: Way) -> None:
 
 def test_connection_refreshed_too_late(open_client: Open) -> None:
     """A client that gets no new token in time is disconnected, code 3005, and comes back when it has one."""
-    user = somebody()
-    client = open_client(token=token(user, 1), tokens=[None, token(user)])
-    client.connect()
+    user, client = somebody(), open_client()
+    client.connect(token=token(user, SHORT_SECONDS), tokens=[None, token(user)])
     client.wait("connecting", code=3005)
     client.wait("connected")
     assert client.count("token") == 2
@@ -644,9 +644,8 @@ def test_connection_refreshed_too_late(open_client: Open) -> None:
 
 def test_connection_refreshed_with_an_expired_token(open_client: Open) -> None:
     """A client that is given an expired token is disconnected, code 3005, and comes back with the next one."""
-    user = somebody()
-    client = open_client(token=token(user, 1), tokens=[token(user, -60), token(user)])
-    client.connect()
+    user, client = somebody(), open_client()
+    client.connect(token=token(user, SHORT_SECONDS), tokens=[token(user, -60), token(user)])
     client.wait("connecting", code=3005)
     client.wait("connected")
     assert client.do("rpc", "whoami", {}) == {"user": user}
@@ -683,10 +682,11 @@ def test_expired_subscription_token(open_client: Open) -> None:
 
 def test_subscription_refreshed(open_client: Open, there: Way) -> None:
     """A subscription whose token ends lives on with a new one, and nothing that is published is missed."""
-    channel, end = name("secret"), time.time() + 3
-    client = open_client("ann")
+    channel, client = name("secret"), open_client("ann")
     client.connect()
-    client.subscribe(channel, token=token("ann", 2, channel=channel), tokens=[token("ann", channel=channel)])
+    end = time.time() + SHORT_SECONDS + 1
+    tokens = [token("ann", seconds, channel=channel) for seconds in (SHORT_SECONDS, 600)]
+    client.subscribe(channel, token=tokens[0], tokens=tokens[1:])
     client.wait("token", channel=channel)
     eventually(lambda: time.time() > end + EXPIRED_CLOSE_SECONDS, what="the end of the first token")
     there.publish(channel, "later")
@@ -698,7 +698,8 @@ def test_subscription_refreshed_too_late(open_client: Open, there: Way) -> None:
     """A subscription without a new token in time ends, code 2501, and comes back with one; the connection stays."""
     channel, client = name("secret"), open_client("ann")
     client.connect()
-    client.subscribe(channel, token=token("ann", 1, channel=channel), tokens=[None, token("ann", channel=channel)])
+    tokens = [token("ann", seconds, channel=channel) for seconds in (SHORT_SECONDS, 600)]
+    client.subscribe(channel, token=tokens[0], tokens=[None, tokens[1]])
     client.wait("subscribing", channel=channel, code=2501)
     client.wait("subscribed", channel=channel)
     assert client.count("token") == 2
@@ -711,7 +712,7 @@ def test_subscription_refreshed_with_an_expired_token(open_client: Open) -> None
     """A subscription that is given an expired token ends, code 2501, and comes back with the next one."""
     channel, client = name("secret"), open_client("ann")
     client.connect()
-    tokens = [token("ann", seconds, channel=channel) for seconds in (1, -60, 600)]
+    tokens = [token("ann", seconds, channel=channel) for seconds in (SHORT_SECONDS, -60, 600)]
     client.subscribe(channel, token=tokens[0], tokens=tokens[1:])
     client.wait("subscribing", channel=channel, code=2501)
     client.wait("subscribed", channel=channel)
@@ -752,6 +753,6 @@ def test_pings(kind: str, origin: str, serve: Callable[..., Server], request: py
 def test_page_of_another_origin(server: Server, browser: Browser) -> None:
     """A page whose origin is not among [server] origins gets no connection."""
     with pages() as elsewhere, Way(server, 0) as way, PageClient(browser, elsewhere, way, token=token("ann")) as client:
-        client.do("connect")
+        client.start()
         assert client.wait("error")["type"] == "transport"
         assert client.count("connected") == 0

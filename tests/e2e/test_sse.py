@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -222,6 +224,29 @@ def test_an_id_in_the_middle(server: Server) -> None:
         with Stream(server, token=token("ann"), channel=channels, last_event_id=last) as back:
             assert sorted(back.data(6 - seen)) == list(range(seen, 6))
             assert back.placed().last_id == ids[-1]
+
+
+def test_cut_off_again_and_again(server: Server) -> None:
+    """While publications come without a pause, a client that is cut off all the time gets each once, in order."""
+    channels = [name("room") for _ in range(3)]
+    total = 300
+
+    def publish_all() -> None:
+        for number in range(total):
+            publish(server, channels[number % 3], number)
+
+    publisher = threading.Thread(target=publish_all)
+    chance = random.Random(1)
+    got: list[int] = []
+    stream = Stream(server, token=token("ann"), channel=channels).placed()
+    publisher.start()
+    while len(got) < total:
+        got += stream.data(chance.randrange(min(20, total - len(got)) + 1))
+        stream.reset()
+        stream = again(server, stream, worker=chance.randrange(2), token=token("ann"), channel=channels)
+    publisher.join()
+    for first in range(3):
+        assert [number for number in got if number % 3 == first] == list(range(first, total, 3))
 
 
 def test_cut_off_before_the_first_event(server: Server) -> None:
@@ -614,6 +639,24 @@ def test_a_killed_broker(serve: Serve) -> None:
     publish(server, "room:2", "missed")
     with again(server, streams[0], token=token("ann"), channel=["room:1", "room:2"]) as back:
         assert back.data(1) == ["missed"]
+
+
+def test_a_broker_that_does_not_answer(serve: Serve) -> None:
+    """A stream whose channels the broker does not confirm in time is 503; nothing of it is left, nor of who has gone."""
+    server = serve(workers=2, sections=settings(limits={"register_timeout_seconds": 1}))
+    broker = server.processes("broker")[0]["pid"]
+    os.kill(broker, signal.SIGSTOP)
+    try:
+        with Wire(server) as wire:
+            wire.send(request("GET", f"/sse?token={token('ann')}&channel=room:1"))
+        reason = "the broker did not confirm the registration in time"
+        assert error(Stream(server, token=token("ann"), channel="room:1")) == (503, reason)
+    finally:
+        os.kill(broker, signal.SIGCONT)
+    eventually(lambda: "result" in call(server, "publish", channel="room:1", data=1), what="it answers again")
+    eventually(lambda: server.metrics()["fastpush_registrations"] == 0, what="no keys left")
+    assert call(server, "presence", channel="room:1")["result"]["presence"] == {}
+    assert not [event for event in server.events() if event["level"] == "error"]
 
 
 def test_a_killed_broker_and_a_slow_stream(serve: Serve) -> None:

@@ -166,6 +166,21 @@ def test_namespaces_say_how_much_is_kept() -> None:
     assert data(answer) == []
 
 
+def test_who_was_away_while_its_channel_kept_nothing_is_told_so() -> None:
+    """A namespace that a reload has keep nothing, and another one keep something again: what was published in between
+    has no offset, so a position of before is of another epoch, however the next publications are counted.
+    """
+    broker = make()
+    link = broker.join(1, CHAT)
+    before = fill(broker, link, 2)
+    without = {**NAMESPACES, "chat": Namespace(presence=True)}
+    broker.router.channels.namespaces = Namespaces(without)
+    publish(broker, link, "not kept")
+    broker.router.channels.namespaces = Namespaces(NAMESPACES)
+    (answer,) = enter(broker, link, joining(since=before, **PLENTY))
+    assert not answer.recovered and answer.epoch != before.epoch
+
+
 def test_an_application_s_channel_keeps_what_its_publications_say() -> None:
     """It has no namespace."""
     broker = make()

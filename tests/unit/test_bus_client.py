@@ -518,10 +518,12 @@ def test_a_lost_link_leaves_the_deadline_of_what_is_being_delivered_here(tmp_pat
     asyncio.run(scenario())
 
 
-def test_an_own_push_that_is_answered_is_not_delivered(
+def test_an_own_push_that_the_broker_takes_late_is_delivered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    """Its publisher has been told unknown at the deadline, or it was never asked: no failure, the link goes on."""
+    """Its publisher has been told unknown at the deadline, but its channel may have kept it: who is subscribed must
+    not miss what who comes back recovers. What was never asked is no failure, the link goes on.
+    """
     monkeypatch.setattr(logging.getLogger("fastpush"), "propagate", True)
 
     async def scenario() -> None:
@@ -530,18 +532,40 @@ def test_an_own_push_that_is_answered_is_not_delivered(
         async with connected(tmp_path, deliver=deliveries, answer_seconds=0.05) as (client, broker):
             request = await ask(client, broker, on_result)
             await until(lambda: found)
+            assert client._held_bytes > 0
             await broker.say(
-                bus.encode(bus.DELIVER_OWN, request),
+                bus.encode(bus.DELIVER_OWN, request, bus.encode_position(Position(4, 9))),
                 bus.encode(bus.DELIVER_OWN, 10**6),
                 bus.encode(bus.DELIVER, 5, bus.encode_publication([KEY], b"news", b"other", taken_seconds=1.0)),
             )
-            await until(lambda: deliveries.publications)
-            assert [publication.frame for publication in deliveries.publications] == [b"other"]
+            await until(lambda: len(deliveries.publications) == 2)
+            assert [(each.frame, each.offset) for each in deliveries.publications] == [(b"frame", 4), (b"other", 0)]
+            deliveries.counted[0](1)
             assert found == [(Status.UNKNOWN, 0, 0)]
-            assert client._held_bytes == 0
+            assert (client._late, client._own, client._held_bytes) == ({}, {}, 0)
 
     asyncio.run(scenario())
     assert "failed" not in caplog.text
+
+
+@pytest.mark.parametrize("end", ["result", "link"])
+def test_what_is_answered_late_is_held_until_the_broker_has_answered_or_is_lost(tmp_path: Path, end: str) -> None:
+    """Its bytes count for as long: a broker that does not answer makes nothing grow."""
+
+    async def scenario() -> None:
+        found, on_result = answers()
+        async with connected(tmp_path, answer_seconds=0.05) as (client, broker):
+            request = await ask(client, broker, on_result)
+            await until(lambda: found)
+            assert (len(client._late), client._held_bytes > 0) == (1, True)
+            if end == "result":
+                await broker.say(bus.encode_result(request, Status.DONE, 1, 0))
+            else:
+                broker.hang_up()
+            await until(lambda: not client._late)
+            assert (found, client._held_bytes) == ([(Status.UNKNOWN, 0, 0)], 0)
+
+    asyncio.run(scenario())
 
 
 def test_an_own_push_whose_delivery_fails_counts_nobody(tmp_path: Path) -> None:
