@@ -28,21 +28,23 @@ class Stream:
     """A GET for an event stream, its head read. Every read has a time-out.
 
     parameters: of the URL; a list repeats.  worker: which of the workers has to accept it, the oldest is 0.
-    receive_bytes: of the kernel's receive buffer, set before connecting.
+    receive_bytes: of the kernel's receive buffer, set before connecting.  last_id: sent, as browsers that come back do.
     status: 200, or what refused it; then `body` is the answer's.
     last_id: of the last event that set one, what a browser would send.  comments: so far.
     """
 
     def __init__(
         self, server: Server, path: str = "/sse", *, worker: int | None = None, receive_bytes: int = 0,
-        headers: dict[str, str] | None = None, method: str = "GET", port: int = 0, **parameters: Any,
+        headers: dict[str, str] | None = None, method: str = "GET", port: int = 0, last_id: str = "",
+        **parameters: Any,
     ) -> None:  # fmt: skip
-        self.last_id = ""
+        self.last_id = last_id
         self.comments = self.retry_ms = 0
         self._unread = b""
         self.socket = self._dial(server, worker, receive_bytes, port)
         target = f"{path}?{urlencode(parameters, doseq=True)}" if parameters else path
-        lines = [f"{name}: {value}" for name, value in (headers or {}).items()]
+        resumed = {"Last-Event-ID": last_id} if last_id else {}
+        lines = [f"{name}: {value}" for name, value in {**resumed, **(headers or {})}.items()]
         self.socket.sendall("\r\n".join((f"{method} {target} HTTP/1.1", "Host: 127.0.0.1", *lines, "", "")).encode())
         first, *rest = self._until(b"\r\n\r\n").decode("latin-1").split("\r\n")
         self.status = int(first.split()[1])
@@ -124,9 +126,8 @@ class Stream:
         return [event.json() for event in events]
 
     def placed(self) -> Self:
-        """Read up to the first id."""
-        while not self.last_id:
-            assert self.block() is None
+        """Read what comes before the first event: the time to retry, and an id."""
+        assert [self.block(), self.block()] == [None, None] and self.last_id
         return self
 
     def remaining(self) -> list[Event]:

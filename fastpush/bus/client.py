@@ -473,9 +473,7 @@ class BusClient:
         self._held_bytes -= len(self._late.pop(number, b""))
         self._answer(number, *bus.decode_result(body))
 
-    def _answer(
-        self, request: int, status: int, sent: int, unconfirmed: int, position: Position = NO_POSITION
-    ) -> None:
+    def _answer(self, request: int, status: int, sent: int, unconfirmed: int, position: Position = NO_POSITION) -> None:
         answer = self._answers.pop(request, None)
         if answer is not None:
             if request not in self._own:
@@ -512,9 +510,7 @@ class BusClient:
     def _on_changes(self, number: int, body: bus.Body) -> None:
         self._pass_on(self.members.on_changes, number, body)
 
-    def _pass_on(
-        self, take: Callable[[Publication, Callable[[int], None]], None], number: int, body: bus.Body
-    ) -> None:
+    def _pass_on(self, take: Callable[[Publication, Callable[[int], None]], None], number: int, body: bus.Body) -> None:
         assert self._link is not None
         counted = partial(_send_count, self._link, number)
         try:

@@ -129,8 +129,8 @@ class Shown:
         return self._connection.has_room
 
     def send(self, data: str | bytes) -> bool:
-        """Send a message: JSON, as bytes, or a text, which arrives as a string."""
-        text = data if isinstance(data, bytes) else orjson.dumps(data)
+        """Send a message: JSON, as bytes, or a text, which arrives as a string. Raises: ValueError: bytes, no JSON."""
+        text = orjson.dumps(orjson.loads(data) if isinstance(data, bytes) else data)
         return self._connection.send_lines(protocol.message_push(text))
 
     async def drain(self) -> None:
@@ -186,6 +186,15 @@ class Client:
             self.connection.send_lines(text, positions)
         if self.session.disconnect is not None:
             self.connection.close(*self.session.disconnect)
+
+    async def wait_for_room(self) -> None:
+        """Send what there is, and wait until there is room for an answer that may be long: one after the other.
+
+        Raises: ConnectionClosed.
+        """
+        self.flush()
+        if not self.connection.has_room:
+            await self.connection.drain()
 
     def on_timer(self, now: int) -> None:
         """End subscriptions whose tokens were not refreshed in time; see TimerWheel."""

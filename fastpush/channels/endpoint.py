@@ -57,6 +57,7 @@ from fastpush.protocol.server_sent import Resumed, tag
 log = logging.getLogger("fastpush.channels")
 
 _RECOVERABLE = 1  # a subscription's flag: its client is told a position
+_TTL_MAX = 2**31 - 1  # of an int that every SDK can read
 _NO_RECOVERY = Recover(recover=False, offset=0, epoch="")
 
 
@@ -141,8 +142,10 @@ class ClientProtocol(Application):
         return client
 
     def close_reason(self, connection: Any) -> tuple[int, str]:
-        """Say how a connection is closed that does not connect in time."""
-        return DisconnectCode.STALE, DisconnectCode.STALE.reason
+        """Say how a connection is closed that does not connect in time; by our fault, so that its client comes back."""
+        is_ours = connection.data.session.state is State.CONNECTING
+        code = DisconnectCode.SERVER_ERROR if is_ours else DisconnectCode.STALE
+        return code, code.reason
 
     def on_message(self, connection: Any, data: str | bytes) -> Awaitable[None] | None:
         client: Client = connection.data
@@ -344,8 +347,8 @@ class ClientProtocol(Application):
         if not self.namespaces.may_subscribe(channel, connection.user, ticket is not None):
             raise Refused(ErrorCode.PERMISSION_DENIED)
         recover = Recover(request.recover, request.offset, request.epoch)
-        if request.recover and not connection.has_room:
-            await connection.drain()  # what was missed in one channel after the other would make it a slow client
+        if request.recover:
+            await client.wait_for_room()
         info = b"" if ticket is None or ticket.info is None else orjson.dumps(ticket.info)
         join = self._join(client, channel, *recover, info=info)
         expires_at = None if ticket is None else ticket.expires_at
@@ -545,6 +548,7 @@ class ClientProtocol(Application):
 
     async def _presence(self, client: Client, request: Presence) -> None:
         self._check(client, request.channel, lambda namespace: namespace.presence)
+        await client.wait_for_room()
         client.session.answered(request, protocol.presence_result(await self.service.presence(request.channel)))
 
     async def _presence_stats(self, client: Client, request: PresenceStats) -> None:
@@ -554,6 +558,7 @@ class ClientProtocol(Application):
 
     async def _history(self, client: Client, request: History) -> None:
         self._check(client, request.channel, lambda namespace: bool(namespace.history_messages))
+        await client.wait_for_room()
         since = request.since
         position = None if since is None else Position(since.offset, parse_epoch(since.epoch) if since.epoch else 0)
         kept = await self.service.history(request.channel, request.limit, position, reverse=request.reverse)
@@ -575,6 +580,7 @@ class ClientProtocol(Application):
     # -- the handler -------------------------------------------------------------------
 
     async def _rpc(self, client: Client, request: Rpc) -> None:
+        await client.wait_for_room()
         result = await self.call(client.shown, request.name, request.data)
         client.session.answered(request, protocol.rpc_result(result))
 
@@ -630,5 +636,5 @@ def _is_in(client: Client, channel: str) -> bool:
 
 
 def _ttl(expires_at: float | None) -> int | None:
-    """Return whole seconds until a time, at least one; None for never."""
-    return None if expires_at is None else max(1, int(expires_at - time()))
+    """Return whole seconds until a time, from one to _TTL_MAX; None for never."""
+    return None if expires_at is None else int(max(1.0, min(expires_at - time(), _TTL_MAX)))

@@ -228,12 +228,14 @@ def push_text(publication: Publication) -> bytes:
     key, frame = publication.keys[0], publication.frame
     if publication.kind == _CHANGES:
         return bytes(payload_of(frame))
+    if not is_text(frame):
+        return b""
     if key == EVERYBODY:
         message = {"event": publication.event.decode(), "message": str(payload_of(frame), "utf-8")}
         return message_push(orjson.dumps(message))
     data = data_of(publication.kind, frame)
     extras = publication.event if publication.kind == _DATA else b""
-    return publication_push(channel_of(key), client.publication(data, extras, publication.offset)) if data else b""
+    return publication_push(channel_of(key), client.publication(data, extras, publication.offset))
 
 
 def data_of(kind: int, frame: bytes) -> bytes:

@@ -91,14 +91,17 @@ class Admission:
             return True
         name = user_name(user)
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self.admit(name, answer.set_result)
-        if not await answer:
-            return False
-        if not connection.is_open:
-            self._counts.release(name)
-            return True
-        connection.admitted = (*connection.admitted, name)
-        return True
+
+        def on_admitted(is_admitted: bool) -> None:  # noqa: FBT001
+            if is_admitted and connection.is_open:
+                connection.admitted = (*connection.admitted, name)
+            elif is_admitted:
+                self._counts.release(name)
+            if not answer.done():  # it is where the connection has ended and its handler was cancelled
+                answer.set_result(is_admitted)
+
+        self.admit(name, on_admitted)
+        return await answer
 
     def release(self, names: tuple[bytes, ...]) -> None:
         """Count one connection with these names less."""

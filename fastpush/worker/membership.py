@@ -88,7 +88,8 @@ class Memberships:
         """Let a connection into channels, all at one place in what the broker sends.
 
         take: called there, with what was kept of those that it has not left meanwhile; none are left once it has
-        ended. What it sends comes before all that is published later; what it leaves is left.
+        ended. What it sends comes before all that is published later; what it leaves is left. When it fails, all of
+        them are left, and who waits is told.
 
         Raises: ConnectionClosed: it has ended.  BusUnavailable: the bus takes no more.
         """
@@ -100,14 +101,18 @@ class Memberships:
 
         def on_answer(answer: bytes) -> None:
             answered = zip(joins, bus.unpack_all_kept(answer), strict=True)
+            entered = [(join, kept) for join, kept in answered if standing.joining.get(join.key) is joined]
             try:
-                take([(join, kept) for join, kept in answered if standing.joining.get(join.key) is joined])
-            finally:
-                for join in joins:
-                    self._enter(connection, standing, joined, join)
-                for group in groups:
-                    environment.hub.release(group)
-                joined.set_result(None)
+                take(entered)
+            except Exception as error:  # noqa: BLE001 - who waits is told
+                for join, _ in entered:
+                    standing.joining.pop(join.key, None)
+                _end(joined, error)
+            for join in joins:
+                self._enter(connection, standing, joined, join)
+            for group in groups:
+                environment.hub.release(group)
+            _end(joined)
 
         try:
             self._bus.ask(bus.JOIN, bus.pack(joins), on_answer)
@@ -266,3 +271,13 @@ class Memberships:
             self._environment.counters.handler_errors += 1
             log.exception("on_presence failed", extra=fields(path=path, user=notice.user))
             return None
+
+
+def _end(waiter: asyncio.Future[None], failure: Exception | None = None) -> None:
+    """Tell who waits, once: where a connection has ended, it may have been cancelled."""
+    if waiter.done():
+        return
+    if failure is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(failure)

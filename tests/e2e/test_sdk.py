@@ -25,7 +25,7 @@ CHANNELS_MAX = 12
 EXPIRED_CLOSE_SECONDS = 1
 KEPT = 3
 KINDS = ["node", "browser", "python"]
-PING_SECONDS = 1
+PING_SECONDS = 1 * SCALE
 SHORT_SECONDS = 2 * SCALE  # a token's life: it is used at once
 ROOM = {
     "subscribe": "users",
@@ -738,7 +738,7 @@ def test_channels_of_users(open_client: Open, there: Way) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_pings(kind: str, origin: str, serve: Callable[..., Server], request: pytest.FixtureRequest) -> None:
     """A client that has nothing to say stays connected: the server pings it in time, and it answers in time."""
-    times = {"ping_interval_seconds": PING_SECONDS, "pong_timeout_seconds": PING_SECONDS}
+    times = {"ping_interval_seconds": PING_SECONDS, "pong_timeout_seconds": 2 * PING_SECONDS}
     with ExitStack() as closing:
         settings = sections(server={"origins": [origin]}, connections=times)
         open_client = opener(kind, serve(sections=settings), request, closing)

@@ -43,6 +43,7 @@ __all__ = [
     "test_the_channel_without_news_goes_first",
     "test_the_newest_within_bounds",
     "test_what_is_cleared_is_gone_and_the_channel_stands_where_it_stood",
+    "test_what_is_forgotten_begins_anew",
     "test_what_is_remembered_of_an_idle_channel",
 ]
 
@@ -258,6 +259,19 @@ def test_what_is_cleared_is_gone_and_the_channel_stands_where_it_stood(open_stor
     assert not kept(store.since(KEY, top._replace(offset=2), *EVERYTHING, 0)).recovered
     assert append(store, "4") == top._replace(offset=4)
     assert texts(store.since(KEY, top, *EVERYTHING, 0)) == ["4"]
+
+
+def test_what_is_forgotten_begins_anew(open_store: OpenStore) -> None:
+    """Nothing of it is left, whether it kept something or only stood somewhere, and no position of before is known."""
+    store = open_store()
+    top = fill(store, 3)
+    store.open(OTHER, HOUR, 0)
+    for key in (KEY, OTHER, b"cunknown"):
+        store.forget(key)
+    assert (len(store), store.kept_bytes, store.position_bytes) == (0, 0, 0)
+    assert not kept(store.since(KEY, top, *EVERYTHING, 0)).recovered
+    again = append(store, "4")
+    assert again.offset == 1 and again.epoch != top.epoch
 
 
 def test_epochs_are_never_used_again(open_store: OpenStore) -> None:

@@ -124,8 +124,9 @@ def test_a_push_to_everybody_is_its_text_in_the_simple_protocol() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_binary_messages_have_no_form_here(form: int) -> None:
     """Nothing is written for them, nobody is asked, nobody counts; others of the same batch pass."""
-    taker, batch = given(form, binary())
-    assert (taker.writes, batch.counts()) == ([], [0])
+    for key in (KEY, EVERYBODY):
+        taker, batch = given(form, binary(key))
+        assert (taker.writes, batch.counts()) == ([], [0])
     taker, batch = given(form, data(1), binary(), data(2))
     assert len(taker.writes) == 1 and len(read(taker.writes[0], form)) == 2
     assert batch.counts() == [1, 0, 1]

@@ -157,19 +157,37 @@ def test_what_is_taken_may_end_it(ends: str) -> None:
 
 
 @on_worker
-async def test_what_fails_to_be_told_has_been_entered(worker: Worker) -> None:
-    """The failure is the caller's; whoever waits does not wait for ever, and one leaving is enough."""
+async def test_what_fails_to_be_told_is_left(worker: Worker) -> None:
+    """Whoever waits has the failure; the connection is in none of the channels, and the broker knows."""
     client = worker.client()
 
     def take(entered: Entered) -> None:
         raise RuntimeError("a session")
 
-    joined = worker.memberships.enter(client, joining(client, ONE), take)
+    joined = worker.memberships.enter(client, joining(client, ONE, TWO), take)
+    worker.bus.answer_all([], [])
     with pytest.raises(RuntimeError, match="a session"):
+        await joined
+    assert (groups(client), present(worker), worker.keys) == (set(), [], [])
+    assert worker.bus.told == [("depart", ONE, "jack"), ("depart", TWO, "jack")]
+    worker.memberships.enter(client, joining(client, ONE), Taken())
+    worker.bus.answer_all([])
+    assert groups(client) == {ONE}
+
+
+@on_worker
+async def test_who_waited_may_have_been_cancelled(worker: Worker) -> None:
+    """The connection joins nevertheless, or, having ended, does not; nothing fails, nothing is held."""
+    for ends in (False, True):
+        client, taken = worker.client(), Taken()
+        joined = worker.memberships.enter(client, joining(client, ONE), taken)
+        joined.cancel()
+        if ends:
+            client.close(1006, "")
         worker.bus.answer_all([])
-    assert joined.done() and groups(client) == {ONE} and present(worker) == [ONE]
-    client.close(1000, "")
-    assert worker.bus.told == [("depart", ONE, "jack")] and worker.keys == []
+        assert (taken.calls, groups(client)) == (([[]], set()) if ends else ([[ONE]], {ONE}))
+        client.close(1000, "") if not ends else None
+        assert worker.keys == []
 
 
 @on_worker
