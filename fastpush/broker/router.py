@@ -451,7 +451,8 @@ class Router:
         self._inquiries.answer(peer.number, number, body)
 
     def _gathered(self, request: int, inquiry: Inquiry) -> None:
-        gathered = bus.Gathered(inquiry.found, len(inquiry.missing) + len(self._lost))
+        unasked = self._due.keys() - {peer.number for peer in self._peers.values()}
+        gathered = bus.Gathered(inquiry.found, len(inquiry.missing) + len(unasked))
         inquiry.origin.send(bus.encode(bus.ANSWER, request, bus.pack(gathered)))
 
     def _report(self, request: int, scrape: Inquiry) -> None:

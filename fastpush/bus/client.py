@@ -212,9 +212,9 @@ class BusClient:
         link.send(bus.encode(bus.COMPLETE, announcement))
         waiting = [confirmed for _, confirmed in self._unconfirmed]
         self._unconfirmed = deque((announcement, confirmed) for confirmed in waiting)
-        self._ask_again(link)
-        for join in self._departed:
+        for join in self._departed:  # before questions: some may join again
             link.send(bus.encode(bus.LEAVE, 0, join))
+        self._ask_again(link)
 
     def _ask_again(self, link: Link) -> None:
         for request, (name, limit, _) in self._askers.items():

@@ -38,7 +38,8 @@ class Link(asyncio.Protocol):
         self._queue_bytes = queue_bytes
         self._decoder = bus.Decoder(MESSAGE_BYTES_MAX)
         self._gathered: list[bus.Body] = []
-        self._has_large = False
+        self._large_bytes = 0  # of large messages among them
+        self._is_paused = False
         self._transport: asyncio.Transport | None = None
         self._call_soon = asyncio.get_running_loop().call_soon
         self.is_full = False  # the bound is reached: refuse new work, its answers still pass
@@ -48,10 +49,10 @@ class Link(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=self._queue_bytes)
 
     def pause_writing(self) -> None:
-        self.is_full = True
+        self.is_full = self._is_paused = True
 
     def resume_writing(self) -> None:
-        self.is_full = False
+        self.is_full = self._is_paused = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -93,17 +94,20 @@ class Link(asyncio.Protocol):
             self._call_soon(self._flush)
         gathered += parts
         if len(parts[-1]) >= bus.LARGE_BYTES:
-            self._has_large = True
+            self._large_bytes += len(parts[-1])
+            if self._large_bytes >= self._queue_bytes:  # one read may hold a thousand questions for something large
+                self.is_full = True
 
     def _flush(self) -> None:
         gathered, self._gathered = self._gathered, []
-        has_large, self._has_large = self._has_large, False
+        has_large, self._large_bytes = bool(self._large_bytes), 0
         if not gathered or self._transport is None:
             return
         if has_large:
             self._transport.writelines(gathered)  # writev: nothing is copied here
         else:
             self._transport.write(b"".join(gathered))
+        self.is_full = self._is_paused
 
     def close(self) -> None:
         """Close after what was sent has left."""

@@ -26,6 +26,7 @@ from fastpush.channels.service import ChannelService, Published, epoch_text, par
 from fastpush.config import Namespace
 from fastpush.errors import RequestError
 from fastpush.http.push import JSON, Reply
+from fastpush.log import fields
 from fastpush.protocol import api, bus
 from fastpush.protocol import client as protocol
 from fastpush.protocol.api import Refusal, bad_request
@@ -35,6 +36,8 @@ log = logging.getLogger("fastpush.channels")
 
 CHANNELS_MAX = 10_000  # of one answer
 BROADCAST_BYTES = 1024 * 1024  # of one broadcast that are on their way to the broker at once
+COMMANDS_AT_ONCE = 16  # of one batch
+RESULTS_BYTES = 2 * bus.HISTORY_BYTES_MAX  # of one request with several commands; behind so many it performs no more
 
 OnReply = Callable[[Reply | RequestError], None]
 _Done = bytes | Refusal | RequestError  # a result, or why there is none
@@ -98,9 +101,9 @@ class ServerApi:
         """Answer POST /api/<method>, or POST /api for "". Raises: RequestError."""
         several = {"batch": self._batch, "": self._lines}.get(method)
         if several is None:
-            reply = _reply(await self._outcome(self.perform(method, body)), headers)
+            reply = _reply(await self.outcome(method, self.perform(method, body)), headers)
         else:
-            reply = _reply(await self._outcome(several(body)), headers, wrap=bytes)
+            reply = _reply(await self.outcome(method, several(body)), headers, wrap=bytes)
         if isinstance(reply, RequestError):
             raise reply
         return reply
@@ -115,7 +118,8 @@ class ServerApi:
         return await perform(api.read(kind, body))
 
     @staticmethod
-    async def _outcome(work: Awaitable[bytes]) -> _Done:
+    async def outcome(method: str, work: Awaitable[bytes]) -> _Done:
+        """Wait for a method's result; what goes wrong is returned, and logged where it is no fault of who asks."""
         try:
             return await work
         except (Refusal, RequestError) as error:
@@ -123,7 +127,7 @@ class ServerApi:
         except (Refused, RpcError) as error:
             return Refusal(error.code, error.message)
         except Exception:
-            log.exception("command of the server API failed")
+            log.exception("command of the server API failed", extra=fields(command=method))
             return Refusal(ErrorCode.INTERNAL)
 
     # -- several commands --------------------------------------------------------------
@@ -131,28 +135,31 @@ class ServerApi:
     async def _batch(self, body: bytes) -> bytes:
         batch = api.read(api.Batch, body)
         self._check_number("commands", len(batch.commands))
-        if batch.parallel:
-            return api.batch_reply(await asyncio.gather(*map(self._command, batch.commands)))
-        return api.batch_reply([await self._command(command) for command in batch.commands])
+        commands = _Commands(self)
+        replies = (self._command(command, commands) for command in batch.commands)
+        return api.batch_reply(await asyncio.gather(*replies) if batch.parallel else [await each for each in replies])
 
-    async def _command(self, command: Mapping[str, msgspec.Raw]) -> bytes:
+    @staticmethod
+    async def _command(command: Mapping[str, msgspec.Raw], commands: "_Commands") -> bytes:
         """Perform one command of a batch, return its reply."""
         asked = [(method, bytes(body)) for method, body in command.items() if bytes(body) != b"null"]
         if len(asked) != 1:
             return _error_reply(bad_request(f"a command must have one method, found {len(asked)}"))
         ((method, body),) = asked
-        done = await self._outcome(self.perform(method, body))
+        done = await commands.outcome(method, body)
         return b'{"%b":%b}' % (method.encode(), done) if isinstance(done, bytes) else _error_reply(done)
 
     async def _lines(self, body: bytes) -> bytes:
         """Perform the commands of the older form, one a line."""
-        commands = api.lines(body)
-        self._check_number("the body's lines", len(commands))
-        return b"\n".join([await self._line(command) for command in commands])
+        lines = api.lines(body)
+        self._check_number("the body's lines", len(lines))
+        commands = _Commands(self)
+        return b"\n".join([await self._line(line, commands) for line in lines])
 
-    async def _line(self, command: api.Line) -> bytes:
+    @staticmethod
+    async def _line(command: api.Line, commands: "_Commands") -> bytes:
         params = bytes(command.params)
-        done = await self._outcome(self.perform(command.method, b"{}" if params in {b"", b"null"} else params))
+        done = await commands.outcome(command.method, b"{}" if params in {b"", b"null"} else params)
         return api.line_reply(command.id, api.result(done) if isinstance(done, bytes) else _error_reply(done))
 
     def _check_number(self, what: str, found: int) -> None:
@@ -303,6 +310,26 @@ class ServerApi:
         if not asked.method:
             raise bad_request("method is empty")
         return protocol.rpc_result(await self._clients.call(None, asked.method, bytes(asked.params)))
+
+
+class _Commands:
+    """The commands of one request: at most COMMANDS_AT_ONCE at once, and RESULTS_BYTES of results and those under way."""
+
+    def __init__(self, server_api: ServerApi) -> None:
+        self._api = server_api
+        self._turns = asyncio.Semaphore(COMMANDS_AT_ONCE)
+        self._room_bytes = RESULTS_BYTES
+
+    async def outcome(self, method: str, body: bytes) -> _Done:
+        """Perform one of them, in its turn; error 106, and nothing is done, behind too long results."""
+        async with self._turns:
+            if self._room_bytes <= 0:
+                reason = f"not done: the results before it have more than {RESULTS_BYTES} bytes"
+                return Refusal(ErrorCode.LIMIT_EXCEEDED, reason)
+            done = await self._api.outcome(method, self._api.perform(method, body))
+            if isinstance(done, bytes):
+                self._room_bytes -= len(done)
+            return done
 
 
 class _Broadcast:

@@ -285,6 +285,7 @@ class ClientProtocol(Application):
         """Return whom a token names; None: an anonymous client."""
         if not token:
             if not client.may_be_anonymous:
+                self._log_rejected(client, "a token is needed ([client] anonymous)")
                 raise Ended(DisconnectCode.INVALID_TOKEN)
             return None
         try:
@@ -293,12 +294,17 @@ class ClientProtocol(Application):
         except TokenExpired:
             raise Refused(ErrorCode.TOKEN_EXPIRED) from None
         except TokenRejected as error:
-            told = fields(connection=client.connection.id, peer=client.connection.peer, reason=str(error))
-            log.info("token rejected", extra=told)
+            self._log_rejected(client, str(error))
             raise Ended(DisconnectCode.INVALID_TOKEN) from None
         if identity.signed:
-            raise Ended(DisconnectCode.INVALID_TOKEN)  # it is for a URL with certain parameters
+            self._log_rejected(client, "token is for a URL with certain parameters")
+            raise Ended(DisconnectCode.INVALID_TOKEN)
         return identity
+
+    @staticmethod
+    def _log_rejected(client: Client, reason: str) -> None:
+        told = fields(connection=client.connection.id, peer=client.connection.peer, reason=reason)
+        log.info("token rejected", extra=told)
 
     def _server_side(self, user: str, identity: Identity | None) -> list[str]:
         """Return what the server subscribes a client to: its user's channel, and what its token names."""
@@ -324,7 +330,7 @@ class ClientProtocol(Application):
 
     async def _refresh(self, client: Client, request: Refresh) -> None:
         connection = client.connection
-        if connection.expires_at is None:
+        if not connection.user:
             raise Ended(DisconnectCode.BAD_REQUEST)
         try:
             identity = await self._identify(client, request.token)
@@ -518,21 +524,20 @@ class ClientProtocol(Application):
     def on_relinked(self, connection: Any) -> None:
         """Have a client recover: some of what was on its way to it may be lost."""
         client: Client | None = connection.data
-        if client is None:
+        if client is None or not connection.is_open:
             return
         for channel, subscription in list(client.session.subscriptions.items()):
             if subscription.flags & _RECOVERABLE:
                 self._end_subscription(client, channel, UnsubscribeCode.INSUFFICIENT_STATE)
-                client.flush()
                 if subscription.is_server_side:
                     self._subscribe_again(client, channel)
+        client.flush()
 
     def _subscribe_again(self, client: Client, channel: str) -> None:
         try:
             self.subscribe(client, channel)
         except BusUnavailable:  # then by a connection of its own
             client.session.ended(DisconnectCode.INSUFFICIENT_STATE)
-            client.flush()
 
     # -- in a channel ------------------------------------------------------------------
 
@@ -591,7 +596,11 @@ class ClientProtocol(Application):
         """
         if self.handler is None:
             raise Refused(ErrorCode.METHOD_NOT_FOUND)
-        result = self.handler.on_rpc(shown, method, orjson.loads(data) if data else None)
+        try:
+            given = orjson.loads(data) if data else None
+        except orjson.JSONDecodeError as error:  # JSON, but a number beyond all, or nested deeper than orjson goes
+            raise Refused(ErrorCode.BAD_REQUEST, f"the data cannot be read: {error}") from None
+        result = self.handler.on_rpc(shown, method, given)
         return orjson.dumps(await result if isawaitable(result) else result)
 
     def _send(self, client: Client, request: Send) -> Awaitable[None] | None:
@@ -604,7 +613,7 @@ class ClientProtocol(Application):
     def clients(self, user: str | None = None, connection_id: str = "") -> list[Client]:
         """Return the clients in this worker that have connected, or those of one user; with an id that one only."""
         found = (each.data for each in self._host.connections(user) if connection_id in {"", each.id})
-        return [client for client in found if client.session.state == State.CONNECTED]
+        return [client for client in found if client.session.state == State.CONNECTED and client.connection.is_open]
 
     def unsubscribe(self, client: Client, channel: str) -> bool:
         """Unsubscribe a client by the server's will; False: it is not in the channel."""

@@ -25,7 +25,15 @@ from fastpush.config import Compression
 from fastpush.protocol import client
 from fastpush.protocol.bus import Kind, Publication
 from fastpush.protocol.client import bare, message_push, publication_push
-from fastpush.protocol.frames import ChannelFrame, deflated_frame, gzip_frame, is_text, payload_of, text_frame
+from fastpush.protocol.frames import (
+    ChannelFrame,
+    deflated_frame,
+    gzip_frame,
+    is_text,
+    payload_bytes,
+    payload_of,
+    text_frame,
+)
 from fastpush.protocol.push import EVERYBODY, channel_of, envelope
 from fastpush.protocol.server_sent import event
 
@@ -227,7 +235,7 @@ def push_text(publication: Publication) -> bytes:
     """Return a publication as pushes of the client protocol, a line each; b"" for what that has no form for."""
     key, frame = publication.keys[0], publication.frame
     if publication.kind == _CHANGES:
-        return bytes(payload_of(frame))
+        return payload_bytes(frame)
     if not is_text(frame):
         return b""
     if key == EVERYBODY:
@@ -241,7 +249,7 @@ def push_text(publication: Publication) -> bytes:
 def data_of(kind: int, frame: bytes) -> bytes:
     """Return what a frame holds as JSON: a text that an application has sent as a string, nothing of a binary one."""
     if kind == _DATA:
-        return bytes(payload_of(frame))
+        return payload_bytes(frame)
     return orjson.dumps(str(payload_of(frame), "utf-8")) if is_text(frame) else b""
 
 
@@ -258,7 +266,7 @@ def event_of(publication: Publication, *, enveloped: bool) -> bytes:
     frame = publication.frame
     if publication.kind == _CHANGES or not is_text(frame):
         return b""
-    text = bytes(payload_of(frame))
+    text = payload_bytes(frame)
     if enveloped and publication.kind == _DATA:
         text = b'{"channel":%b,"data":%b}' % (orjson.dumps(channel_of(publication.keys[0])), text)
     elif enveloped:

@@ -54,7 +54,7 @@ class Reply(NamedTuple):
 
 def push_key_missing() -> RequestError:
     """401: the request does not carry a key that may push (S0-19)."""
-    return unauthorized("send a key of [push] keys as X-API-Key or Authorization: Bearer")
+    return unauthorized("send a key of [push] keys as X-API-Key, or as Authorization: Bearer or apikey")
 
 
 def internal_error(error: Exception) -> RequestError:

@@ -63,9 +63,11 @@ class Mount:
     hears_open, hears_close: whether it has such a method.  longest: seconds that a call of it has held the loop.
     form: of what its connections are sent.  admits_first: who needs a token shows it by message, later.
     streams: whether its connections are event streams, not WebSockets.
+    token_place: where a client shows its token, in words.
     """
 
     form = PLAIN
+    token_place = "the URL parameter token"
     admits_first = False
     streams = False
 

@@ -126,7 +126,8 @@ class EventsMount(StreamMount):
             raise forbidden("a subtoken is for another user, for one connection, or for none of these channels")
         for channel in options.channels:
             if namespaces.of(channel) is None:
-                raise RequestError(404, "unknown_channel", f"no namespace is configured for the channel {channel}")
+                reason = f"no namespace is configured for the channel {channel}"
+                raise RequestError(404, "unknown_channel", reason, text=reason)
             if not namespaces.may_subscribe(channel, stream.user, channel in shown):
                 raise forbidden(f"this client may not subscribe to the channel {channel}")
         conn_info = _json(None if identity is None else identity.info)
@@ -212,6 +213,7 @@ class UnidirectionalMount(StreamMount):
 
     application: ClientProtocol
     form = UNIDIRECTIONAL
+    token_place = 'the token of cf_connect, {"token":"…"}'
 
     def read(self, query: str) -> Asked:
         options = parse_unidirectional(query)

@@ -11,8 +11,8 @@ from websockets.sync.client import ClientConnection, connect
 from tests.server import SCALE, Server
 
 SIZE, KEPT, CHANNELS = 20_000, 40, 6
-GROWTH_BYTES = 50 << 20  # of a worker; the answers of this flood have 400 MB
-COMMANDS = 500
+GROWTH_BYTES = 50 << 20  # of a worker; the answers of this flood have 160 MB
+COMMANDS = 200
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_recovery_of_more_than_a_send_queue_has(server: Server, client: ClientCo
 
 
 def test_a_flood_of_questions_with_long_answers(server: Server, client: ClientConnection) -> None:
-    """One small frame that asks for 400 MB costs the worker a few: it asks for the next when an answer is taken."""
+    """One small frame that asks for 160 MB costs the worker a few: it asks for the next when an answer is taken."""
     fill(server, "news:0")
     client.send('{"id":2,"subscribe":{"channel":"news:0"}}')
     replies = answers(client)

@@ -177,7 +177,7 @@ def test_rolling_restart(server: Server, page: Open, origin: str) -> None:
     listening = page(origin)
     listening.listen(server, token=token("ann"), channel="room:1")
     publish(server, "room:1", "before")
-    restart = run(*FASTPUSH, "restart", "--rolling", "--config", str(server.config_path))
+    restart = run(*FASTPUSH, "restart", "--rolling", "--seconds", "1", "--config", str(server.config_path))
     assert restart.returncode == 0, restart.stderr
     publish(server, "room:1", "after")
     listening.has('"before"', '"after"')

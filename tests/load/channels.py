@@ -25,7 +25,7 @@ from tests.load.channel_publishers import ChannelPress
 from tests.load.subscribers import Subscriber, Subscribers
 
 SETTLE_SECONDS = 20.0
-COMPLETE_EVERY_SECONDS = 0.5
+COMPLETE_EVERY_SECONDS = 0.2
 
 
 class Run:

@@ -95,7 +95,7 @@ class ChannelLoad(Driven):
     """`python -m tests.load.channels`: its subscribers are in their channels, and publishing, from then on."""
 
     def __init__(self, server: Server, **options: Any) -> None:
-        given = {"subscribers": 500 if IS_FULL else 200, "connect_seconds": 60 * SCALE} | options
+        given = {"subscribers": 500 if IS_FULL else 120, "connect_seconds": 60 * SCALE} | options
         url = server.ws_url(path="/connection/websocket")
         super().__init__("tests.load.channels", url, given["subscribers"], **given)
 

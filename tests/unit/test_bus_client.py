@@ -762,6 +762,36 @@ def test_server_hears_its_own_user_and_gathers_what_it_sends(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
+def test_what_one_turn_gathers_counts_too(tmp_path: Path) -> None:
+    """A read may hold a thousand questions whose answers are large: the link is full before they have been written."""
+
+    async def scenario() -> None:
+        links: list[Link] = []
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "bus"))
+        listener.listen()
+        server = BusServer(lambda link, *_: links.append(link), lambda _: None, 5 * bus.LARGE_BYTES)
+        await server.start(listener)
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "bus"))
+        writer.write(bus.encode(bus.HELLO, 1))
+        await until(lambda: links)
+        answer = bus.encode(bus.ANSWER, 1, b"x" * bus.LARGE_BYTES)
+        taken = 0
+        while not links[0].is_full:
+            links[0].send(answer)
+            taken += 1
+        assert taken == 5
+        await reader.readexactly(taken * len(answer))
+        await until(lambda: not links[0].is_full)
+        links[0].send(answer)
+        assert not links[0].is_full, "what has left counts no more"
+        writer.close()
+        server._server.close()
+        await writer.wait_closed()
+
+    asyncio.run(scenario())
+
+
 def test_server_refuses_other_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """A process of another user is hung up on, unheard."""
     monkeypatch.setattr("fastpush.bus.server.peer_uid", lambda _: 12345)
@@ -1001,6 +1031,23 @@ def test_who_leaves_before_a_broker_has_shown_itself_is_told_of_again(tmp_path: 
             heard = await hear_all(broker, 4)
             assert [(kind, body) for kind, _, body in heard] == [
                 (bus.HELLO, b""), (bus.PRESENT, b"jack"), (bus.COMPLETE, b""), (bus.LEAVE, b"jack")
+            ]  # fmt: skip
+
+    asyncio.run(scenario())
+
+
+def test_who_leaves_and_joins_again_without_a_broker_is_in_the_channel(tmp_path: Path) -> None:
+    """The next broker is told that it was there, that it has left, and only then that it wants to join."""
+
+    async def scenario() -> None:
+        async with connected(tmp_path) as (client, broker):
+            await hang_up(client, broker)
+            client.depart(b"jack")
+            client.ask(bus.JOIN, JOIN, lambda _: None)
+            await broker.accept()
+            heard = await hear_all(broker, 5)
+            assert [(kind, body) for kind, _, body in heard] == [
+                (bus.HELLO, b""), (bus.PRESENT, b"jack"), (bus.COMPLETE, b""), (bus.LEAVE, b"jack"), (bus.JOIN, JOIN)
             ]  # fmt: skip
 
     asyncio.run(scenario())

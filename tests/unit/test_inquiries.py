@@ -82,6 +82,18 @@ def test_nobody_waits_for_a_worker_that_has_gone(has_ended: bool) -> None:  # no
     assert found(one) == [(6, [b"one"], int(not has_ended))]
 
 
+def test_workers_that_a_new_broker_has_not_heard_of_are_missing() -> None:
+    """They have connections that nobody could ask; one that has come and not told its table yet is asked."""
+    broker = Broker(1, 2, 3)
+    one, two = FakeLink(), FakeLink()
+    for number, link in ((1, one), (2, two)):
+        broker.say(link, bus.HELLO, number)
+    ask(broker, one)
+    for link in (one, two):
+        broker.say(link, bus.FOUND, asked(link)[0], b"1")
+    assert found(one) == [(5, [b"1", b"1"], 1)]
+
+
 def test_who_asked_may_end() -> None:
     """Nobody is told, nothing is left."""
     broker = Broker()

@@ -163,6 +163,8 @@ class JwtAuth:
         user = self._user(claims)
         if user is None:
             raise TokenRejected(f"token has no text in its claim {self._jwt.user_claim}")
+        if "channel" in claims:  # what is for one channel must not open everything that its user may
+            raise TokenRejected("token has a claim channel, so it is a subscription token")
         return identity(
             user, expires_at, self._name_bytes, read_signed(claims), claims.get("info"), _server_side_channels(claims)
         )
