@@ -40,7 +40,7 @@ Sections = Mapping[str, Any]  # tables by name; an array of tables is a list
 TLS: Sections = {"tls": {"certificate": "certificate.pem"}}  # made for each run
 
 _PEERS = {peer.name: peer for peer in peers.PEERS}
-_START_SECONDS = 10
+_START_SECONDS = 30
 _STOP_SECONDS = 30
 _ADDRESS = re.compile(r'"address": "127\.0\.0\.1:(\d+)"')
 _CLOSE_CODE = re.compile(r'"event": "connection closed".*"code": (\d+)')

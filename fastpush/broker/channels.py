@@ -19,6 +19,7 @@ from fastpush.state.history import HistoryStore, Retention
 from fastpush.state.presence import Came, Habits, Left, Place, Presence
 from fastpush.state.routes import Routes
 
+_DATA = int(Kind.DATA)
 _NOTHING_KEPT = bus.pack(bus.Kept(*NO_POSITION, recovered=False, entries=[]))
 
 
@@ -113,7 +114,7 @@ class Channels:
         else:
             return NO_POSITION
         publication = bus.decode_publication(body)
-        extras = publication.event if publication.kind == Kind.DATA else b""
+        extras = publication.event if publication.kind == _DATA else b""
         return self.histories.append(key, publication.kind, publication.frame, extras, retention, self._clock())
 
     def history(self, peer: Peer, request: int, body: bytes) -> None:

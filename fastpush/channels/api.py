@@ -313,7 +313,7 @@ class ServerApi:
 
 
 class _Commands:
-    """The commands of one request: at most COMMANDS_AT_ONCE at once, and RESULTS_BYTES of results and those under way."""
+    """The commands of one request: so many at once, and none behind results that are too long together."""
 
     def __init__(self, server_api: ServerApi) -> None:
         self._api = server_api

@@ -441,7 +441,7 @@ class ClientProtocol(Application):
     def _result(self, join: Join, kept: Kept, recover: Recover) -> SubscribeResult:
         """Return what a client is told of a subscription: where the channel stands, and what it has missed."""
         namespace = self.namespaces.of_key(join.key)
-        if namespace is None or not namespace.recovery:
+        if namespace is None or not namespace.recovery or not kept.epoch:
             return SubscribeResult(was_recovering=recover.recover)
         if recover.recover and kept.recovered:
             self._counters.recoveries_recovered += 1
@@ -474,7 +474,9 @@ class ClientProtocol(Application):
         client.connection.seal_channel(key)
 
     async def _sub_refresh(self, client: Client, request: SubRefresh) -> None:
-        subscription = client.session.subscriptions[request.channel]
+        subscription = client.session.subscriptions.get(request.channel)
+        if subscription is None:
+            raise Refused(ErrorCode.PERMISSION_DENIED)
         if subscription.expires_at is None:
             raise Ended(DisconnectCode.BAD_REQUEST)
         try:

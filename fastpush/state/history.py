@@ -36,6 +36,7 @@ ENTRY_BYTES = 200  # of an entry and its place in the ring, beside its data
 CHANNEL_BYTES = 1200  # of a channel that keeps something: its ring comes in blocks
 POSITION_BYTES = 450  # of one that keeps nothing now
 _SERIAL_BITS = 32
+_NOTICE = int(Kind.NOTICE)  # a member of an enumeration costs more to compare
 _LOOKED_AT = 8  # channels that are looked at for one that may be forgotten
 _POSITIONS_SHARE = 4
 _HEAP_SLACK = 1024
@@ -184,7 +185,7 @@ class Histories:
         ring.touched_seconds = now
         packed = pack(Entry(ring.offset, kind, data, extras))
         self._uncache(ring)
-        ring.entries.append(_Kept(packed, now, kind == Kind.NOTICE))
+        ring.entries.append(_Kept(packed, now, kind == _NOTICE))
         ring.size += len(packed) + ENTRY_BYTES
         self.kept_bytes += len(packed) + ENTRY_BYTES
         while len(ring.entries) > retention.messages or (ring.size > retention.size and ring.entries):
@@ -249,7 +250,7 @@ class Histories:
         found: list[_Kept] = []
         recovered = position.epoch in {0, ring.epoch} and 0 <= missed <= min(messages, len(ring.entries))
         if recovered:
-            found = list(islice(ring.entries, len(ring.entries) - missed, None))
+            found = list(islice(reversed(ring.entries), missed))[::-1]  # however many came before
             if sum(len(entry.packed) + ENTRY_BYTES for entry in found) > size:
                 found, recovered = [], False
         return _packed(Position(ring.offset, ring.epoch), found, recovered=recovered)

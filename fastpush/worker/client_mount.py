@@ -31,6 +31,7 @@ class ClientMount(Mount):
     application: ClientProtocol
     form = CLIENT
     admits_first = True
+    counts_pings = True
 
     def configure(self, config: Config) -> None:
         super().configure(config)

@@ -244,7 +244,8 @@ class Connection(Sender):
 
     def on_frame(self, opcode: int, fin: bool, rsv1: bool, rsv23: bool, payload: bytes) -> None:  # noqa: FBT001 - bits
         """Take a frame from the codec."""
-        self._heard = self.environment.wheel.now
+        if self._pinged >= 0 or not self.mount.counts_pings:  # where they are counted, only an answer puts the next off
+            self._heard = self.environment.wheel.now
         self._pinged = -1
         if self.state != State.OPEN:
             if opcode == _CLOSE and not self._has_hung_up:

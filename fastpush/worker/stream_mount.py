@@ -213,7 +213,7 @@ class UnidirectionalMount(StreamMount):
 
     application: ClientProtocol
     form = UNIDIRECTIONAL
-    token_place = 'the token of cf_connect, {"token":"…"}'
+    place_of_token = 'the token of cf_connect, {"token":"…"}'
 
     def read(self, query: str) -> Asked:
         options = parse_unidirectional(query)

@@ -23,8 +23,8 @@ JOINS = 5000 if IS_FULL else 1000
 KILLS = 7 if IS_FULL else 3
 USERS, LANES, CHANNELS = 100, 40, 4
 MEMBERS, MEMBERS_SECONDS, PROCESSES = (10_000, 9.0, 2) if IS_FULL else (1000, 1.5, 2)
-# The figure is 50 ms; the short run shares the machine with whatever else is tested.
-DELAY_MAX_MS = 1000 * SCALE
+# The figures are what counts; a bound for a machine that other tests share can only tell a standstill.
+DELAY_MAX_MS = 3000 * SCALE
 PUBLISH_EVERY_SECONDS = 0.25 if IS_FULL else 0.1  # one to 10,000 costs the machine a twentieth of a second
 
 

@@ -25,7 +25,7 @@ class Driven:
     has connected so many clients. options: as on its command line, fan_out=1 for --fan-out 1.
     """
 
-    def __init__(self, module: str, url: str, clients: int, *arguments: str, **options: Any) -> None:
+    def __init__(self, module: str, url: str, clients: int, /, *arguments: str, **options: Any) -> None:
         self.clients = clients
         self._command = [sys.executable, "-m", module, url, *arguments]
         for name, value in options.items():

@@ -206,7 +206,7 @@ class Subscribers:
 
     absences: seconds from the end of a connection to the last of its channels on the next one.
     closes: of connections that were there, by code or what the kernel said.  refused: of those that were not yet.
-    moves_per_second: how often somebody leaves a channel and comes back.  stalls_per_second: or stops reading for a while.
+    moves_per_second: how often somebody leaves a channel and comes back.  stalls_per_second: stops reading for a while.
     receive_bytes: of the kernel for each connection; 0: its own choice.
     errors: replies.  unsubscribes: pushes, by code.  unexpected: what no client of the protocol is to be told.
     """

@@ -429,6 +429,14 @@ def test_subscription_tokens_of_anonymous_connections() -> None:
         assert hs256().subscription(signed(claims)) == Subscription("", "news")
 
 
+@pytest.mark.parametrize("channel", ["chat:42", "", None])
+def test_a_subscription_token_connects_nobody(channel: str | None) -> None:
+    """What a back-end has signed for one channel does not open what else its user may, and renews no connection."""
+    token = signed({"sub": "a", "channel": channel})
+    reason = rejection(lambda: hs256().authenticate(token, {}))
+    assert reason == "token has a claim channel, so it is a subscription token"
+
+
 def test_subscription_tokens_are_judged_as_others() -> None:
     """Key, time, audience, issuer and user claim: what is configured for tokens that connect."""
     auth = hs256(audience="push", issuer="https://me", user_claim="uid", leeway_seconds=10)

@@ -13,6 +13,8 @@ from fastpush.applications import Request
 from fastpush.channels.session import Bounds, Session
 from fastpush.config import Limits
 from fastpush.http.auth import Identity
+from fastpush.protocol import bus
+from fastpush.protocol.bus import Kept
 from fastpush.protocol.client import DisconnectCode, ErrorCode
 from fastpush.worker.admission import Admission
 from tests.unit.test_client_endpoint import Connection, Stage, error, groups, on_stage
@@ -54,6 +56,20 @@ def test_a_token_may_end_in_the_far_future(expires_at: float) -> None:
 
 
 @on_stage
+async def test_data_that_the_handler_cannot_be_given(stage: Stage) -> None:
+    """JSON that Python has no value for is the client's fault: error 107, and no failure of the handler."""
+    client, connection = await stage.connect()
+    stage.endpoint.handler = cast(Any, SimpleNamespace())
+    awaited = stage.endpoint.on_message(connection, '{"id":9,"rpc":{"method":"sum","data":1e999}}')
+    assert awaited is not None
+    await awaited
+    (reply,) = connection.taken()
+    assert reply["error"]["code"] == ErrorCode.BAD_REQUEST
+    assert stage.counters.handler_errors == 0
+    assert client.session.disconnect is None
+
+
+@on_stage
 async def test_a_subscribe_whose_answer_cannot_be_made_is_refused(stage: Stage) -> None:
     """The client hears of it, once, is in nothing, and may try again."""
     client, connection = await stage.connect()
@@ -67,6 +83,20 @@ async def test_a_subscribe_whose_answer_cannot_be_made_is_refused(stage: Stage) 
     stage.endpoint._result = make  # type: ignore[method-assign]
     await stage.subscribe(client, "chat:1")
     assert list(client.session.subscriptions) == ["chat:1"]
+
+
+@on_stage
+async def test_a_broker_that_goes_by_older_settings_gives_no_place(stage: Stage) -> None:
+    """In the middle of a reload that brings recovery: a client must not believe that it could come back to a position
+    that has no epoch, as it would be one in any.
+    """
+    client, connection = await stage.connect()
+    task = stage.send(client, subscribe={"channel": "chat:1"})
+    await turns()
+    _, _, on_answer = stage.bus.questions.pop()
+    on_answer(bus.pack([Kept(0, 0, recovered=False, entries=[])]))
+    await task
+    assert connection.taken() == [{"id": 9, "subscribe": {}}]
 
 
 @on_stage
@@ -99,6 +129,22 @@ def test_a_client_may_refresh_what_a_back_end_has_made_endless() -> None:
         assert connection.closed == []
 
     asyncio.run(scenario())
+
+
+@on_stage
+async def test_a_subscription_that_ends_before_its_refresh_is_performed(stage: Stage) -> None:
+    """As one that has ended before: denied, and no failure of the server's."""
+    client, connection = await stage.connect("chat:1")
+    task = stage.send(client, sub_refresh={"channel": "chat:1", "token": "any"})
+    begin = stage.endpoint._outcome
+
+    async def outcome(*arguments: Any) -> None:  # between the command and the turn in which it is performed
+        stage.endpoint.unsubscribe(client, "chat:1")
+        await begin(*arguments)
+
+    stage.endpoint._outcome = cast(Any, outcome)  # type: ignore[method-assign]
+    await task
+    assert connection.taken()[-1] == error(ErrorCode.PERMISSION_DENIED)
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False])

@@ -499,6 +499,27 @@ def test_silence_of_a_client_that_is_not_read_is_not_its_fault() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("counts_pings", [False, True])
+def test_who_counts_pings_is_pinged_however_much_it_says(*, counts_pings: bool) -> None:
+    """What a client says is a sign of life, but tells it nothing of the server: SDKs would leave for want of a ping."""
+
+    async def scenario() -> None:
+        shared = environment()
+        async with applied(Noting, shared) as (connection, client):
+            connection.mount.counts_pings = counts_pings
+            for number in range(1, 14):
+                client.sendall(texts("hello"))
+                await until(lambda number=number: story(connection).count("hello") == number)  # type: ignore[misc]
+                for _ in range(ticks(5)):
+                    shared.wheel.advance()
+            connection.close(1000, "")
+            frames = await read_frames(client)
+            assert frames.count((PING, b"")) == (2 if counts_pings else 0)
+            assert connection.close_code == 1000
+
+    run(scenario())
+
+
 def test_a_client_that_neither_takes_nor_is_read_is_given_up() -> None:
     """S1-11 with a client that has gone silently: who takes nothing for ping and pong time is aborted, read or not."""
 

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from fastpush.bus.client import BusUnavailable, OnAnswer, OnResult
-from fastpush.channels.api import BROADCAST_BYTES, CHANNELS_MAX, ServerApi
+from fastpush.channels.api import BROADCAST_BYTES, CHANNELS_MAX, COMMANDS_AT_ONCE, ServerApi
 from fastpush.channels.namespaces import Namespaces
 from fastpush.channels.service import ChannelService
 from fastpush.config import Limits, Namespace
@@ -237,6 +237,40 @@ def test_parallel_commands() -> None:
     assert replies == {"replies": [{"publish": {"sent": 1}}] * 5}
     first, *others = one.respond("batch", lambda: answer(one, 1), commands=commands)["replies"]
     assert first == {"publish": {"sent": 1}} and {each["error"]["code"] for each in others} == {100}
+
+
+def test_parallel_commands_are_bounded() -> None:
+    """Of a parallel batch only so many commands are under way at once."""
+    back = Back()
+
+    def answer() -> None:
+        assert len(back.bus.published) == COMMANDS_AT_ONCE
+        back.bus.failure = "gone"
+        for _, on_result, _ in back.bus.published:
+            done(on_result)
+
+    commands = [{"publish": GOOD}] * (COMMANDS_AT_ONCE + 1)
+    *replies, last = back.respond("batch", answer, commands=commands, parallel=True)["replies"]
+    assert replies == [{"publish": {"sent": 1}}] * COMMANDS_AT_ONCE
+    assert last["error"]["code"] == 100
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_long_results_end_a_batch(monkeypatch: pytest.MonkeyPatch, *, parallel: bool) -> None:
+    """Behind more results than a reply may hold no command is performed: it is answered with error 106."""
+    back = Back()
+    calls: list[str] = []
+
+    async def call(connection: None, method: str, data: bytes) -> bytes:
+        calls.append(method)
+        return b"1" * 9
+
+    monkeypatch.setattr("fastpush.channels.api.RESULTS_BYTES", 20)
+    monkeypatch.setattr("fastpush.channels.api.COMMANDS_AT_ONCE", 1)
+    monkeypatch.setattr(cast(Any, back.api)._clients, "call", call)
+    replies = back.respond("batch", list, commands=[{"rpc": {"method": "x"}}] * 4, parallel=parallel)["replies"]
+    assert [each.get("error", {}).get("code") for each in replies] == [None, None, 106, 106]
+    assert len(calls) == 2
 
 
 def test_handler_that_fails() -> None:
