@@ -117,7 +117,7 @@ WORKER_METRICS: dict[str, Metric] = {
     ),
     "commands": Metric("fastpush_commands_total", "counter", "commands", "Commands of clients of channels."),
     "commands_refused": Metric(
-        "fastpush_commands_refused_total", "counter", "commands", "Those answered with an error, or not at all."
+        "fastpush_commands_refused_total", "counter", "commands", "Commands answered with an error, or not at all."
     ),
     **_by_label(
         Metric(

@@ -5,6 +5,7 @@ come when, this module who may what, and the broker what is true. What it sends 
 the stream of what the broker says: the reply to a subscribe, then publications.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from inspect import isawaitable
@@ -57,6 +58,7 @@ from fastpush.protocol.server_sent import Resumed, tag
 log = logging.getLogger("fastpush.channels")
 
 _RECOVERABLE = 1  # a subscription's flag: its client is told a position
+_TURN_COMMANDS = 64  # of a frame, performed before others have their turn
 _TTL_MAX = 2**31 - 1  # of an int that every SDK can read
 _NO_RECOVERY = Recover(recover=False, offset=0, epoch="")
 
@@ -164,7 +166,9 @@ class ClientProtocol(Application):
         self, client: Client, request: protocol.Request, awaited: Awaitable[None], requests: Iterator[protocol.Request]
     ) -> None:
         await self._outcome(client, request, awaited)
-        for following in requests:
+        for number, following in enumerate(requests, 1):
+            if number % _TURN_COMMANDS == 0:
+                await asyncio.sleep(0)
             next_awaited = self._begin(client, following)
             if next_awaited is not None:
                 await self._outcome(client, following, next_awaited)

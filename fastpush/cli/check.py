@@ -200,7 +200,8 @@ def _channels(config: Config) -> Finding | None:
             f'[channels.{closed[0]}] subscribe = "token" needs [auth] mode = "jwt": with "{config.auth.mode}" nobody '
             "can subscribe but whom the server subscribes"
         )
-    return Finding("channels", f"namespaces {', '.join(config.channels)}", advice)
+    text = f"namespaces {', '.join(config.channels)}, for {_ADMISSION[config.client.anonymous]}"
+    return Finding("channels", text, advice)
 
 
 def _imported(name: str, key: str) -> Any:

@@ -94,7 +94,7 @@ def _query_fault(query: str) -> str:
 
 
 @click.command(short_help="Sign a JSON Web Token for tests.")
-@click.argument("user", type=TEXT)
+@click.argument("user")
 @click.option(
     "--expires", "expires_seconds", type=click.IntRange(-86400 * _DAYS_MAX, 86400 * _DAYS_MAX), default=3600,
     show_default=True, metavar="SECONDS", help="Life in seconds; 0: for ever; less: expired already.",
@@ -109,7 +109,7 @@ def _query_fault(query: str) -> str:
 )  # fmt: skip
 @click.option(
     "--channel", type=Channel(), metavar="NAME",
-    help="Make it a subscription token: USER may subscribe to this channel.",
+    help='Make it a subscription token: USER, "" for anonymous clients, may subscribe to this channel.',
 )  # fmt: skip
 @click.option(
     "--subscribe", "channels", type=Channel(), metavar="NAME", multiple=True,
@@ -131,6 +131,8 @@ def token(
     config_path: str | None,
 ) -> None:
     """Print a JSON Web Token for USER, signed with a key of [auth.jwt]."""
+    if user or channel is None:  # else a subscription token of anonymous clients
+        user = TEXT.convert(user, None, None)
     if channel is not None and (channels or url is not None):
         raise click.UsageError("--channel makes a subscription token; --subscribe and --url are for those that connect")
     auth = load_config(config_path).auth

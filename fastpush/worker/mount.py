@@ -63,12 +63,12 @@ class Mount:
     hears_open, hears_close: whether it has such a method.  longest: seconds that a call of it has held the loop.
     form: of what its connections are sent.  admits_first: who needs a token shows it by message, later.
     streams: whether its connections are event streams, not WebSockets.
-    place_of_token: where a client shows its token, in words.
+    shown_as: as what a client shows its token, in words.
     counts_pings: whether its clients give up a server that has not pinged for a while, however much they say.
     """
 
     form = PLAIN
-    place_of_token = "the URL parameter token"
+    shown_as = "the URL parameter token"
     counts_pings = False
     admits_first = False
     streams = False

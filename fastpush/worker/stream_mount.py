@@ -213,7 +213,7 @@ class UnidirectionalMount(StreamMount):
 
     application: ClientProtocol
     form = UNIDIRECTIONAL
-    place_of_token = 'the token of cf_connect, {"token":"…"}'
+    shown_as = 'the token of cf_connect, {"token":"…"}'
 
     def read(self, query: str) -> Asked:
         options = parse_unidirectional(query)

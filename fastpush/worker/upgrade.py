@@ -158,12 +158,12 @@ class Handshake:
     def _anonymous_refusal(self) -> RequestError | TokenRejected | None:
         mount = self._mount
         if mount.anonymous == "no":
-            return TokenRejected(f"a token is needed: send it as {mount.place_of_token}")
+            return TokenRejected(f"a token is needed: send it as {mount.shown_as}")
         assert self._http is not None
         if mount.anonymous == "loopback":
             refusal = mount.guard.refusal(self._head.headers, is_tls=self._http.is_tls)
             if refusal is None and not is_loopback(self._http.local_host):
-                return TokenRejected(f"a token is needed from other machines: send it as {mount.place_of_token}")
+                return TokenRejected(f"a token is needed from other machines: send it as {mount.shown_as}")
             return refusal
         return None
 

@@ -100,6 +100,19 @@ async def test_a_broker_that_goes_by_older_settings_gives_no_place(stage: Stage)
 
 
 @on_stage
+async def test_a_frame_full_of_commands_lets_others_have_their_turn(stage: Stage) -> None:
+    """However many commands a frame has that nobody has to be waited for."""
+    _, connection = await stage.connect()
+    frame = "\n".join(f'{{"id":{number},"rpc":{{}}}}' for number in range(1, 3001))
+    awaited: Any = stage.endpoint.on_message(connection, frame)
+    task = asyncio.ensure_future(awaited)
+    await asyncio.sleep(0)
+    assert 0 < len(connection.lines) < 300
+    await task
+    assert [line["id"] for line in connection.taken()] == list(range(1, 3001))
+
+
+@on_stage
 async def test_who_is_on_the_way_out_need_not_recover(stage: Stage) -> None:
     """Another link to a broker is nothing to a connection that waits for its close frame only."""
     _, connection = await stage.connect("chat:1")
