@@ -253,7 +253,10 @@ class ClientProtocol(Application):
             for channel in channels
         }
         joins = [Join(EVERYBODY, connection.number, "")]
-        joins += [self._join(client, channel, *recover) for channel, recover in recoveries.items()]
+        joins += [
+            self.join(connection, channel, recover, client.info, share=len(recoveries))
+            for channel, recover in recoveries.items()
+        ]
 
         def take(entered: Entered) -> None:
             told = [(join, kept, recoveries[channel_of(join.key)]) for join, kept in entered[1:]]
@@ -360,7 +363,7 @@ class ClientProtocol(Application):
         if request.recover:
             await client.wait_for_room()
         info = b"" if ticket is None or ticket.info is None else orjson.dumps(ticket.info)
-        join = self._join(client, channel, *recover, info=info)
+        join = self.join(connection, channel, recover, client.info, info)
         expires_at = None if ticket is None else ticket.expires_at
 
         def take(entered: Entered) -> None:
@@ -396,21 +399,20 @@ class ClientProtocol(Application):
             raise Refused(ErrorCode.PERMISSION_DENIED, "the token is for another user, connection or channel")
         return ticket
 
-    def _join(
-        self,
-        client: Client,
-        channel: str,
-        recover: bool,  # noqa: FBT001 - a Recover, taken apart
-        offset: int,
-        epoch: str,
-        info: bytes = b"",
-    ) -> Join:
-        return self.join(client.connection, channel, Recover(recover, offset, epoch), client.info, info)
-
     def join(
-        self, connection: Connection, channel: str, recover: Recover, conn_info: bytes = b"", chan_info: bytes = b""
+        self,
+        connection: Connection,
+        channel: str,
+        recover: Recover,
+        conn_info: bytes = b"",
+        chan_info: bytes = b"",
+        *,
+        share: int = 1,
     ) -> Join:
-        """Return how a connection enters a channel, which has a namespace. infos: what tokens say of it, JSON."""
+        """Return how a connection enters a channel, which has a namespace.
+
+        infos: what tokens say of it, JSON.  share: channels that it enters at once, whose publications come at once.
+        """
         namespace = self.namespaces.of(channel)
         assert namespace is not None
         is_present, (recovers, offset, epoch) = namespace.presence, recover
@@ -420,7 +422,7 @@ class ClientProtocol(Application):
             connection.number,
             "",
             replay_messages=namespace.history_messages if recovers else 0,
-            replay_bytes=self._replay_bytes,
+            replay_bytes=self._replay_bytes // share,
             user=connection.user,
             is_present=is_present,
             info=protocol.client_info(connection.user, connection.id, conn_info, chan_info) if is_present else b"",
@@ -517,7 +519,7 @@ class ClientProtocol(Application):
         """Subscribe a client by the server's will; None: it is in the channel, or on its way."""
         if channel in client.session.subscriptions or not self._is_channel(channel):
             return None
-        join = self._join(client, channel, *_NO_RECOVERY)
+        join = self.join(client.connection, channel, _NO_RECOVERY, client.info)
 
         def take(entered: Entered) -> None:
             for joined, kept in entered:

@@ -27,16 +27,19 @@ _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - a client 
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]
-    """Text that can be written as UTF-8, and is not empty."""
+    """Text that can be written as UTF-8, and is not empty, or may be."""
 
     name = "text"
+
+    def __init__(self, *, may_be_empty: bool = False) -> None:
+        self._may_be_empty = may_be_empty
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
             value.encode()
         except UnicodeEncodeError:
             self.fail("is not UTF-8", param, ctx)
-        if not value:
+        if not (value or self._may_be_empty):
             self.fail("is empty", param, ctx)
         return value
 

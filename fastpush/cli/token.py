@@ -15,7 +15,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from fastpush.channels.namespaces import check_name
-from fastpush.cli.common import TEXT, config_option, fail, load_config, warn
+from fastpush.cli.common import Text, config_option, fail, load_config, warn
 from fastpush.config import Jwt, JwtKey
 from fastpush.errors import EXIT_USAGE
 from fastpush.http.auth.contract import MAX_TOKEN_BYTES
@@ -94,7 +94,7 @@ def _query_fault(query: str) -> str:
 
 
 @click.command(short_help="Sign a JSON Web Token for tests.")
-@click.argument("user")
+@click.argument("user", type=Text(may_be_empty=True))
 @click.option(
     "--expires", "expires_seconds", type=click.IntRange(-86400 * _DAYS_MAX, 86400 * _DAYS_MAX), default=3600,
     show_default=True, metavar="SECONDS", help="Life in seconds; 0: for ever; less: expired already.",
@@ -131,8 +131,8 @@ def token(
     config_path: str | None,
 ) -> None:
     """Print a JSON Web Token for USER, signed with a key of [auth.jwt]."""
-    if user or channel is None:  # else a subscription token of anonymous clients
-        user = TEXT.convert(user, None, None)
+    if not user and channel is None:
+        raise click.UsageError("USER is empty, as in subscription tokens (--channel) for anonymous clients alone")
     if channel is not None and (channels or url is not None):
         raise click.UsageError("--channel makes a subscription token; --subscribe and --url are for those that connect")
     auth = load_config(config_path).auth

@@ -138,6 +138,7 @@ class EventsMount(StreamMount):
                 options.resumed.get(tag(channel_key(channel)), _FRESH),
                 conn_info,
                 _json(shown[channel].info) if channel in shown else b"",
+                share=len(options.channels),
             )
             for channel in options.channels
         ]

@@ -357,6 +357,17 @@ def test_subscription_token(tmp_path: Path) -> None:
     assert claims_of(result.stdout.strip())["exp"] == found.expires_at
 
 
+def test_subscription_token_of_anonymous_clients(tmp_path: Path) -> None:
+    """USER may be empty in a subscription token, and in no other."""
+    path = hs256(tmp_path)
+    made = fastpush("token", "", "--channel", "news", "--config", path)
+    found = JwtAuth(Jwt(key=[JwtKey(kid="one", secret=SECRET)]), 512).subscription(made.stdout.strip())
+    assert (found.user, found.channel) == ("", "news")
+    refused = fastpush("token", "", "--config", path)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "USER is empty" in refused.stderr
+
+
 def test_token_with_server_side_subscriptions(tmp_path: Path) -> None:
     """--subscribe, several times, names channels in the token; info may be any JSON; without them neither claim is."""
     path = hs256(tmp_path)
