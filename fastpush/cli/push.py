@@ -54,7 +54,7 @@ def push(
                 await repeat(client, every)
 
     async def repeat(client: ApiClient, seconds: float) -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
             # At a steady pace, however long a push takes; one that was overslept is left out.
@@ -66,8 +66,6 @@ def push(
                 if not error.temporary:
                     raise
                 warn(str(error))
-            if task is not None and task.cancelling():  # Ctrl-C, which the HTTP client has told of as a failed push
-                raise asyncio.CancelledError
 
     run(work())
 
