@@ -22,7 +22,7 @@ from fastpush.applications.interface import RpcError
 from fastpush.channels.client import Refused
 from fastpush.channels.endpoint import ClientProtocol, publications_of
 from fastpush.channels.namespaces import check_name
-from fastpush.channels.service import ChannelService, Published, epoch_text, parse_epoch
+from fastpush.channels.service import ChannelService, Published, epoch_text, parse_position
 from fastpush.config import Namespace
 from fastpush.errors import RequestError
 from fastpush.http.push import JSON, Reply
@@ -240,7 +240,7 @@ class ServerApi:
     async def _history(self, asked: api.History) -> bytes:
         self._check(self._namespace(asked.channel).history_messages, "history_messages")
         since = api.since(asked.since)
-        position = None if since is None else bus.Position(since[0], parse_epoch(since[1]) if since[1] else 0)
+        position = None if since is None else parse_position(*since)
         kept = await self._service.history(asked.channel, asked.limit or 0, position, reverse=bool(asked.reverse))
         if position is not None and not kept.recovered:
             raise Refusal(ErrorCode.UNRECOVERABLE_POSITION)

@@ -10,11 +10,20 @@ from fastpush.channels.session import Session
 from fastpush.http.auth import Identity
 from fastpush.protocol import client as protocol
 from fastpush.protocol.bus import Join, Kept, Position
-from fastpush.protocol.client import Connect, DisconnectCode, ErrorCode
+from fastpush.protocol.client import Connect, DisconnectCode, ErrorCode, Recover
 from fastpush.protocol.server_sent import Resumed
 
 Entered = list[tuple[Join, Kept]]
 """Channels that a connection has entered, and what these have kept for it."""
+
+
+NO_RECOVERY = Recover(recover=False, offset=0, epoch="")
+"""Of who comes for the first time."""
+
+
+def as_json(info: object) -> bytes:
+    """Return what a token says of a client, or of a subscription; b"" for nothing."""
+    return b"" if info is None else orjson.dumps(info)
 
 
 class Connection(Protocol):

@@ -19,9 +19,20 @@ from fastpush import __version__
 from fastpush.applications.interface import Application, Request, RpcError
 from fastpush.applications.push import UserCounts
 from fastpush.bus.client import BusUnavailable
-from fastpush.channels.client import Client, Connection, Ended, Entered, Host, Opening, Refused, Shown
+from fastpush.channels.client import (
+    NO_RECOVERY,
+    Client,
+    Connection,
+    Ended,
+    Entered,
+    Host,
+    Opening,
+    Refused,
+    Shown,
+    as_json,
+)
 from fastpush.channels.namespaces import Namespaces, check_name, personal_channel
-from fastpush.channels.service import ChannelService, epoch_text, parse_epoch
+from fastpush.channels.service import ChannelService, epoch_text, parse_position
 from fastpush.channels.session import Bounds, Session, State
 from fastpush.config import Client as ClientConfig
 from fastpush.config import Config, Namespace
@@ -60,7 +71,6 @@ log = logging.getLogger("fastpush.channels")
 _RECOVERABLE = 1  # a subscription's flag: its client is told a position
 _TURN_COMMANDS = 64  # of a frame, performed before others have their turn
 _TTL_MAX = 2**31 - 1  # of an int that every SDK can read
-_NO_RECOVERY = Recover(recover=False, offset=0, epoch="")
 
 
 class ClientProtocol(Application):
@@ -245,11 +255,11 @@ class ClientProtocol(Application):
         connection = client.connection
         if identity is not None:
             connection.user = identity.user
-            client.info = b"" if identity.info is None else orjson.dumps(identity.info)
+            client.info = as_json(identity.info)
             self._expire_at(client, identity.expires_at)
         channels = self._server_side(connection.user, identity)
         recoveries = {
-            channel: resumed.get(tag(channel_key(channel))) or request.subs.get(channel, _NO_RECOVERY)
+            channel: resumed.get(tag(channel_key(channel))) or request.subs.get(channel, NO_RECOVERY)
             for channel in channels
         }
         joins = [Join(EVERYBODY, connection.number, "")]
@@ -345,7 +355,7 @@ class ClientProtocol(Application):
             raise Ended(DisconnectCode.EXPIRED) from None
         if identity is None or identity.user != connection.user:
             raise Ended(DisconnectCode.INVALID_TOKEN)
-        client.info = b"" if identity.info is None else orjson.dumps(identity.info)
+        client.info = as_json(identity.info)
         self._expire_at(client, identity.expires_at)
         result = protocol.refresh_result(connection.id, __version__, _ttl(identity.expires_at))
         client.session.answered(request, result)
@@ -362,7 +372,7 @@ class ClientProtocol(Application):
         recover = Recover(request.recover, request.offset, request.epoch)
         if request.recover:
             await client.wait_for_room()
-        info = b"" if ticket is None or ticket.info is None else orjson.dumps(ticket.info)
+        info = as_json(None if ticket is None else ticket.info)
         join = self.join(connection, channel, recover, client.info, info)
         expires_at = None if ticket is None else ticket.expires_at
 
@@ -426,7 +436,7 @@ class ClientProtocol(Application):
             user=connection.user,
             is_present=is_present,
             info=protocol.client_info(connection.user, connection.id, conn_info, chan_info) if is_present else b"",
-            since=Position(offset, parse_epoch(epoch) if epoch else 0) if recovers else None,
+            since=parse_position(offset, epoch) if recovers else None,
         )
 
     def is_recoverable(self, key: bytes) -> bool:
@@ -446,8 +456,7 @@ class ClientProtocol(Application):
 
     def _result(self, join: Join, kept: Kept, recover: Recover) -> SubscribeResult:
         """Return what a client is told of a subscription: where the channel stands, and what it has missed."""
-        namespace = self.namespaces.of_key(join.key)
-        if namespace is None or not namespace.recovery or not kept.epoch:
+        if not self.is_recoverable(join.key) or not kept.epoch:
             return SubscribeResult(was_recovering=recover.recover)
         if recover.recover and kept.recovered:
             self._counters.recoveries_recovered += 1
@@ -466,8 +475,8 @@ class ClientProtocol(Application):
 
     def _mark(self, client: Client, channel: str) -> None:
         """Remember whether a client has been told a position."""
-        subscription, namespace = client.session.subscriptions.get(channel), self.namespaces.of(channel)
-        if subscription is not None and namespace is not None and namespace.recovery:
+        subscription = client.session.subscriptions.get(channel)
+        if subscription is not None and self.is_recoverable(channel_key(channel)):
             subscription.flags |= _RECOVERABLE
 
     def _unsubscribe(self, client: Client, request: Unsubscribe) -> None:
@@ -519,11 +528,11 @@ class ClientProtocol(Application):
         """Subscribe a client by the server's will; None: it is in the channel, or on its way."""
         if channel in client.session.subscriptions or not self._is_channel(channel):
             return None
-        join = self.join(client.connection, channel, _NO_RECOVERY, client.info)
+        join = self.join(client.connection, channel, NO_RECOVERY, client.info)
 
         def take(entered: Entered) -> None:
             for joined, kept in entered:
-                if client.session.subscribe(channel, self._result(joined, kept, _NO_RECOVERY)):
+                if client.session.subscribe(channel, self._result(joined, kept, NO_RECOVERY)):
                     self._mark(client, channel)
             client.flush(self._positions(client, entered))
 
@@ -573,7 +582,7 @@ class ClientProtocol(Application):
         self._check(client, request.channel, lambda namespace: bool(namespace.history_messages))
         await client.wait_for_room()
         since = request.since
-        position = None if since is None else Position(since.offset, parse_epoch(since.epoch) if since.epoch else 0)
+        position = None if since is None else parse_position(since.offset, since.epoch)
         kept = await self.service.history(request.channel, request.limit, position, reverse=request.reverse)
         if position is not None and not kept.recovered:
             raise Refused(ErrorCode.UNRECOVERABLE_POSITION)

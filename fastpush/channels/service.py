@@ -55,6 +55,11 @@ def parse_epoch(text: str) -> int:
     return epoch if epoch >= 0 else 1
 
 
+def parse_position(offset: int, epoch: str) -> Position:
+    """Return the place that a client or a back-end names. epoch: as from `epoch_text`; "" is of any."""
+    return Position(offset, parse_epoch(epoch) if epoch else 0)
+
+
 class ChannelService:
     """Publishes, asks, and orders.
 

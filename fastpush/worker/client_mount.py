@@ -3,8 +3,6 @@
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from multidict import MultiDict, MultiDictProxy
-
 from fastpush.applications.interface import Application, Request
 from fastpush.applications.loading import load_class, make
 from fastpush.channels.client import Client, Entered
@@ -18,11 +16,10 @@ from fastpush.worker.application_server import ApplicationServer
 from fastpush.worker.connection import Connection
 from fastpush.worker.environment import Environment
 from fastpush.worker.membership import Memberships
-from fastpush.worker.mount import Asked, Mount
+from fastpush.worker.mount import NO_PARAMETERS, Asked, Mount
 from fastpush.worker.timers import ticks
 
 CLIENT_PATH = "/connection/websocket"
-_NO_PARAMETERS: MultiDictProxy[str] = MultiDictProxy(MultiDict())
 
 
 class ClientMount(Mount):
@@ -38,7 +35,7 @@ class ClientMount(Mount):
         self.anonymous = config.client.anonymous
 
     def read(self, query: str) -> Asked:
-        return Asked(None, _NO_PARAMETERS, NO_OPTIONS)
+        return Asked(None, NO_PARAMETERS, NO_OPTIONS)
 
     def keys(self, request: Request, asked: Asked) -> tuple[bytes, ...]:
         return ()

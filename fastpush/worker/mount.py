@@ -37,7 +37,7 @@ from fastpush.worker.environment import ConnectionTicks
 log = logging.getLogger("fastpush.application")
 
 BLOCKED_SECONDS = 0.1
-_NO_PARAMETERS: MultiDictProxy[str] = MultiDictProxy(MultiDict())
+NO_PARAMETERS: MultiDictProxy[str] = MultiDictProxy(MultiDict())
 
 
 class Asked(NamedTuple):
@@ -171,7 +171,7 @@ class PushMount(Mount):
 
     def read(self, query: str) -> Asked:
         options = parse_query(query, name_bytes=self.limits.name_bytes, registrations=self.limits.registrations)
-        return Asked(options.token, _NO_PARAMETERS, options)
+        return Asked(options.token, NO_PARAMETERS, options)
 
     def keys(self, request: Request, asked: Asked) -> tuple[bytes, ...]:
         events = asked.options.events

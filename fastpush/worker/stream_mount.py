@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import orjson
-from multidict import MultiDict, MultiDictProxy
 
 from fastpush.applications.interface import Application, Request
 from fastpush.applications.push import Push
 from fastpush.bus.client import BusUnavailable
-from fastpush.channels.client import Client, Entered, Host, Opening
+from fastpush.channels.client import NO_RECOVERY, Client, Entered, Host, Opening, as_json
 from fastpush.channels.endpoint import ClientProtocol
 from fastpush.channels.namespaces import check_name
 from fastpush.config import Config
@@ -20,7 +19,6 @@ from fastpush.http.auth import Identity
 from fastpush.http.auth.contract import Subscription as Ticket
 from fastpush.http.guard import Guard
 from fastpush.protocol.bus import Entry, Join, Position, Publication
-from fastpush.protocol.client import Recover
 from fastpush.protocol.push import EVERYBODY, NO_OPTIONS, channel_key, channel_of, is_channel_key, user_key
 from fastpush.protocol.server_sent import (
     ConnectOptions,
@@ -32,13 +30,10 @@ from fastpush.protocol.server_sent import (
 )
 from fastpush.worker.connection import Connection
 from fastpush.worker.event_stream import EventStream
-from fastpush.worker.mount import Asked, Mount
+from fastpush.worker.mount import NO_PARAMETERS, Asked, Mount
 
 EVENTS_PATH = "/sse"
 UNIDIRECTIONAL_PATH = "/connection/uni_sse"
-
-_NO_PARAMETERS: MultiDictProxy[str] = MultiDictProxy(MultiDict())
-_FRESH = Recover(recover=False, offset=0, epoch="")
 
 
 class StreamMount(Mount):
@@ -105,7 +100,7 @@ class EventsMount(StreamMount):
                 check_name(channel)
             except ValueError as error:
                 raise illegal_request(str(error)) from None
-        return Asked(options.token, _NO_PARAMETERS, NO_OPTIONS, stream=options)
+        return Asked(options.token, NO_PARAMETERS, NO_OPTIONS, stream=options)
 
     def keys(self, request: Request, asked: Asked) -> tuple[bytes, ...]:
         events = _options(asked).events
@@ -130,14 +125,14 @@ class EventsMount(StreamMount):
                 raise RequestError(404, "unknown_channel", reason, text=reason)
             if not namespaces.may_subscribe(channel, stream.user, channel in shown):
                 raise forbidden(f"this client may not subscribe to the channel {channel}")
-        conn_info = _json(None if identity is None else identity.info)
+        conn_info = as_json(None if identity is None else identity.info)
         joins = [
             self._clients.join(
                 stream,
                 channel,
-                options.resumed.get(tag(channel_key(channel)), _FRESH),
+                options.resumed.get(tag(channel_key(channel)), NO_RECOVERY),
                 conn_info,
-                _json(shown[channel].info) if channel in shown else b"",
+                as_json(shown[channel].info) if channel in shown else b"",
                 share=len(options.channels),
             )
             for channel in options.channels
@@ -218,7 +213,7 @@ class UnidirectionalMount(StreamMount):
 
     def read(self, query: str) -> Asked:
         options = parse_unidirectional(query)
-        return Asked(options.connect.token or None, _NO_PARAMETERS, NO_OPTIONS, stream=options)
+        return Asked(options.connect.token or None, NO_PARAMETERS, NO_OPTIONS, stream=options)
 
     def enter(self, connection: Connection, identity: Identity | None, keys: Iterable[bytes], asked: Asked) -> None:
         options = asked.stream
@@ -235,10 +230,6 @@ class UnidirectionalMount(StreamMount):
 def _options(asked: Asked) -> StreamOptions:
     assert isinstance(asked.stream, StreamOptions)
     return asked.stream
-
-
-def _json(info: object) -> bytes:
-    return b"" if info is None else orjson.dumps(info)
 
 
 def _first_end(ends: Iterable[float | None]) -> float | None:
