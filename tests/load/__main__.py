@@ -14,8 +14,6 @@ The first line, {"connected": N}, comes by itself when all clients are there and
 
 import argparse
 import json
-import os
-import select
 import sys
 import time
 from pathlib import Path
@@ -23,8 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastpush.bench.connections import resolve
-from fastpush.bench.loop import Loop
 from tests.load.clients import Crowd
+from tests.load.commands import Commanded
 from tests.load.ledger import Ledger
 from tests.load.publishers import Press
 
@@ -32,7 +30,7 @@ SETTLE_SECONDS = 10.0
 STILL_SECONDS = 1.0  # nothing has arrived for so long: nothing will
 
 
-class Run:
+class Run(Commanded):
     """One run: a crowd, its publishers and the ledger of both, on one loop."""
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -40,8 +38,8 @@ class Run:
         scheme = "https" if url.scheme == "wss" else "http"
         push_url = urlsplit(options.push_url or f"{scheme}://{url.netloc}/push")
         sources = [f"127.0.0.{n + 1}" if options.sources > 1 else None for n in range(options.sources)]
+        super().__init__()
         self.options = options
-        self.loop = Loop()
         self.ledger = Ledger()
         self.crowd = Crowd(self.loop, self.ledger, resolve(options.url, insecure=True), url.path or "/ws", sources)
         self.crowd.invite(_tokens(options), options.each)
@@ -63,12 +61,6 @@ class Run:
         self.crowd.visit(options.visits)
         self.press.start(options.publishers, options.rate, options.fan_out)
 
-    def run(self, seconds: float) -> None:
-        """Go on for a time."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self.loop.turn()
-
     def settle(self) -> None:
         """Stop pushing; return when every push is answered and no message comes any more."""
         self.press.has_stopped = True
@@ -86,27 +78,8 @@ class Run:
         """Return everything that was seen."""
         return self.crowd.summary() | self.press.summary() | self.ledger.summary()
 
-    # -- commands ------------------------------------------------------------------
-
-    def obey(self) -> None:
-        """Answer commands until the last one."""
-        self._print({"connected": self.crowd.registered})
-        self._is_over = False
-        self._line = b""
-        self.loop.watch(0, self._on_input, select.EPOLLIN)
-        while not self._is_over:
-            self.loop.turn()
-
-    def _on_input(self, _events: int) -> None:
-        data = os.read(0, 4096)
-        if not data:
-            self._is_over = True  # whoever started this is gone
-            return
-        *lines, self._line = (self._line + data).split(b"\n")
-        for line in lines:
-            self._print(self._answer(*line.decode().split()))
-
-    def _answer(self, command: str, argument: str = "") -> dict[str, Any]:
+    def answer(self, command: str, argument: str = "") -> dict[str, Any]:
+        """See Commanded."""
         match command:
             case "visits":
                 self.crowd.visit(float(argument))
@@ -119,12 +92,8 @@ class Run:
             case "stop":
                 self.crowd.visit(0)
                 self.settle()
-                self._is_over = True
+                self.end()
         return self.summary()
-
-    def _print(self, answer: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
 
 
 def _tokens(options: argparse.Namespace) -> list[str]:
@@ -161,7 +130,7 @@ def main() -> int:
     run.connect()
     run.start()
     if run.options.interactive:
-        run.obey()
+        run.obey(run.crowd.registered)
         return 0
     run.run(run.options.duration)
     run.crowd.visit(0)

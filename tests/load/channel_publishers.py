@@ -1,22 +1,20 @@
 """Publishers of channels: each number again, with the same idempotency key, until it was taken."""
 
-import re
 import time
 from collections import Counter
 from itertools import cycle
 
 import orjson
 
-from fastpush.bench.connections import Endpoint, Link
+from fastpush.bench.connections import Endpoint
 from fastpush.bench.loop import Loop
 from tests.load.channel_ledger import Taken
 from tests.load.clients import quantiles
+from tests.load.http_link import HttpLink
 
 ANSWER_SECONDS = 5.0
 AGAIN_SECONDS = 0.02
 CATCH_UP_SECONDS = 1.0  # of the publications that were due meanwhile, so many are made up for
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 
 class ChannelPublisher:
@@ -30,7 +28,7 @@ class ChannelPublisher:
         self._channels = cycle(channels)
         self._interval = interval
         self._due = first_due
-        self._link: _HttpLink | None = None
+        self._link: HttpLink | None = None
         self._asked_at = 0.0
         self._open_at = 0.0
         self.under_way: tuple[str, int] | None = None
@@ -48,7 +46,7 @@ class ChannelPublisher:
             return self._open_at
         if self._link is None or not self._link.is_usable:
             if self._link is None or not self._link.is_opening:
-                self._link = _HttpLink(self._press.loop, self._press.endpoint, self)
+                self._link = HttpLink(self._press.loop, self._press.endpoint, self)
                 self._press.connections += 1
                 self._link.open()
             return now + 1
@@ -89,47 +87,11 @@ class ChannelPublisher:
             self._press.statuses[f"error {answer['error']['code']}" if answer else status] += 1
             self._open_at = time.monotonic() + AGAIN_SECONDS
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, *, was_opening: bool) -> None:
         """The connection has ended, with what was under way or without."""
         self._press.statuses[f"lost: {reason}" if self._is_asked else f"no connection: {reason}"] += 1
         self._is_asked = False
         self._open_at = time.monotonic() + AGAIN_SECONDS
-
-
-class _HttpLink(Link):
-    """A kept-alive connection."""
-
-    __slots__ = ("_held", "_publisher", "is_opening", "is_usable")
-
-    def __init__(self, loop: Loop, endpoint: Endpoint, publisher: ChannelPublisher) -> None:
-        super().__init__(loop, endpoint, None)
-        self._held = b""
-        self._publisher = publisher
-        self.is_opening = True
-        self.is_usable = False
-
-    def on_connected(self) -> None:
-        self.is_opening = False
-        self.is_usable = True
-
-    def on_readable(self) -> None:
-        data = self.read()
-        if data is None:
-            return
-        self._held += data
-        head, end, body = self._held.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head)
-        if not end or length is None or len(body) < int(length[1]):
-            return
-        self._held = b""
-        if _CLOSES.search(head):
-            self.is_usable = False
-            self.close()
-        self._publisher.on_reply(head[9:12].decode(), body)
-
-    def on_ended(self, reason: str) -> None:
-        self.is_opening = self.is_usable = False
-        self._publisher.on_lost(reason)
 
 
 class ChannelPress:

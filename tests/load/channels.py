@@ -11,29 +11,27 @@ begins. Subscriber number i has the user u<i>; with --personal its own channel, 
 
 import argparse
 import json
-import os
-import select
 import sys
 import time
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastpush.bench.connections import resolve
-from fastpush.bench.loop import Loop
 from tests.load.channel_ledger import balance
 from tests.load.channel_publishers import ChannelPress
+from tests.load.commands import Commanded
 from tests.load.subscribers import Subscriber, Subscribers
 
 SETTLE_SECONDS = 20.0
 COMPLETE_EVERY_SECONDS = 0.2
 
 
-class Run:
+class Run(Commanded):
     """One run on one loop."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__()
         self.options = options
-        self.loop = Loop()
         url = urlsplit(options.url)
         endpoint = resolve(options.url, insecure=True)
         sources = [f"127.0.0.{n + 1}" for n in range(options.sources)]
@@ -61,12 +59,6 @@ class Run:
         self.subscribers.stalls_per_second = options.stalls
         self.press.start(options.publishers, self.channels + personal, options.rate)
 
-    def run(self, seconds: float) -> None:
-        """Go on for a time."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self.loop.turn()
-
     def settle(self) -> None:
         """Stop publishing; return when everybody is back and has everything, or in SETTLE_SECONDS."""
         self.press.has_stopped = True
@@ -82,32 +74,13 @@ class Run:
         """Return what was seen."""
         return self.subscribers.summary() | self.press.summary()
 
-    def obey(self) -> None:
-        """Answer commands until the last one."""
-        self._print({"connected": self.subscribers.there})
-        self._is_over = False
-        self._line = b""
-        self.loop.watch(0, self._on_input, select.EPOLLIN)
-        while not self._is_over:
-            self.loop.turn()
-
-    def _on_input(self, _events: int) -> None:
-        data = os.read(0, 4096)
-        if not data:
-            self._is_over = True  # whoever started this is gone
-            return
-        *lines, self._line = (self._line + data).split(b"\n")
-        for line in lines:
-            if line == b"stop":
-                self.settle()
-                self._is_over = True
-                self._print(self.summary() | balance(self.subscribers.places(), self.press.taken))
-            else:
-                self._print(self.summary())
-
-    def _print(self, answer: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    def answer(self, command: str, argument: str = "") -> dict[str, Any]:
+        """See Commanded."""
+        if command != "stop":
+            return self.summary()
+        self.settle()
+        self.end()
+        return self.summary() | balance(self.subscribers.places(), self.press.taken)
 
 
 def _options() -> argparse.Namespace:
@@ -135,7 +108,7 @@ def main() -> None:
     run = Run(_options())
     run.connect()
     run.start()
-    run.obey()
+    run.obey(run.subscribers.there)
 
 
 if __name__ == "__main__":

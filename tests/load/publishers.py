@@ -1,22 +1,20 @@
 """Publishers: one push at a time over a kept-alive connection that is made again when the server gives it up."""
 
-import re
 import time
 from collections import Counter
 from typing import Any
 
 import orjson
 
-from fastpush.bench.connections import Endpoint, Link
+from fastpush.bench.connections import Endpoint
 from fastpush.bench.loop import Loop
 from tests.load.clients import ANSWER_SECONDS, SECOND_NS, Client, Crowd, quantiles
+from tests.load.http_link import HttpLink
 from tests.load.ledger import CUT, FAN_OUT, UNICAST, Ledger, Push
 
 REOPEN_SECONDS = 0.05  # after a connect that was refused
 CATCH_UP_SECONDS = 1.0  # of the pushes that were due while there was no connection, so many are made up for
 SETTLED_SECONDS = 0.1  # a close frame that was written before a reply has been read by then
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 
 class Publisher:
@@ -28,7 +26,7 @@ class Publisher:
         self._interval = interval_seconds
         self._due = first_due
         self._next = 0
-        self._link: _HttpLink | None = None
+        self._link: HttpLink | None = None
         self._push: Push | None = None
         self._audience: Audience | None = None
         self._open_at = 0.0
@@ -58,7 +56,7 @@ class Publisher:
             return now + 1
         if now < self._open_at:
             return self._open_at
-        self._link = _HttpLink(self._press.loop, self._press.endpoint, self)
+        self._link = HttpLink(self._press.loop, self._press.endpoint, self)
         self._press.connections += 1
         self._link.open()
         return now + 1
@@ -112,42 +110,6 @@ class Audience:
         if self._connections is None:
             return self._registered - (self._crowd.ended - self._ended)
         return sum(connection is not None and connection.is_open for connection in self._connections)
-
-
-class _HttpLink(Link):
-    """A kept-alive connection."""
-
-    __slots__ = ("_held", "_publisher", "is_opening", "is_usable")
-
-    def __init__(self, loop: Loop, endpoint: Endpoint, publisher: Publisher) -> None:
-        super().__init__(loop, endpoint, None)
-        self._held = b""
-        self._publisher = publisher
-        self.is_opening = True
-        self.is_usable = False
-
-    def on_connected(self) -> None:
-        self.is_opening = False
-        self.is_usable = True
-
-    def on_readable(self) -> None:
-        data = self.read()
-        if data is None:
-            return
-        self._held += data
-        head, end, body = self._held.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head)
-        if not end or length is None or len(body) < int(length[1]):
-            return
-        self._held = b""
-        if _CLOSES.search(head):
-            self.is_usable = False
-            self.close()
-        self._publisher.on_reply(head[9:12].decode(), body)
-
-    def on_ended(self, reason: str) -> None:
-        was_opening, self.is_opening, self.is_usable = self.is_opening, False, False
-        self._publisher.on_lost(reason, was_opening=was_opening)
 
 
 class Press:
