@@ -17,11 +17,11 @@ import msgspec
 
 from fastpush.log import fields
 from fastpush.protocol import control
+from fastpush.protocol.insight import TEXT_CHARACTERS_MAX, cut
 
 log = logging.getLogger("fastpush.inspection")
 
 ENTRIES_BYTES_MAX = control.MESSAGE_BYTES_MAX - 1024
-TEXT_CHARACTERS_MAX = 200
 FRAMES_MAX = 40
 NAMES_MAX = 10
 LOGGED_MAX = 50  # entries of a report that go to the log
@@ -124,12 +124,6 @@ def encode_entries(entries: Iterable[msgspec.Struct], size_max: int = ENTRIES_BY
             break
         encoded.append(text)
     return msgspec.Raw(b"[%b]" % b",".join(encoded))
-
-
-def cut(text: str) -> str:
-    """Return `text` as UTF-8 can carry it, and its end left out where it is too long."""
-    shown = text if len(text) <= TEXT_CHARACTERS_MAX else f"{text[: TEXT_CHARACTERS_MAX - 1]}…"
-    return shown.encode("utf-8", "replace").decode()
 
 
 def stacks(limit: int, frame: FrameType | None = None) -> Report:

@@ -2,8 +2,9 @@
 
 import heapq
 
-from fastpush.inspection import Report, cut
+from fastpush.inspection import Report
 from fastpush.protocol.control import ConnectionFigures
+from fastpush.protocol.insight import cut
 from fastpush.worker.connection import Connection, State
 from fastpush.worker.environment import Environment
 from fastpush.worker.timers import TICK_SECONDS
