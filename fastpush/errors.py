@@ -66,7 +66,13 @@ class TooManyConnections(FastpushError):
 
 
 class TokenRejected(FastpushError):
-    """The token does not name a user. The text never holds the token."""
+    """The token does not name a user. The text never holds the token.
+
+    user: whom it would name, "" where that cannot be read.  is_claimed: nothing proves that it may.
+    """
+
+    user = ""
+    is_claimed = True
 
 
 class TokenExpired(TokenRejected):
@@ -97,7 +103,11 @@ class RequestError(FastpushError):
 
     status: HTTP status.  code: a stable word for programs.  text: the plain body of
     the S0 form.  The exception's own text names field, found type and fix.
+    users, event: whom a refused push was addressed to, where that is known.
     """
+
+    users: tuple[str, ...] = ()
+    event = ""
 
     def __init__(
         self, status: int, code: str, reason: str, *, text: str = "", headers: tuple[tuple[str, str], ...] = ()
@@ -148,6 +158,12 @@ def unavailable(reason: str, retry_seconds: int = 1) -> RequestError:
 def too_many(reason: str) -> RequestError:
     """429: this user or address has as many connections as it may; later it may have fewer."""
     return RequestError(429, "too_many_connections", reason, text=reason, headers=(("Retry-After", "10"),))
+
+
+def too_many_pushes(per_second: int) -> RequestError:
+    """429: nobody received the push; a second later it may be taken."""
+    reason = f"more than {per_second} pushes a second to one worker ([limits] pushes_per_second)"
+    return RequestError(429, "too_many_pushes", reason, text=reason, headers=(("Retry-After", "1"),))
 
 
 def unknown_outcome() -> RequestError:

@@ -108,7 +108,8 @@ class Parts:
             counters=self.counters,
             send_queues=cast(Any, None),
         )
-        service = PushService(config.limits, self.counters, publish=self.broker.ask, drop=self.broker.ask)
+        ask = self.broker.ask
+        service = PushService(config.limits, self.counters, publish=ask, drop=ask, remember=lambda *_: None)
         self.services = Services(
             environment=environment,
             push_service=service,

@@ -79,16 +79,24 @@ class Push(Application):
 
     token_auth, limits: who a client is, and what it may; replaced on reload.
     user_counts: where users may have so many connections only.
+    on_refused(connection, 0, error, event): told of each registration that is not taken.
     """
 
     def __init__(
-        self, hub: Hub, limits: Limits, counters: Counters, token_auth: TokenAuth, user_counts: UserCounts
+        self,
+        hub: Hub,
+        limits: Limits,
+        counters: Counters,
+        token_auth: TokenAuth,
+        user_counts: UserCounts,
+        on_refused: Callable[[Any, int, Exception, str], object],
     ) -> None:
         self.token_auth = token_auth
         self.limits = limits
         self._hub = hub
         self._counters = counters
         self._user_counts = user_counts
+        self._on_refused = on_refused
         self._unregistered = self.close_reason  # one bound method for all connections
 
     def on_open(self, connection: Client, request: Request) -> None:  # type: ignore[override] # see Client
@@ -146,7 +154,7 @@ class Push(Application):
         self._hub.join(connection, EVERYBODY)
         for event, key in keys.items():
             group = self._hub.join(connection, key)
-            log.debug("registered", extra=fields(connection=connection.id, user=identity.user, event=event))
+            log.debug("registered", extra=fields(connection=connection.id, user=identity.user, name=event))
             # An event that is repeated while the broker has not answered yet is confirmed once.
             if connection.wants_confirm and (group.confirmed or key not in held):
                 self._confirm(connection, group, event)
@@ -162,6 +170,7 @@ class Push(Application):
     def _fail(self, connection: Client, error: FastpushError, event: str | None) -> None:
         self._counters.registrations_failed += 1
         connection.failure = error
+        self._on_refused(connection, 0, error, event or "")
         log.debug("registration not taken", extra=fields(connection=connection.id, reason=str(error)))
         if connection.wants_confirm:
             connection.send_frame(text_frame(error_text(str(error), event)))

@@ -6,7 +6,9 @@ import logging
 import secrets
 import signal
 import time
+from functools import partial
 
+import msgspec
 import uvloop
 
 from fastpush import log as logs
@@ -54,6 +56,7 @@ class Broker:
             history_bytes=context.config.bus.history_bytes,
             idempotency_keys=context.config.limits.idempotency_keys,
             namespaces=Namespaces(context.config.channels),
+            config=context.config,
             wall_clock=time.time,
             started_seconds=round(time.time(), 3),
             on_stalled=self._on_stalled,
@@ -84,6 +87,7 @@ class Broker:
         """Give back what keys and channels held that have gone."""
         held, self._held = self._held, self._router.held
         self._given_up += max(0, held - self._held)
+        self._router.insight.end_second()
         self._trimmer.end_second(self._given_up)
 
     def _figures(self) -> dict[str, int]:
@@ -104,12 +108,20 @@ class Broker:
                 self._channel.send(control.Reloaded(message.reload))
             case control.Inspect():
                 self._inspector.answer(message)
+            case control.Ask():
+                self._router.insight.ask(bytes(message.question), partial(self._tell, message.request))
             case control.ReopenLog():
                 logs.reopen()
             case control.Drain():
                 self._stop.set()
             case _:
                 log.error("unexpected message from the supervisor", extra=fields(kind=type(message).__name__))
+
+    def _tell(self, request: int, answer: bytes) -> None:
+        told = control.Told(request, msgspec.Raw(answer))
+        if len(answer) > control.TOLD_BYTES_MAX:
+            told = control.Told(request, msgspec.Raw(b'{"error":"the answer is too long for the control socket"}'))
+        self._channel.send(told)
 
     def _on_stalled(self, worker: int) -> None:
         log.warning("key table missing", extra=fields(worker=worker, seconds=RESYNC_SECONDS))

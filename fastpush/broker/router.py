@@ -26,6 +26,7 @@ import orjson
 
 from fastpush.broker.channels import Channels
 from fastpush.broker.inquiries import Inquiries, Inquiry
+from fastpush.broker.insight import LIVE_KEY, Insight
 from fastpush.broker.once import Once
 from fastpush.broker.peer import NO_LINK, Delivery, Peer, WorkerLink
 from fastpush.channels.namespaces import Namespaces
@@ -34,6 +35,8 @@ from fastpush.log import fields
 from fastpush.metrics import Figure, add_snapshots
 from fastpush.protocol import bus, control
 from fastpush.protocol.bus import NO_POSITION, Position, Status
+from fastpush.protocol.frames import text_header
+from fastpush.protocol.insight import LIVE_CHANNEL, unpack_notes
 from fastpush.state.admissions import Admissions
 from fastpush.state.history import Histories
 from fastpush.state.routes import Routes
@@ -53,6 +56,7 @@ class Router:
     history_bytes: most bytes of what all channels keep.  namespaces: what each of them keeps, and tells.
     idempotency_keys: most that are remembered.
     started_seconds: Unix time of the broker's start, for its report.  wall_clock: returns Unix time, for notices.
+    config: what operators may be told.
     on_stalled:    told the number of a worker whose table is overdue, again and again
                    until that has come or `on_gone` is called.
     """
@@ -69,6 +73,7 @@ class Router:
         history_bytes: int,
         idempotency_keys: int,
         namespaces: Namespaces,
+        config: Config,
         started_seconds: float,
         wall_clock: Callable[[], float],
         on_stalled: Callable[[int], None],
@@ -105,6 +110,16 @@ class Router:
         self._last_number = 0
         self._inquiries = Inquiries(clock)
         self._departed: dict[str, Figure] = {}
+        self.insight = Insight(
+            config,
+            peers=self._peers.values,
+            snapshots=self._snapshots,
+            departed=lambda: self._departed,
+            inquiries=self._inquiries,
+            wall_clock=wall_clock,
+            is_watched=lambda: bool(self.routes.subscribers(LIVE_KEY)),
+            publish_live=self._publish_live,
+        )
         self.counts = {"publications": 0, "refused": 0, "unconfirmed": 0, "workers_lost": 0}
         self.restarts = control.Restarts(0, 0)
         self._handlers: dict[int, Handler] = {
@@ -131,6 +146,8 @@ class Router:
             bus.PRESENCE: self._once_complete(self.channels.presence),
             bus.GATHER: self._gather,
             bus.FOUND: self._found,
+            bus.NOTES: self._notes,
+            bus.INSIGHT: self._insight,
             bus.GOODBYE: self._goodbye,
         }
 
@@ -139,6 +156,7 @@ class Router:
         self.once.limit = config.limits.idempotency_keys
         self.channels.histories.limit_bytes = config.bus.history_bytes
         self.channels.namespaces = Namespaces(config.channels)
+        self.insight.configure(config)
 
     @property
     def is_ready(self) -> bool:
@@ -201,6 +219,8 @@ class Router:
         self.channels.forget(peer)
 
     def _forget(self, peer: Peer) -> None:
+        if not peer.is_leaving:
+            self.insight.on_killed(peer.number, self.routes.keys(peer))
         self._discard_table(peer)
         add_snapshots(self._departed, peer.snapshot.get("counters", {}))
 
@@ -432,6 +452,26 @@ class Router:
             self.counts["unconfirmed"] += 1
         if delivery.waiting == 0:
             delivery.answer()
+
+    # -- what operators are told ---------------------------------------------------
+
+    def _notes(self, peer: Peer, number: int, body: bus.Body) -> None:
+        self.insight.take_notes(unpack_notes(body))
+
+    def _insight(self, peer: Peer, request: int, body: bus.Body) -> None:
+        link = peer.link
+        self.insight.ask(bytes(body), lambda answer: link.send(bus.encode(bus.ANSWER, request, answer)))
+
+    def _publish_live(self, text: bytes) -> None:
+        """Send a text to the administration pages; one that cannot take it now gets the next one."""
+        targets = tuple(target for target in self.routes.subscribers(LIVE_KEY) if not target.link.is_full)
+        if targets:
+            header = text_header(len(text))
+            body = bus.encode_publication([LIVE_KEY], LIVE_CHANNEL.encode(), header, text, taken_seconds=self._clock())
+            self._hand_out(bus.DELIVER, targets, body)
+
+    def _snapshots(self) -> dict[int, Any]:
+        return {peer.number: peer.snapshot for peer in (*self._peers.values(), *self._lost.values())}
 
     # -- figures -----------------------------------------------------------------
 

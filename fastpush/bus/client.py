@@ -353,6 +353,13 @@ class BusClient:
         if self._link is not None:
             self._link.send(bus.encode(bus.SNAPSHOT, 0, self._measure()))
 
+    def note(self, notes: bytes) -> bool:
+        """Leave notes with the broker, packed; False: there is none now."""
+        if self._link is None or not self._is_welcome:
+            return False
+        self._tell(bus.NOTES, 0, notes)
+        return True
+
     def _expire(self) -> None:
         """Answer what has waited too long, and look again when the next one will have.
 

@@ -48,11 +48,13 @@ _Method = Callable[[Any], Awaitable[bytes]]
 class ServerApi:
     """The methods of one worker. clients: its endpoint, by whose namespaces and limits everything goes.
 
+    admits(): whether one publish or broadcast more may be taken now.
     methods: what each takes, and what performs it; batch is none of them.
     """
 
-    def __init__(self, clients: ClientProtocol) -> None:
+    def __init__(self, clients: ClientProtocol, admits: Callable[[], bool]) -> None:
         self._clients = clients
+        self._admits = admits
         self.methods: dict[str, tuple[type[api.Request], _Method]] = {
             "publish": (api.Publish, partial(_awaited, self._publish)),
             "broadcast": (api.Broadcast, partial(_awaited, self._broadcast)),
@@ -172,17 +174,26 @@ class ServerApi:
     def _publish(self, asked: api.Publish, on_done: _OnDone) -> None:
         options = api.options(asked)
         self._namespace(asked.channel)
+        self._check_rate()
         self._sparing(options, lambda spared: self._send(asked.channel, options, spared, on_done), on_done)
 
     def _broadcast(self, asked: api.Broadcast, on_done: _OnDone) -> None:
         options = api.options(asked)
         self._check_number("channels", len(asked.channels))
+        self._check_rate()
 
         def send_all(spared: int) -> None:
             send = partial(self._send_one, options=options, spared=spared)
             _Broadcast(asked.channels, len(options.data), send, on_done).go_on()
 
         self._sparing(options, send_all, on_done)
+
+    def _check_rate(self) -> None:
+        if not self._admits():
+            self._service.count_refused()
+            most = self._service.limits.pushes_per_second
+            reason = f"too many requests: more than {most} a second to one worker ([limits] pushes_per_second)"
+            raise Refusal(ErrorCode.TOO_MANY_REQUESTS, reason)
 
     def _sparing(self, options: api.Options, send: Callable[[int], None], on_done: _OnDone) -> None:
         """Call `send` with the number of the connection that is to be left out, 0 for none."""

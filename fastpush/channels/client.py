@@ -79,6 +79,10 @@ class Host(Protocol):
         """Call it no more."""
         ...
 
+    def note_refusal(self, connection: Any, code: int, error: Exception, channel: str) -> None:
+        """Let operators know that a connection was not let in, or not into a channel."""
+        ...
+
     def connections(self, user: str | None = None) -> "Iterable[Connection]":
         """Return this endpoint's open connections, or those of one user that have connected."""
         ...

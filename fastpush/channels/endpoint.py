@@ -69,6 +69,7 @@ from fastpush.protocol.server_sent import Resumed, tag
 log = logging.getLogger("fastpush.channels")
 
 _RECOVERABLE = 1  # a subscription's flag: its client is told a position
+_ENTRANCES = (Connect, Refresh, Subscribe, SubRefresh)  # what a client that is not let in has asked for
 _TURN_COMMANDS = 64  # of a frame, performed before others have their turn
 _TTL_MAX = 2**31 - 1  # of an int that every SDK can read
 
@@ -204,8 +205,10 @@ class ClientProtocol(Application):
         self._counters.commands_refused += 1
         match error:
             case Ended():
+                self._note_refusal(client, request, error)
                 session.ended(error.code)
             case Refused() | RpcError():
+                self._note_refusal(client, request, error)
                 session.refused(request, error.code, error.message)
             case ConnectionClosed():
                 pass  # the client was faster
@@ -221,6 +224,12 @@ class ClientProtocol(Application):
                 log.error("command failed", exc_info=error, extra=told)
                 if not session.refused(request, ErrorCode.INTERNAL):  # it has no answer, or has had it
                     session.ended(DisconnectCode.SERVER_ERROR)
+
+    def _note_refusal(self, client: Client, request: protocol.Request, error: "Ended | Refused | RpcError") -> None:
+        """Let operators know of who was not let in."""
+        if isinstance(request, _ENTRANCES):
+            cause = error.__cause__ if isinstance(error.__cause__, TokenRejected) else error
+            self._host.note_refusal(client.connection, error.code, cause, getattr(request, "channel", ""))
 
     def on_close(self, connection: Any, code: int, reason: str) -> Awaitable[None] | None:
         client: Client = connection.data
@@ -308,11 +317,11 @@ class ClientProtocol(Application):
         try:
             found = self.token_auth.authenticate(token, client.connection.headers)
             identity = found if isinstance(found, Identity) else await found
-        except TokenExpired:
-            raise Refused(ErrorCode.TOKEN_EXPIRED) from None
+        except TokenExpired as error:
+            raise Refused(ErrorCode.TOKEN_EXPIRED) from error
         except TokenRejected as error:
             self._log_rejected(client, str(error))
-            raise Ended(DisconnectCode.INVALID_TOKEN) from None
+            raise Ended(DisconnectCode.INVALID_TOKEN) from error
         if identity.signed:
             self._log_rejected(client, "token is for a URL with certain parameters")
             raise Ended(DisconnectCode.INVALID_TOKEN)
@@ -351,8 +360,8 @@ class ClientProtocol(Application):
             raise Ended(DisconnectCode.BAD_REQUEST)
         try:
             identity = await self._identify(client, request.token)
-        except Refused:  # it has expired: an error would keep the SDKs away, after this they come with another token
-            raise Ended(DisconnectCode.EXPIRED) from None
+        except Refused as refused:  # expired: an error would keep the SDKs away, after this they bring another token
+            raise Ended(DisconnectCode.EXPIRED) from refused.__cause__
         if identity is None or identity.user != connection.user:
             raise Ended(DisconnectCode.INVALID_TOKEN)
         client.info = as_json(identity.info)
@@ -399,10 +408,10 @@ class ClientProtocol(Application):
         try:
             found = self.token_auth.subscription(token)
             ticket = found if isinstance(found, Ticket) else await found
-        except TokenExpired:
-            raise Refused(ErrorCode.TOKEN_EXPIRED) from None
+        except TokenExpired as error:
+            raise Refused(ErrorCode.TOKEN_EXPIRED) from error
         except TokenRejected as error:
-            raise Refused(ErrorCode.PERMISSION_DENIED, str(error)) from None
+            raise Refused(ErrorCode.PERMISSION_DENIED, str(error)) from error
         connection = client.connection
         is_own = ticket.user == connection.user and ticket.client in {"", connection.id}
         if not is_own or ticket.channel != channel:

@@ -14,6 +14,7 @@ import orjson
 from fastpush.bus.client import BusClient, BusUnavailable
 from fastpush.config import Limits
 from fastpush.errors import RequestError, too_large, unavailable, unknown_outcome
+from fastpush.http.push import Remember
 from fastpush.metrics import Counters
 from fastpush.protocol import bus
 from fastpush.protocol.bus import Kept, Kind, Position, Status
@@ -63,13 +64,14 @@ def parse_position(offset: int, epoch: str) -> Position:
 class ChannelService:
     """Publishes, asks, and orders.
 
-    limits: replaced on reload.
+    limits: replaced on reload.  remember: told of each publication that was taken, with what became of it.
     """
 
-    def __init__(self, client: BusClient, limits: Limits, counters: Counters) -> None:
+    def __init__(self, client: BusClient, limits: Limits, counters: Counters, remember: Remember) -> None:
         self.limits = limits
         self._bus = client
         self._counters = counters
+        self._remember = remember
 
     def publish(
         self,
@@ -91,18 +93,19 @@ class ChannelService:
         text, key = one_line(data), channel_key(channel)
         size = len(text) + len(extras) + 2 * len(key) + _WORDED + ENTRY_BYTES
         if size > self.limits.send_queue_bytes:
-            self._counters.publications_refused += 1
+            self.count_refused()
             most = self.limits.send_queue_bytes
             raise too_large(f"data is larger than a send queue ([limits] send_queue_bytes = {most})")
         header = text_header(len(text))
-        body = bus.encode_publication(
-            [key], extras, header, text, taken_seconds=monotonic(), spared=spared, kind=Kind.DATA
-        )
+        keys, taken = [key], monotonic()
+        body = bus.encode_publication(keys, extras, header, text, taken_seconds=taken, spared=spared, kind=Kind.DATA)
         name = b"%b\0%b" % (key, once.encode("utf-8", "surrogatepass")) if once else b""
 
         def on_result(*result: Any) -> None:
             published = _published(*result)
             self._count(published)
+            if isinstance(published, Published):
+                self._remember("publish", keys, "", text, taken, published.sent, published.unconfirmed)
             on_published(published)
 
         try:
@@ -110,6 +113,10 @@ class ChannelService:
         except BusUnavailable as error:
             self._counters.publications_unavailable += 1
             raise unavailable(f"{error}; nobody received it") from None
+
+    def count_refused(self) -> None:
+        """Count a publication that is not taken."""
+        self._counters.publications_refused += 1
 
     def _count(self, published: Published | RequestError) -> None:
         counters = self._counters

@@ -9,20 +9,31 @@ import click
 import msgspec
 
 from fastpush import config as configuration
-from fastpush.cli.common import count_of, fail, read_config
+from fastpush.cli.common import count_of, fail, load_config, read_config
 from fastpush.config import Config
 from fastpush.control_client import ControlError, ask
 from fastpush.errors import EXIT_USAGE, ConfigError
+from fastpush.supervisor.inspections import ANSWER_SECONDS
 from fastpush.supervisor.listeners import first_port
 from fastpush.supervisor.runtime import control_paths
 
 TIMEOUT_SECONDS = 3.0
 LOOK_SECONDS = 0.2
+INSIGHT_SECONDS = ANSWER_SECONDS + TIMEOUT_SECONDS
 
 
 def ask_server(config: Config, request: dict[str, Any], timeout_seconds: float = TIMEOUT_SECONDS) -> dict[str, Any]:
     """Ask the running server of this configuration. Raises: ControlError."""
     return ask(_existing(control_paths(config, first_port(config))), request, timeout_seconds)
+
+
+def ask_insight(config_path: str | None, question: dict[str, Any]) -> dict[str, Any]:
+    """Return what the running server's broker answers to a question; see protocol/insight.py. Raises: ControlError."""
+    config = load_config(config_path)
+    answer: dict[str, Any] = ask_server(config, {"command": "insight", "question": question}, INSIGHT_SECONDS)["answer"]
+    if "error" in answer:
+        raise ControlError(str(answer["error"]))
+    return answer
 
 
 def find_server(config_path: str | None) -> str:

@@ -22,6 +22,7 @@ from fastpush.config.rules import (
     parse_listen,
 )
 from fastpush.config.schema import (
+    Admin,
     Api,
     Application,
     Auth,
@@ -46,6 +47,7 @@ from fastpush.config.schema import (
 
 __all__ = [
     "WITHOUT_NAMESPACE",
+    "Admin",
     "Api",
     "Application",
     "Auth",

@@ -24,6 +24,7 @@ import msgspec
 
 from fastpush.config import rules
 from fastpush.config.schema import (
+    Admin,
     Config,
     JwtKey,
     Key,
@@ -100,8 +101,8 @@ def load(path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[st
     Args:    path: from `find`; None for defaults.  environ: FASTPUSH_ variables, and ${NAME} in names of files.
              overrides: {"server.listen": …} from the command line; None stands for an option that was not given.
     Returns: Config: names of files are absolute; push.keys holds those of keys_file too; a JWT key's secret_file has
-             been read into `secret` and is empty. tokens_file has been tried: `load_tokens` reads it; so have the files
-             of [tls]: `server_context` reads them.
+             been read into `secret` and is empty, and so with [admin] key_file. tokens_file has been tried:
+             `load_tokens` reads it; so have the files of [tls]: `server_context` reads them.
     Raises:  ConfigError: one line for each problem: place, key, what was found, what is allowed.
     """
     draft = _Draft(path, environ)
@@ -290,7 +291,7 @@ class _Draft:
                 server_context(config.tls)
             except TlsError as error:
                 self._add(error.place, str(error))
-        return msgspec.structs.replace(config, auth=auth, push=push)
+        return msgspec.structs.replace(config, auth=auth, push=push, admin=self._with_key(config.admin))
 
     def _with_keys(self, push: Push) -> Push:
         try:
@@ -305,6 +306,17 @@ class _Draft:
                 self._origins["push", "keys", len(together)] = f"{push.keys_file}:{number}"
                 together.append(key)
         return msgspec.structs.replace(push, keys=together)
+
+    def _with_key(self, admin: Admin) -> Admin:
+        if not admin.key_file or admin.key:
+            return admin
+        try:
+            key = read_secret(admin.key_file)
+        except ConfigError as error:
+            self.blame(("admin", "key_file"), str(error))
+            return admin
+        self._origins["admin", "key"] = admin.key_file
+        return msgspec.structs.replace(admin, key=key, key_file="")
 
     def _with_secret(self, key: JwtKey, index: int) -> JwtKey:
         place: Place = ("auth", "jwt", "key", index)

@@ -42,7 +42,7 @@ RESERVED_PATHS = (
     "/connection/uni_sse",
     "/sse",
 )
-RESERVED_FOLDERS = ("/assets", "/api")
+RESERVED_FOLDERS = ("/assets", "/api", "/admin")
 WITHOUT_NAMESPACE = "without_namespace"  # the table for channels without a colon in their names
 KEY_CHARACTERS = 16
 SECRET_BYTES = 32  # RFC 7518, section 3.2: a key of the same size as the hash output or larger
@@ -94,6 +94,7 @@ def problems(config: Config) -> Iterator[Problem]:
             yield Problem(("server", "trusted_proxies", index), text)
     yield from _auth_problems(config)
     yield from _push_problems(config)
+    yield from _admin_problems(config)
 
 
 # Addresses
@@ -191,7 +192,7 @@ def _path_problem(path: str) -> str:
         return f"found {found(path)}; must not hold . or .. between slashes: browsers remove them"
     if path in RESERVED_PATHS or f"{path}/".startswith(tuple(f"{folder}/" for folder in RESERVED_FOLDERS)):
         taken = ", ".join(RESERVED_PATHS)
-        folders = " and ".join(RESERVED_FOLDERS)
+        folders = " and ".join((", ".join(RESERVED_FOLDERS[:-1]), RESERVED_FOLDERS[-1]))
         return f"found {found(path)}; the server's own pages are there ({taken}, {folders} and all below these)"
     return ""
 
@@ -377,6 +378,17 @@ def push_key_problem(key: str) -> str:
     if not all("!" <= character <= "~" for character in key):
         return "holds a space or a character that is not printable ASCII, which an HTTP header cannot carry"
     return ""
+
+
+def _admin_problems(config: Config) -> Iterator[Problem]:
+    key, place = config.admin.key, ("admin", "key")
+    if key and config.admin.key_file:
+        yield Problem(("admin", "key_file"), "stands beside key; give only one of them")
+    if key and len(key) < KEY_CHARACTERS:
+        text = f"has {len(key)} characters; needs at least {KEY_CHARACTERS}"
+        yield Problem(place, f"{text}: `openssl rand -hex 16` makes one")
+    elif not key.isprintable():
+        yield Problem(place, "holds a character that nobody can type into a form, such as a line's end")
 
 
 # Exposure

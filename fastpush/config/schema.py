@@ -339,6 +339,15 @@ class Limits(Section, frozen=True):
         ),
     ] = 100000
     name_bytes: Annotated[int, setting("Longest user id and longest event, as UTF-8.", ge=1, le=65535)] = 512
+    pushes_per_second: Annotated[
+        int,
+        setting(
+            "Most pushes a second that one worker takes, a second's worth at once, publications of the server API "
+            "among them; more get 429. 0: no limit.",
+            ge=0,
+            le=1000000,
+        ),
+    ] = 0
     push_body_bytes: Annotated[
         int,
         setting(
@@ -559,6 +568,51 @@ class Push(Section, frozen=True):
     ] = ""
 
 
+class Admin(Section, frozen=True):
+    """The administration page at /admin, and what is remembered for `fastpush why`."""
+
+    key: Annotated[
+        str,
+        setting(
+            "What operators log in with; another one ends all their sessions. Empty: there is no page.",
+            form="a string of at least 16 characters, or none",
+            secret=True,
+        ),
+    ] = ""
+    key_file: Annotated[str, setting("File that holds the key, in place of key.", path=True)] = ""
+    actions: Annotated[
+        bool, setting("Operators may also push, drain and restart, from the page and from `fastpush top`.")
+    ] = False
+    show_messages: Annotated[
+        bool, setting("Operators are shown how the last pushes of a user begin. Else their size alone.")
+    ] = False
+    session_seconds: Annotated[
+        float,
+        setting("Operators log in again after this time; without a sign of life after an hour.", ge=1, le=2592000),
+    ] = 43200
+    remember_seconds: Annotated[
+        float,
+        setting("How long it is remembered what happened to a user's connections.", ge=60, le=86400),
+    ] = 3600
+    remember_notes: Annotated[
+        int,
+        setting("Most such notes of this host, of all users; beyond it the oldest are forgotten.", ge=100, le=1000000),
+    ] = 20000
+    remember_pushes: Annotated[
+        int,
+        setting(
+            "Most pushes that each worker remembers, and as many of those that were not delivered; beyond it the "
+            "oldest are forgotten.",
+            ge=100,
+            le=1000000,
+        ),
+    ] = 10000
+    trace_events_per_second: Annotated[
+        int,
+        setting("Most events a second of each process in all live traces; the rest is counted.", ge=1, le=100000),
+    ] = 500
+
+
 class Namespace(Section, frozen=True):
     """What holds for channels whose names begin with the namespace and a colon: [channels.chat] for chat:42."""
 
@@ -768,6 +822,7 @@ class Config(Section, frozen=True):
     bus: Bus = Bus()
     auth: Auth = Auth()
     push: Push = Push()
+    admin: Admin = Admin()
     client: Client = Client()
     channels: Annotated[
         dict[str, Namespace],

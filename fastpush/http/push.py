@@ -18,6 +18,7 @@ from fastpush.errors import (
     RequestError,
     illegal_request,
     too_large,
+    too_many_pushes,
     unauthorized,
     unavailable,
     unknown_outcome,
@@ -26,6 +27,7 @@ from fastpush.metrics import Counters
 from fastpush.protocol import push as protocol
 from fastpush.protocol.bus import Position, Status, encode_publication
 from fastpush.protocol.frames import text_header
+from fastpush.state.rate import TokenBucket
 from fastpush.state.send_queue import ENTRY_BYTES
 
 PUBLICATION_KEYS_MAX = 65535
@@ -68,20 +70,32 @@ OnOutcome = Callable[[Outcome | RequestError], None]
 OnResult = Callable[[int, int, int, Position], None]
 Ask = Callable[[bytes, OnResult], None]  # raises RequestError 503 when not handed over
 AskOnce = Callable[[bytes, OnResult, bytes], None]  # with an idempotency key, b"" for none
+# Source, routing keys, event, message, when it was taken (CLOCK_MONOTONIC), connections reached, workers not counted.
+Remember = Callable[[str, list[bytes], str, bytes, float, int, int], None]
 
 
 class PushService:
     """Validates requests and hands them to the broker.
 
-    limits: replaced on reload.
     publish, drop: hand a body to the broker; the callback gets its result later, exactly once.
+    remember: told of each push that was taken, with what became of it.
     """
 
-    def __init__(self, limits: Limits, counters: Counters, *, publish: AskOnce, drop: Ask) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, counters: Counters, *, publish: AskOnce, drop: Ask, remember: Remember) -> None:
         self._counters = counters
         self._publish = publish
         self._drop = drop
+        self._remember = remember
+        self.limit(limits)
+
+    def limit(self, limits: Limits) -> None:
+        """Go by these limits from now on."""
+        self.limits = limits
+        self._rate = TokenBucket(limits.pushes_per_second, monotonic()) if limits.pushes_per_second else None
+
+    def admits(self) -> bool:
+        """Count a publication of the server API among the pushes; False: there are too many in this second."""
+        return self._rate is None or self._rate.take(monotonic())
 
     def push(self, body: bytes, on_outcome: OnOutcome, headers: Mapping[str, str] = NO_HEADERS) -> None:
         """Push to one user or several. headers: of the request, of which Idempotency-Key counts.
@@ -89,6 +103,8 @@ class PushService:
         Raises: RequestError, when nobody receives it; else `on_outcome` is called once, later.
         """
         limits = self.limits
+        users: tuple[str, ...] = ()
+        event = ""
         try:
             users, event, message = protocol.parse_push(
                 body, name_bytes=limits.name_bytes, push_users=limits.push_users
@@ -96,6 +112,7 @@ class PushService:
             keys = [protocol.user_key(user, event) for user in users]
             self._send(keys, event, message, on_outcome, _once(b"push", headers))
         except RequestError as error:
+            error.users, error.event = users, event
             self._count_refusal(error)
             raise
 
@@ -123,18 +140,29 @@ class PushService:
         if len(keys) > PUBLICATION_KEYS_MAX:
             raise illegal_request(f"userId has {len(keys)} entries, at most {PUBLICATION_KEYS_MAX} are allowed")
 
+        taken = monotonic()
+        if self._rate is not None and not self._rate.take(taken):
+            raise too_many_pushes(self.limits.pushes_per_second)
+
         def on_result(status: int, sent: int, unconfirmed: int, _: Position) -> None:
             outcome = _outcome(status, sent, unconfirmed)
             if isinstance(outcome, RequestError):
-                self._count_refusal(outcome)
-            elif unconfirmed:
-                self._counters.pushes_unconfirmed += 1
+                self._fail(outcome, keys, event)
             else:
-                self._counters.pushes_delivered += 1
+                if unconfirmed:
+                    self._counters.pushes_unconfirmed += 1
+                else:
+                    self._counters.pushes_delivered += 1
+                self._remember("push", keys, event, payload, taken, sent, unconfirmed)
             on_outcome(outcome)
 
-        body = encode_publication(keys, event.encode(), header, payload, taken_seconds=monotonic())
+        body = encode_publication(keys, event.encode(), header, payload, taken_seconds=taken)
         self._publish(body, on_result, once)
+
+    def _fail(self, error: RequestError, keys: list[bytes], event: str) -> None:
+        error.users = tuple([protocol.parse_user_key(key)[0] for key in keys if protocol.is_user_key(key)])
+        error.event = event
+        self._count_refusal(error)
 
     def _count_refusal(self, error: RequestError) -> None:
         counters = self._counters

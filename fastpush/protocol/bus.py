@@ -35,6 +35,9 @@
     FOUND        inquiry; JSON                      ANSWER       request; Gathered
                                                     NOTICE       publication number; publication
                                                     CHANGES      publication number; publication
+    NOTES        0; list of insight.Note
+    INSIGHT      request; JSON question             ANSWER       request; JSON, see insight.py
+    TRACED       0; insight.Seen                    TRACE        0; JSON list of insight.Target: all that is traced
     GOODBYE      0: the link closes on purpose
 
 ADMIT asks for one more connection of a name (of a user, of an address) on the whole host.
@@ -76,9 +79,9 @@ from fastpush.errors import FastpushError
 
 HELLO, SUBSCRIBE, UNSUBSCRIBE, COMPLETE, PUBLISH, ORDER, COUNT, SCRAPE, SNAPSHOT, GOODBYE = range(1, 11)
 ADMIT, RELEASE, HOLD, JOIN, LEAVE, PRESENT, CLAIM, UNCLAIM, HISTORY, ONLINE = range(11, 21)
-PUBLISH_ONCE, FORGET, PRESENCE, GATHER, FOUND = range(21, 26)
+PUBLISH_ONCE, FORGET, PRESENCE, GATHER, FOUND, NOTES, INSIGHT, TRACED = range(21, 29)
 WELCOME, SUBSCRIBED, DELIVER, OBEY, RESULT, MEASURE, REPORT, ADMITTED, DELIVER_OWN = range(65, 74)
-ANSWER, REPLACED, NOTICE, CLAIMED, DELIVER_AT, CHANGES, INQUIRE = range(74, 81)
+ANSWER, REPLACED, NOTICE, CLAIMED, DELIVER_AT, CHANGES, INQUIRE, TRACE = range(74, 82)
 
 _HEAD = struct.Struct("<IBQ")
 _pack_head = _HEAD.pack

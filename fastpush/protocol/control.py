@@ -5,8 +5,8 @@ kept by the kernel and an end-of-file means that the other side is gone. Control
 only: no event data ever passes the supervisor.
 
     supervisor -> child     Drain, ReopenLog, Prepare, Reload, Readiness, Cover (+ descriptors), Uncover, Gone,
-                            Restarts, Inspect
-    child -> supervisor     Ready, Beat, Prepared, Reloaded, Leaving, Stalled, Inspected
+                            Restarts, Inspect, Ask, Acted
+    child -> supervisor     Ready, Beat, Prepared, Reloaded, Leaving, Stalled, Inspected, Told, Act
 
 A reload has two phases, so that what only a child can find out (a function that cannot be
 imported) changes nothing either: every child prepares, and Reload is sent once all have.
@@ -20,6 +20,7 @@ from fastpush.config import Config
 
 MESSAGE_BYTES_MAX = 196_608  # below the kernel's default limit for one datagram
 ENTRIES_MAX = 1000  # of a report
+TOLD_BYTES_MAX = MESSAGE_BYTES_MAX - 1024  # of an answer
 
 Subject = Literal["stacks", "tasks", "connections"]
 
@@ -95,6 +96,20 @@ class Inspect(msgspec.Struct, tag="inspect", frozen=True):
     request: int
     subject: Subject
     limit: int
+
+
+class Ask(msgspec.Struct, tag="ask", frozen=True):
+    """To the broker: answer Told with the number of the request. question: see protocol/insight.py."""
+
+    request: int
+    question: msgspec.Raw
+
+
+class Acted(msgspec.Struct, tag="acted", frozen=True):
+    """What became of an Act with this number: the command's reply, {"error": text, …} where it was not carried out."""
+
+    request: int
+    reply: msgspec.Raw
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
@@ -192,8 +207,22 @@ class Inspected(msgspec.Struct, tag="inspected", frozen=True):
     entries: msgspec.Raw
 
 
-ToChild = Drain | ReopenLog | Prepare | Reload | Readiness | Cover | Uncover | Gone | Restarts | Inspect
-FromChild = Ready | Beat | Prepared | Reloaded | Leaving | Stalled | Inspected
+class Told(msgspec.Struct, tag="told", frozen=True):
+    """From the broker: the answer to a question, an object in JSON; never more than one datagram takes."""
+
+    request: int
+    answer: msgspec.Raw
+
+
+class Act(msgspec.Struct, tag="act", frozen=True):
+    """From a worker: an operator wants a command of the control socket carried out; answered by Acted."""
+
+    request: int
+    command: msgspec.Raw
+
+
+ToChild = Drain | ReopenLog | Prepare | Reload | Readiness | Cover | Uncover | Gone | Restarts | Inspect | Ask | Acted
+FromChild = Ready | Beat | Prepared | Reloaded | Leaving | Stalled | Inspected | Told | Act
 
 encode = msgspec.json.Encoder().encode
 decode_to_child = msgspec.json.Decoder(ToChild).decode

@@ -34,6 +34,7 @@ PUSHES_TOLD = 20
 CONNECTIONS_TOLD = 50  # of a user
 KEYS_TOLD = 50  # of a connection, and as many channels
 BUSIEST_TOLD = 10
+BUSY_SECONDS = 5.0  # over which the busiest are counted
 EVENTS_KEPT = 2000  # of a trace, until they are read
 TEXT_CHARACTERS_MAX = 200  # of what clients and back-ends say
 
@@ -51,7 +52,7 @@ class Note(msgspec.Struct, array_like=True, frozen=True):
     user:    "" where nobody knows.  is_claimed: the user is what a token says that was not accepted.
     worker:  number of the process.  connection: its id; "" where there is none.  path: of the application, or of the
              request.  what: the event or channel that it was about; "" for none.
-    by:      of a closed one: "client", "server", "back-end", "network" (without a close frame).
+    by:      of a closed one: "client", "server", "back-end", "network" (without a close frame). Of a refused push: "back-end".
     """
 
     seconds: float
@@ -256,6 +257,26 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     is_over: bool
 
 
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trace is of: a user, or a channel. seconds: that it may still last."""
+
+    id: str
+    user: str | None = None
+    channel: str | None = None
+    seconds: float
+
+
+class Seen(msgspec.Struct, array_like=True, frozen=True):
+    """What a process has seen of traces.
+
+    events: each with its trace's id; not numbered yet, and their `seconds` are CLOCK_MONOTONIC's.
+    left_out: how many more there were, by trace.
+    """
+
+    events: list[tuple[str, Traced]]
+    left_out: dict[str, int]
+
+
 def cut(text: str) -> str:
     """Return `text` as UTF-8 can carry it, and its end left out where it is too long."""
     shown = text if len(text) <= TEXT_CHARACTERS_MAX else f"{text[: TEXT_CHARACTERS_MAX - 1]}…"
@@ -264,3 +285,7 @@ def cut(text: str) -> str:
 
 pack_notes = msgspec.msgpack.Encoder().encode
 unpack_notes = msgspec.msgpack.Decoder(list[Note]).decode
+pack_targets = msgspec.json.Encoder().encode
+unpack_targets = msgspec.json.Decoder(list[Target]).decode
+pack_seen = msgspec.msgpack.Encoder().encode
+unpack_seen = msgspec.msgpack.Decoder(Seen).decode

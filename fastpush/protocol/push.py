@@ -68,6 +68,11 @@ def user_key(user: str, event: str) -> bytes:
     return f"u{len(user)}:{user}{event}".encode("utf-8", "surrogatepass")
 
 
+def user_key_start(user: str) -> bytes:
+    """Return what the routing keys of all events of a user begin with, and no other key."""
+    return user_key(user, "")
+
+
 def parse_user_key(key: bytes) -> tuple[str, str]:
     """Return the user and event that `user_key` was given. Raises: ValueError: another kind of key."""
     size, colon, rest = key.decode("utf-8", "surrogatepass").partition(":")

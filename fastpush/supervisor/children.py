@@ -46,7 +46,8 @@ class Children:
     """Owns the processes of one server.
 
     inherited:   everything else a child has to close after its fork.
-    on_answer:   told what a child answers to Prepare and Reload.  on_inspected: to Inspect.
+    on_answer:   told what a child answers to Prepare and Reload.  on_inspected: to Inspect and Ask.
+    on_act:      told what a worker wants to have carried out.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class Children:
         selector: selectors.BaseSelector,
         inherited: Callable[[], list[Closable]],
         on_answer: Callable[[Process, control.Prepared | control.Reloaded], None],
-        on_inspected: Callable[[Process, control.Inspected], None],
+        on_inspected: Callable[[Process, control.Inspected | control.Told], None],
+        on_act: Callable[[Process, control.Act], None],
         clock: Callable[[], float],
     ) -> None:
         self._entries = entries
@@ -69,6 +71,7 @@ class Children:
         self._inherited = inherited
         self._on_answer = on_answer
         self._on_inspected = on_inspected
+        self._on_act = on_act
         self._clock = clock
         self._broker_slot = Slot(BROKER)
         # A slot stands at its number + 1, the broker's first.
@@ -234,8 +237,10 @@ class Children:
                     log.info("process ready", extra=fields(**process.named(), seconds=round(now - process.started, 3)))
                 case control.Prepared() | control.Reloaded():
                     self._on_answer(process, message)
-                case control.Inspected():
+                case control.Inspected() | control.Told():
                     self._on_inspected(process, message)
+                case control.Act():
+                    self._on_act(process, message)
                 case control.Leaving():
                     self._let_go(process, now, message.seconds)
                 case control.Stalled():

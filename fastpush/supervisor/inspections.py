@@ -1,8 +1,8 @@
-"""What processes are doing: `fastpush debug` asks the supervisor, and the supervisor asks them."""
+"""What processes are doing and what the broker knows: commands ask the supervisor, and the supervisor asks them."""
 
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -24,13 +24,13 @@ class _Request(msgspec.Struct):
 @dataclass(slots=True)
 class _Question:
     process: Process
-    subject: control.Subject
+    subject: control.Subject | Literal["insight"]
     reply: Reply
     deadline: float
 
 
 class Inspections:
-    """Carries out `debug`, step by step: see `attend`."""
+    """Carries out `debug` and `insight`, step by step: see `attend`."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -68,10 +68,23 @@ class Inspections:
         if wanted.subject == "connections" and process.role == "broker":
             raise CommandError("the broker has no WebSocket connections: ask a worker", EXIT_USAGE)
         self._number += 1
-        if not process.send(control.Inspect(self._number, wanted.subject, wanted.limit)):
+        message = control.Inspect(self._number, wanted.subject, wanted.limit)
+        self._send(process, message, _Question(process, wanted.subject, reply, time.monotonic() + ANSWER_SECONDS))
+
+    def insight(self, request: dict[str, Any], reply: Reply) -> None:
+        """{"command": "insight", "question": {…}}: what the broker answers to that; see protocol/insight.py."""
+        question = request.get("question")
+        if not isinstance(question, dict):
+            raise CommandError("insight needs a question, a JSON object", EXIT_USAGE)
+        process = self._find("broker")
+        self._number += 1
+        message = control.Ask(self._number, msgspec.Raw(msgspec.json.encode(question)))
+        self._send(process, message, _Question(process, "insight", reply, time.monotonic() + ANSWER_SECONDS))
+
+    def _send(self, process: Process, message: control.Inspect | control.Ask, question: _Question) -> None:
+        if not process.send(message):
             raise CommandError(_silent(process))
-        deadline = time.monotonic() + ANSWER_SECONDS
-        self._questions[self._number] = _Question(process, wanted.subject, reply, deadline)
+        self._questions[message.request] = question
 
     def _find(self, name: str) -> Process:
         """Return the process of that name; of two in one slot the one that serves, else the newer one."""
@@ -82,10 +95,14 @@ class Inspections:
             raise CommandError(f"there is no process {name!r}; there are {known} (`fastpush status`)", EXIT_USAGE)
         return max(found, key=lambda process: (process.is_serving, process.number))
 
-    def on_inspected(self, process: Process, answer: control.Inspected) -> None:
+    def on_inspected(self, process: Process, answer: control.Inspected | control.Told) -> None:
         """Take a child's answer."""
         question = self._questions.pop(answer.request, None)
-        if question is not None:  # else it came too late
+        if question is None:
+            return  # it came too late
+        if isinstance(answer, control.Told):
+            question.reply({"answer": answer.answer})
+        else:
             told = {"subject": question.subject, "total": answer.total, "entries": answer.entries}
             question.reply({"process": process.named(), **told})
 

@@ -13,9 +13,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import msgspec
+
 from fastpush import __version__
 from fastpush.config import Config, addresses
+from fastpush.errors import EXIT_USAGE
 from fastpush.log import fields
+from fastpush.protocol import control
 from fastpush.supervisor.changes import Changes
 from fastpush.supervisor.children import Children, Entries
 from fastpush.supervisor.control import Command, CommandError, ControlServer, Reply
@@ -23,7 +27,7 @@ from fastpush.supervisor.inherited import take_inherited
 from fastpush.supervisor.inspections import Inspections
 from fastpush.supervisor.listeners import Listeners, bind, first_port, raise_descriptor_limit, worker_slots
 from fastpush.supervisor.notify import Notifier, Reporter
-from fastpush.supervisor.process import Closable
+from fastpush.supervisor.process import Closable, Process
 from fastpush.supervisor.runtime import Runtime, listen_unix, open_runtime
 from fastpush.supervisor.signals import Signals
 
@@ -113,7 +117,9 @@ class Supervisor:
             "drain": self._while_running(self._drain_by_command),
             "restart": self._while_running(self._changes.restart),
             "debug": self._inspections.debug,
+            "insight": self._inspections.insight,
         }
+        self._acts = {name: commands[name] for name in ("drain", "restart")}
         server = ControlServer(listen_unix(runtime.control_path), self._selector, commands, time.monotonic)
         self._closing.callback(server.close)
         self._control = server
@@ -130,6 +136,7 @@ class Supervisor:
             inherited=inherited,
             on_answer=self._changes.on_answer,
             on_inspected=self._inspections.on_inspected,
+            on_act=self._on_act,
             clock=time.monotonic,
         )
         self._changes.begin(self._children, self._listeners)
@@ -290,6 +297,26 @@ class Supervisor:
                 "processes": self._children.status(now),
             }
         )  # fmt: skip
+
+    def _on_act(self, process: Process, message: control.Act) -> None:
+        """Carry out a command for a worker, whose operator may do that ([admin] actions)."""
+
+        def reply(told: dict[str, Any]) -> None:
+            process.send(control.Acted(message.request, msgspec.Raw(msgspec.json.encode(told))))
+
+        try:
+            request = msgspec.json.decode(message.command, type=dict[str, Any])
+            self._act_of(request)(request, reply)
+        except (CommandError, msgspec.DecodeError) as error:
+            reply({"error": str(error)})
+
+    def _act_of(self, request: dict[str, Any]) -> Command:
+        command = self._acts.get(str(request.get("command")))
+        if command is None or not self._config.admin.actions:
+            raise CommandError("an administration page may not do this", EXIT_USAGE)
+        if request["command"] == "drain" and request.get("worker") is None:
+            raise CommandError("name the worker: an administration page does not end the server", EXIT_USAGE)
+        return command
 
     def _while_running(self, command: Command) -> Command:
         """Return a command that is refused while the server starts or ends."""

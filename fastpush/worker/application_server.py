@@ -262,20 +262,35 @@ class ApplicationServer:
         frame = data_frame(data)
         if len(frame) > MESSAGE_BYTES_MAX:
             raise ValueError(f"a message has at most {MESSAGE_BYTES_MAX} bytes, found {len(frame)}")
-        body = encode_publication(keys, event, frame, taken_seconds=monotonic(), spared=spared, keep=keep)
-        return self._hand_over(self._bus.publish, body)
+        taken = monotonic()
+        body = encode_publication(keys, event, frame, taken_seconds=taken, spared=spared, keep=keep)
+        outgoing = Outgoing(self._on_unseen)
+        payload = data.encode() if isinstance(data, str) else data
+
+        def on_result(status: int, sent: int, unconfirmed: int, position: Position) -> None:
+            if status == Status.DONE:
+                remember = self._environment.notebook.remember
+                remember("application", keys, event.decode(), payload, taken, sent, unconfirmed)
+            outgoing.on_result(status, sent, unconfirmed, position)
+
+        self._hand_over(self._bus.publish, body, on_result, outgoing)
+        return outgoing
 
     def _close(self, kind: str, name: str, code: int, reason: str) -> Outgoing:
         close_frame(code, reason)  # refuses what the workers could not send
-        return self._hand_over(self._bus.order, orjson.dumps([f"close_{kind}", name, self.path, code, reason]))
-
-    def _hand_over(self, ask: Callable[[bytes, OnResult], None], body: bytes) -> Outgoing:
         outgoing = Outgoing(self._on_unseen)
+        body = orjson.dumps([f"close_{kind}", name, self.path, code, reason])
+        self._hand_over(self._bus.order, body, outgoing.on_result, outgoing)
+        return outgoing
+
+    @staticmethod
+    def _hand_over(
+        ask: Callable[[bytes, OnResult], None], body: bytes, on_result: OnResult, outgoing: Outgoing
+    ) -> None:
         try:
-            ask(body, outgoing.on_result)
+            ask(body, on_result)
         except BusUnavailable as error:
             outgoing.fail(str(error))
-        return outgoing
 
     async def _ask(self, kind: int, body: bytes) -> bytes:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()

@@ -81,6 +81,9 @@ class ClientHost:
     def cancel(self, client: Client) -> None:
         self._environment.wheel.cancel(client)
 
+    def note_refusal(self, connection: Connection, code: int, error: Exception, channel: str) -> None:
+        self._environment.notebook.turned_down(connection, code, error, channel)
+
     def connections(self, user: str | None = None) -> Iterable[Any]:
         environment = self._environment
         found = environment.connections.values() if user is None else environment.hub.connections(user, None)

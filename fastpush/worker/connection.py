@@ -130,6 +130,7 @@ class Connection(Sender):
         self.due = -1
         self._transport = self.writable = self._queue = self._room = None
         self.descriptor = -1
+        self.worst_queued_bytes = 0
         self._codec: Codec | None = None  # while a frame is incomplete
         self._reader: MessageReader | None = None
         self._rate: TokenBucket | None = None  # of the client's messages, from the first on
@@ -151,7 +152,10 @@ class Connection(Sender):
     def user(self, user: str) -> None:
         if self.groups and user != self._user:
             raise AttributeError("the user of a connection cannot be changed: its token says who it is")
+        is_first = user and not self._user
         self._user = user
+        if is_first:
+            self.environment.notebook.opened(self)
 
     # -- opening ---------------------------------------------------------------
 
@@ -302,7 +306,7 @@ class Connection(Sender):
     def _on_close_frame(self, payload: bytes) -> None:
         """Answer with the same code and no reason, an empty one with an empty one, and end the connection."""
         code, reason = close_payload(payload)
-        self._leave(code or 1005, reason)
+        self._leave(code or 1005, reason, "client")
         self._give_up_queue("lost")
         self._write(close_frame(code))
         self._transport.close()
@@ -310,7 +314,7 @@ class Connection(Sender):
     def eof_received(self) -> bool:
         """The client has closed its end of the TCP connection: without a close frame it is gone."""
         if self.state == State.OPEN:
-            self._leave(1006)
+            self._leave(1006, "no close frame", "network")
             self._give_up_queue("lost")
         return False
 
@@ -563,12 +567,16 @@ class Connection(Sender):
 
     # -- closing ---------------------------------------------------------------
 
-    def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
-        """Leave all groups, send a close frame behind what was queued, wait for the client's; again does nothing."""
+    def close(self, code: int = CloseCode.NORMAL, reason: str = "", by: str = "server") -> None:
+        """Leave all groups, send a close frame behind what was queued, wait for the client's; again does nothing.
+
+        by: see insight.Note.
+        """
         if self.state != State.OPEN:
             return
         told = self.mount.application.close_codes.get(code, (code, reason))
         last = self._farewell(*told)  # first of all: it refuses what an application may not send
+        self.environment.notebook.closed(self, *told, by)
         if code != CloseCode.TRY_AGAIN_LATER:
             self.environment.hub.leave(self)  # while it still takes what is on its way to it
         self._leave(code, reason)
@@ -599,9 +607,14 @@ class Connection(Sender):
         else:
             self.close(CloseCode.TRY_AGAIN_LATER, "too slow")
 
-    def _leave(self, code: int, reason: str = "") -> None:
-        """Enter CLOSING: nothing is sent to this connection any more but its close frame."""
+    def _leave(self, code: int, reason: str = "", by: str = "") -> None:
+        """Enter CLOSING: nothing is sent to this connection any more but its close frame.
+
+        by: who has ended it, where that is not noted yet.
+        """
         environment = self.environment
+        if by:
+            environment.notebook.closed(self, code, reason, by)
         self.state = State.CLOSING
         self.writable = None
         self.close_code = code
@@ -615,7 +628,7 @@ class Connection(Sender):
 
     def _abort(self, reason: str) -> None:
         if self.state == State.OPEN:
-            self._leave(1006)
+            self._leave(1006, reason, "server")
         log.debug("aborted", extra=fields(connection=self.id, reason=reason))
         if self._transport is not None:
             self._transport.abort()
@@ -624,7 +637,7 @@ class Connection(Sender):
         """The TCP connection is gone: forget everything about it, whatever the way."""
         environment = self.environment
         if self.state == State.OPEN:
-            self._leave(1006)
+            self._leave(1006, "no close frame" if exc is None else str(exc), "network")
         self.state = State.CLOSED
         environment.wheel.cancel(self)
         environment.connections.pop(self.serial, None)

@@ -13,6 +13,7 @@ from fastpush.config import Config, Connections, Limits
 from fastpush.fanout import Hub
 from fastpush.log import fields
 from fastpush.metrics import Counters
+from fastpush.worker.notebook import Notebook
 from fastpush.worker.timers import TimerWheel, ticks
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Environment:
     opening_ns: while a connection is being opened, the time of CLOCK_MONOTONIC before it was answered; else 0.
     spawn: runs a coroutine in the background.  head_ticks, register_ticks: times for a request, and for a handshake.
     id_prefix, serials: what the ids of its connections are made of.
+    notebook: what operators are told of its connections.
     """
 
     number: int
@@ -114,6 +116,7 @@ class Environment:
     head_ticks: int = field(init=False)
     register_ticks: int = field(init=False)
     id_prefix: str = field(init=False)
+    notebook: Notebook = field(init=False)
     serials: Iterator[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -121,6 +124,7 @@ class Environment:
         # With a serial number it is a UUID of version 8 (RFC 9562): random a process, not a connection.
         self.id_prefix = f"{secrets.token_hex(6)}8{secrets.token_hex(2)[1:]}8{secrets.token_hex(2)[1:]}"
         self.serials = itertools.count(1)
+        self.notebook = Notebook(self.number, self.config.admin)
 
     def configure(self, config: Config) -> None:
         """Go by `config` from now on."""

@@ -179,10 +179,10 @@ class EventStream(Connection):
 
     # -- closing -----------------------------------------------------------------
 
-    def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+    def close(self, code: int = CloseCode.NORMAL, reason: str = "", by: str = "server") -> None:
         """Leave all groups, and end the stream behind what was queued; again does nothing."""
         was_open = self.is_open
-        super().close(code, reason)
+        super().close(code, reason, by)
         transport = self._transport
         if was_open and transport is not None and not transport.is_closing():
             transport.write_eof()

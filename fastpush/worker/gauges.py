@@ -1,6 +1,7 @@
 """What a worker measures of itself: the snapshot that it leaves with the broker, and its figures by the second."""
 
 import gc
+import os
 import time
 from time import perf_counter
 from typing import Any
@@ -39,13 +40,15 @@ class CollectorPauses:
 class Gauges:
     """A worker's snapshot: every figure of metrics.WORKER_METRICS, but for what only the broker knows.
 
+    slot: of the worker's listeners; `measured_seconds` is CLOCK_MONOTONIC: what the broker makes rates of.
     second_deliveries, second_writes: of the last second; the gathering factor is made of them.
     """
 
-    def __init__(self, environment: Environment, services: Services, bus: BusClient) -> None:
+    def __init__(self, environment: Environment, services: Services, bus: BusClient, slot: int) -> None:
         self._environment = environment
         self._services = services
         self._bus = bus
+        self._named = {"slot": slot, "pid": os.getpid()}
         self._pauses = CollectorPauses(environment.counters)
         self._pauses.start()
         self._started_seconds = round(time.time(), 3)
@@ -84,6 +87,8 @@ class Gauges:
             "start_time_seconds": self._started_seconds,
             "second_deliveries": self._second_deliveries,
             "second_writes": self._second_writes,
+            "measured_seconds": round(time.monotonic(), 6),
+            **self._named,
         }
         if services.tls is not None:
             gauges["tls_expires_at"] = services.tls.expires_at

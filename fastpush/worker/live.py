@@ -62,13 +62,14 @@ def take_over(
     config = prepared.config
     limits = config.limits
     environment.configure(config)
+    environment.notebook.configure(config.admin)
     environment.send_queues.limit(limits.worker_send_bytes)
     environment.hub.configure(config.fanout, config.compression)
     push.token_auth, push.limits = prepared.token_auth, limits
     clients.token_auth, clients.service.limits = prepared.token_auth, limits
     clients.configure(config)
     services.configure(config, prepared.token_auth, prepared.push_auth)
-    services.push_service.limits = limits
+    services.push_service.limit(limits)
     services.overload.limit(limits, services.now())
     services.admission.limit(limits)
     if services.tls is not None and prepared.tls is not None:

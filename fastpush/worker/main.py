@@ -37,6 +37,7 @@ from fastpush.memory import Trimmer
 from fastpush.metrics import Counters
 from fastpush.protocol import control
 from fastpush.protocol.bus import split_connection_number
+from fastpush.protocol.insight import pack_notes
 from fastpush.worker.admission import Admission
 from fastpush.worker.application_server import ApplicationServer
 from fastpush.worker.client_mount import CLIENT_PATH, ClientHost, ClientMount, client_handler
@@ -49,6 +50,7 @@ from fastpush.worker.inspection import connections
 from fastpush.worker.live import Prepared, prepare, take_over, tell_connections
 from fastpush.worker.membership import Memberships
 from fastpush.worker.mount import Mount, PushMount, applications
+from fastpush.worker.operators import Operators
 from fastpush.worker.orders import Orders
 from fastpush.worker.overload import Overload
 from fastpush.worker.services import Services
@@ -114,7 +116,7 @@ class Worker:
             send_queues=SendQueues(config.limits.worker_send_bytes, self._hub),
         )
         self._memberships = self._bus.members = Memberships(self._environment, self._bus, lambda: self._services.mounts)
-        self._orders = Orders(self._environment, self._memberships, lambda: self._clients)
+        self._orders = Orders(self._environment, self._memberships, lambda: self._clients, self._leave_notes)
 
     async def serve(self) -> int:
         """Startup, main loop, shutdown."""
@@ -133,9 +135,10 @@ class Worker:
         self._channel = Channel(self._context.channel, self._on_control, self._on_orphaned)
         self._inspector = Inspector(self._channel.send, {"connections": partial(connections, self._environment)})
         self._inspector.open()
+        self._operators = Operators(self._bus, self._channel.send)
         self._channel.open()
         self._services = services = self._build_services(loop)
-        api = ServerApi(self._clients)
+        api = ServerApi(self._clients, services.push_service.admits)
         services.lean |= {f"{API_PATH}/publish": api.publish, f"{API_PATH}/broadcast": api.broadcast}
         services.app = HttpApp(
             self._config,
@@ -155,7 +158,7 @@ class Worker:
         )
         await services.app.start()
         self._channel.beat(lambda: beat_seconds(self._environment.config), self._figures)
-        self._gauges = Gauges(self._environment, services, self._bus)
+        self._gauges = Gauges(self._environment, services, self._bus, self._context.slot)
         self._bus.start()
         await _any_of(self._bus.welcomed, self._draining)
         tune_collector()
@@ -168,7 +171,13 @@ class Worker:
         self._current = prepared = prepare(config, environment.counters, self._on_auth_exhausted)
         admission = Admission(config.limits, self._bus, environment.connections)
         environment.release = admission.release
-        push_service = PushService(config.limits, environment.counters, publish=self._publish, drop=self._drop)
+        push_service = PushService(
+            config.limits,
+            environment.counters,
+            publish=self._publish,
+            drop=self._drop,
+            remember=environment.notebook.remember,
+        )
         services = Services(
             environment=environment,
             push_service=push_service,
@@ -183,7 +192,8 @@ class Worker:
         )
         environment.spawn = services.spawn
         services.configure(config, prepared.token_auth, prepared.push_auth)
-        self._push = Push(self._hub, config.limits, environment.counters, prepared.token_auth, admission)
+        refused = environment.notebook.turned_down
+        self._push = Push(self._hub, config.limits, environment.counters, prepared.token_auth, admission, refused)
         path = config.server.websocket_path
         self._clients = self._build_clients(config, prepared.token_auth, admission)
         mounts = applications(config, self._serve_application)
@@ -199,7 +209,7 @@ class Worker:
 
     def _build_clients(self, config: Config, token_auth: TokenAuth, admission: Admission) -> ClientProtocol:
         return ClientProtocol(
-            ChannelService(self._bus, config.limits, self._environment.counters),
+            ChannelService(self._bus, config.limits, self._environment.counters, self._environment.notebook.remember),
             ClientHost(self._environment, self._memberships),
             self._environment.counters,
             config,
@@ -277,6 +287,8 @@ class Worker:
         self._gauges.end_second()
         self._trimmer.end_second(self._environment.counters.closes)
         self._bus.send_snapshot()
+        self._leave_notes()
+        self._environment.notebook.end_second()
 
     # -- shutdown ----------------------------------------------------------------
 
@@ -293,6 +305,7 @@ class Worker:
         left = len(self._environment.connections) + len(services.http_connections)
         log.info("drained", extra=fields(connections_left=left))
         self._bus.send_snapshot()
+        self._leave_notes()
         self._bus.close()
         await self._current.close()
         await services.app.close()
@@ -326,6 +339,8 @@ class Worker:
                 self._stop_accepting(message.slot)
             case control.Inspect():
                 self._inspector.answer(message)
+            case control.Acted():
+                self._operators.on_acted(message)
             case _:
                 log.error("unexpected message from the supervisor", extra=fields(kind=type(message).__name__))
 
@@ -425,6 +440,11 @@ class Worker:
     def _find(self, number: int) -> Connection | None:
         worker, serial = split_connection_number(number)
         return self._environment.connections.get(serial) if worker == self._context.number else None
+
+    def _leave_notes(self) -> None:
+        notebook = self._environment.notebook
+        if notebook.notes and self._bus.note(pack_notes(notebook.notes)):
+            notebook.notes.clear()
 
     def _measure(self) -> bytes:
         return self._gauges.snapshot()

@@ -1,8 +1,9 @@
 """What back-ends have every worker do with its connections, or tell of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import orjson
 
 from fastpush import __version__
@@ -10,21 +11,32 @@ from fastpush.channels.api import CHANNELS_MAX
 from fastpush.channels.client import Client
 from fastpush.channels.endpoint import ClientProtocol
 from fastpush.fanout import Hub, Receiver
+from fastpush.protocol.insight import CONNECTIONS_TOLD, Known
 from fastpush.protocol.push import channel_of, claim_name, is_channel_key
+from fastpush.worker.connection import Connection
 from fastpush.worker.environment import Environment
+from fastpush.worker.inspection import held
 from fastpush.worker.membership import Memberships
 from fastpush.worker.timers import TICK_SECONDS
 
 
 class Orders:
-    """Takes the orders and questions that come over the bus: JSON, [name, argument, …]."""
+    """Takes the orders and questions that come over the bus: JSON, [name, argument, …].
+
+    leave_notes(): sends the broker what is noted until now.
+    """
 
     def __init__(
-        self, environment: Environment, memberships: Memberships, clients: Callable[[], ClientProtocol]
+        self,
+        environment: Environment,
+        memberships: Memberships,
+        clients: Callable[[], ClientProtocol],
+        leave_notes: Callable[[], None],
     ) -> None:
         self._environment = environment
         self._memberships = memberships
         self._clients = clients
+        self._leave_notes = leave_notes
         self._orders: dict[str, Callable[..., int]] = {
             "close_user": self._close_user,
             "close_key": self._close_key,
@@ -38,6 +50,8 @@ class Orders:
             "connections": self._connections,
             "info": self._info,
             "number": self._number,
+            "why": self._why,
+            "busiest": self._environment.notebook.busiest,
         }
 
     def obey(self, body: bytes) -> int:
@@ -48,7 +62,7 @@ class Orders:
     def answer(self, body: bytes) -> bytes:
         """Answer a question."""
         name, *arguments = orjson.loads(body)
-        return orjson.dumps(self._questions[name](*arguments))
+        return msgspec.json.encode(self._questions[name](*arguments))
 
     @property
     def _hub(self) -> Hub:
@@ -117,6 +131,19 @@ class Orders:
         connection = self._environment.connections.get(serial)
         return connection.number if connection is not None and connection.id == connection_id else 0
 
+    def _why(self, user: str) -> Known:
+        """Return what this worker knows of a user; what it has noted comes before that."""
+        self._leave_notes()
+        found = self._hub.connections(user, None)
+        shown = [held(cast(Connection, connection)) for connection in found[-CONNECTIONS_TOLD:]]
+        environment = self._environment
+        return Known(
+            worker=environment.number,
+            connections=shown,
+            connections_left_out=len(found) - len(shown),
+            pushes=environment.notebook.pushes(user),
+        )
+
     def _described(self, client: Client) -> dict[str, Any]:
         connection, subscriptions = client.connection, client.session.subscriptions
         return {
@@ -168,5 +195,5 @@ async def _await(subscribed: Any) -> None:
 
 def _close(found: Sequence[Receiver], code: int, reason: str) -> int:
     for connection in found:
-        connection.close(code, reason)
+        cast(Connection, connection).close(code, reason, "back-end")
     return len(found)

@@ -39,11 +39,12 @@ class Sender(asyncio.BufferedProtocol, ABC):
     form: how it wants its messages; whether it is one of CHANNEL_FORMS is settled before the transport is taken over.
     writable, descriptor: the transport while it is open and takes more, and its socket: what a fan-out looks at;
     None and -1 with TLS.
+    worst_queued_bytes: most that has ever waited in the send queue.
     """
 
     __slots__ = (
         "_queue", "_room", "_transport", "descriptor", "environment", "form", "groups", "mount", "peer",
-        "writable",
+        "worst_queued_bytes", "writable",
     )  # fmt: skip
 
     groups: "tuple[Group, ...]"
@@ -54,6 +55,7 @@ class Sender(asyncio.BufferedProtocol, ABC):
     form: int
     writable: Any
     descriptor: int
+    worst_queued_bytes: int
     _transport: Any  # uvloop's, which is no asyncio.Transport by class
     _queue: SendQueue | ChannelQueue | None
     _room: asyncio.Future[None] | None
@@ -168,8 +170,15 @@ class Sender(asyncio.BufferedProtocol, ABC):
         return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def _enqueue(self, queue: SendQueue | ChannelQueue, frames: Sequence[bytes]) -> int:
-        if isinstance(queue, ChannelQueue):
-            return self._enqueue_by_channel(queue, frames)
+        taken = (
+            self._enqueue_by_channel(queue, frames)
+            if isinstance(queue, ChannelQueue)
+            else self._enqueue_whole(queue, frames)
+        )
+        self.worst_queued_bytes = max(self.worst_queued_bytes, queue.queued_bytes)
+        return taken
+
+    def _enqueue_whole(self, queue: SendQueue, frames: Sequence[bytes]) -> int:
         environment = self.environment
         limits = self.mount.limits
         for taken, frame in enumerate(frames):
@@ -277,6 +286,7 @@ class Sender(asyncio.BufferedProtocol, ABC):
         if queue.dropped:
             told = fields(connection=self.id, user=self.user, reason="oldest", messages=queue.dropped)
             log.info("messages dropped", extra=told)
+            self.environment.notebook.dropped(self, "oldest", queue.dropped)
 
     def _give_up_queue(self, reason: str) -> None:
         queue, self._queue = self._queue, None
@@ -295,3 +305,4 @@ class Sender(asyncio.BufferedProtocol, ABC):
                 "messages dropped",
                 extra=fields(connection=self.id, user=self.user, reason=reason, messages=len(queue)),
             )
+            environment.notebook.dropped(self, reason, len(queue))

@@ -15,7 +15,7 @@ from fastpush.http.auth import PushAuth, TokenAuth
 from fastpush.http.guard import Guard
 from fastpush.http.head import HEAD_END
 from fastpush.http.proxies import TrustedProxies, host_of
-from fastpush.http.push import Outcome, PushService, Reply, render
+from fastpush.http.push import Outcome, PushService, Reply, is_api, render
 from fastpush.http.refusals import RefusalLog
 from fastpush.http.request_id import RequestIds
 from fastpush.worker.admission import Admission
@@ -145,6 +145,8 @@ class Services:
         """
         if self.trusted_proxies:
             peer = self.trusted_proxies.client(host_of(peer), headers)
+        if path.startswith(self.environment.config.server.push_path) or is_api(path):
+            self.environment.notebook.push_refused(error, path, peer)
         self.refused_requests.add(
             error.code,
             self.now(),

@@ -275,7 +275,7 @@ class Handshake:
         code = CloseCode.TOKEN_REJECTED if is_rejected else CloseCode.TRY_AGAIN_LATER
         self._services.environment.counters.count_handshake(outcome)
         if self._http is not None:
-            self._log_refusal(self._http, outcome, code, str(error))
+            self._tell_refusal(self._http, outcome, code, error)
         taken = self._hand_over(self._services.nowhere)
         if taken is not None:
             connection, unread = taken
@@ -286,13 +286,13 @@ class Handshake:
     def _refuse_token(self, error: TokenRejected | AuthUnavailable) -> None:
         is_rejected = isinstance(error, TokenRejected)
         refusal = errors.unauthorized(str(error)) if is_rejected else errors.unavailable(str(error))
-        self._refuse(refusal, _OUTCOMES[refusal.status])
+        self._refuse(refusal, _OUTCOMES[refusal.status], error)
 
-    def _refuse(self, error: RequestError, outcome: str) -> None:
+    def _refuse(self, error: RequestError, outcome: str, cause: Exception | None = None) -> None:
         http, services = self._http, self._services
         if http is not None:
             services.environment.counters.count_handshake(outcome)
-            self._log_refusal(http, outcome, error.status, error.reason)
+            self._tell_refusal(http, outcome, error.status, cause or error)
             http.refuse_upgrade(self._answer(error))
         self._end()
 
@@ -300,9 +300,13 @@ class Handshake:
         """Return a refusal as the client is told it."""
         return error
 
-    def _log_refusal(self, http: "HttpConnection", outcome: str, code: int, reason: str) -> None:
-        described = {"peer": http.peer, "path": self._head.path, "request_id": http.request_id}
-        self._services.refusals.add(outcome, self._services.now(), **described, code=code, reason=reason)
+    def _tell_refusal(self, http: "HttpConnection", outcome: str, code: int, error: Exception) -> None:
+        """Tell log and operators."""
+        services, path = self._services, self._head.path
+        described = {"peer": http.peer, "path": path, "request_id": http.request_id}
+        services.refusals.add(outcome, services.now(), **described, code=code, reason=str(error))
+        user = "" if self._identity is None else self._identity.user
+        services.environment.notebook.refused(error, code, path, http.peer, user)
 
     def _end(self) -> None:
         """Give back what was taken for the handshake; again does nothing."""

@@ -130,7 +130,7 @@ def test_pushing_without_http() -> None:
         on_result(Status.DONE, 2, 0, NO_POSITION)
 
     outcomes: list[Outcome | RequestError] = []
-    service = PushService(Limits(), Counters(), publish=publish, drop=publish)
+    service = PushService(Limits(), Counters(), publish=publish, drop=publish, remember=lambda *_: None)
     service.push(b'{"userId": "jack", "event": "topic1", "message": "hello"}', outcomes.append)
     assert outcomes == [Outcome(sent=2, unconfirmed=0)]
     assert [(publication.event, publication.frame) for publication in published] == [(b"topic1", b"\x81\x05hello")]

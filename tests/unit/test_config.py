@@ -324,6 +324,10 @@ def test_bad_override() -> None:
         ("[push]\nauth = 'keys'\nkeys = ['a key with a space in it']", 3, "an HTTP header cannot carry"),
         ("[push]\nauth = 'python'", 2, "needs [push] callable"),
         ("[push]\nauth = 'python'\ncallable = 'a:b()'", 3, 'must have the form "package.module:function"'),
+        ("[admin]\nkey = 'short'", 2, "[admin] key: has 5 characters; needs at least 16: `openssl rand -hex 16` makes"),
+        ('[admin]\nkey = "0123456789abcdef\\n"', 2, "[admin] key: holds a character that nobody can type"),
+        ("[admin]\nkey = '0123456789abcdef'\nkey_file = 'b'", 3, "stands beside key; give only one of them"),
+        ("[admin]\nkey_file = 'missing'", 2, "missing: no such file"),
         # files that settings name
         ("[log]\nfile = '${NOPE}/x'", 2, 'found "${NOPE}/x" (string); the environment has no NOPE'),
         ("[push]\nauth = 'keys'\nkeys_file = '${CREDENTIALS_DIRECTORY}/x'", 3, "with LoadCredential="),
@@ -378,7 +382,9 @@ def test_mistake_in_file(
         ("[[application]]\nhandler = 'a:B'\npath = '/connection/uni_sse'", "the server's own pages are there"),
         ("[[application]]\nhandler = 'a:B'\npath = '/sse'", "the server's own pages are there"),
         ("[server]\npush_path = '/api'", "the server's own pages are there"),
-        ("[server]\npush_path = '/api/push'", "/sse, /assets and /api and all below these)"),
+        ("[server]\npush_path = '/api/push'", "/sse, /assets, /api and /admin and all below these)"),
+        ("[[application]]\nhandler = 'a:B'\npath = '/admin'", "the server's own pages are there"),
+        ("[server]\nwebsocket_path = '/admin/live'", "the server's own pages are there"),
         ("[server]\nwebsocket_path = '/w s'", "must consist of letters, digits and"),
         ("[server]\nwebsocket_path = '/ws?x=1'", "must consist of letters, digits and"),
         ("[server]\nwebsocket_path = '/a/../b'", "must not hold . or .. between slashes"),
@@ -412,6 +418,7 @@ def test_flood_of_mistakes_is_cut(load: Callable[..., Config]) -> None:
         "[push]\nkey = 'SECRET-SECRET'",
         "[auth.jwt]\nkey = 'SECRET-SECRET'",
         "[[auth.jwt.key]]\nsecret = ['SECRET-SECRET']",
+        "[admin]\nkey = 'SECRET-SECRET'",
         "[[auth.jwt.key]]\nsecrets = 'SECRET-SECRET'",
         "[auth]\nmode = 'jwt'\n[[auth.jwt.key]]\nsecret = 'SECRET-SECRET'",
         "push = 'SECRET-SECRET'",
@@ -680,6 +687,25 @@ def test_short_secret_in_file(load: Callable[..., Config], tmp_path: Path) -> No
     assert complaint(load, text).startswith(f"{tmp_path / 'jwt'}: [[auth.jwt.key]] number 1, secret: has 5 bytes")
     (tmp_path / "jwt").write_text("\n")
     assert ":4: [[auth.jwt.key]] number 1, secret_file: " in complaint(load, text)
+
+
+def test_operators_key_from_file(load: Callable[..., Config], tmp_path: Path) -> None:
+    """[admin] key_file is read into key without the newline at its end; a bad one is blamed on the file."""
+    (tmp_path / "key").write_text("a key of operators\n")
+    config = load("[admin]\nkey_file = 'key'")
+    assert (config.admin.key, config.admin.key_file) == ("a key of operators", "")
+    configuration.check(config)
+    (tmp_path / "key").write_text("short\n")
+    assert complaint(load, "[admin]\nkey_file = 'key'").startswith(f"{tmp_path / 'key'}: [admin] key: has 5 characters")
+    (tmp_path / "key").write_text("\n")
+    assert ":2: [admin] key_file: " in complaint(load, "[admin]\nkey_file = 'key'")
+
+
+def test_admin_changes_live(load: Callable[..., Config]) -> None:
+    """A reload takes all of [admin] over."""
+    old, new = load(""), load("[admin]\nkey = '0123456789abcdef'\nactions = true\nremember_notes = 100")
+    assert configuration.changes(old, new) == (["admin.key", "admin.actions", "admin.remember_notes"], [])
+    assert configuration.merge_live(old, new).admin == new.admin
 
 
 @pytest.mark.parametrize(

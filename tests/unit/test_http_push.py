@@ -19,7 +19,9 @@ BODY = {"userId": "jack", "event": "e", "message": "hello"}
 
 
 def service(broker: Broker, counters: Counters | None = None, **limits: int) -> PushService:
-    return PushService(Limits(**limits), counters or Counters(), publish=broker.ask, drop=broker.ask)
+    return PushService(
+        Limits(**limits), counters or Counters(), publish=broker.ask, drop=broker.ask, remember=lambda *_: None
+    )
 
 
 def waiting_broker() -> Broker:
@@ -80,6 +82,23 @@ def test_refusals_are_counted() -> None:
     broker.failure = unavailable("no broker")
     ask(service(broker, counters).push_all, {"event": "e", "message": "m"})
     assert (counters.pushes_refused, counters.pushes_unavailable) == (1, 1)
+
+
+def test_pushes_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all that are well-formed so many a second are taken, push and push all and the server API together."""
+    broker, counters, clock = waiting_broker(), Counters(), iter((100.0, *[200.0] * 4, 201.0))
+    monkeypatch.setattr("fastpush.http.push.monotonic", lambda: next(clock))
+    pushes = service(broker, counters, pushes_per_second=3)
+    ask(pushes.push, b"{")
+    ask(pushes.push, BODY)
+    ask(pushes.push_all, {"event": "e", "message": "m"})
+    assert pushes.admits()
+    (error,) = ask(pushes.push, BODY)
+    assert isinstance(error, RequestError) and (error.status, error.code) == (429, "too_many_pushes")
+    assert error.headers == (("Retry-After", "1"),)
+    assert len(broker.taken) == 2 and counters.pushes_refused == 2
+    ask(pushes.push, BODY)
+    assert len(broker.taken) == 3, "a second later"
 
 
 @pytest.mark.parametrize("size", [900, 1000, 5000])

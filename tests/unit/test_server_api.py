@@ -15,7 +15,7 @@ from fastpush.channels.namespaces import Namespaces
 from fastpush.channels.service import ChannelService
 from fastpush.config import Limits, Namespace
 from fastpush.errors import RequestError
-from fastpush.http.push import Reply
+from fastpush.http.push import PushService, Reply
 from fastpush.metrics import Counters
 from fastpush.protocol import bus
 from fastpush.protocol.bus import NO_POSITION, Gathered, Position, Status
@@ -60,9 +60,12 @@ class Back:
     def __init__(self, **limits: int) -> None:
         self.bus = Bus()
         self.replies: list[Reply | RequestError] = []
-        service = ChannelService(cast(Any, self.bus), Limits(**limits), Counters())
+        self.counters = Counters()
+        nobody = cast(Any, None)
+        pushes = PushService(Limits(**limits), self.counters, publish=nobody, drop=nobody, remember=nobody)
+        service = ChannelService(cast(Any, self.bus), Limits(**limits), self.counters, lambda *_: None)
         clients = SimpleNamespace(service=service, namespaces=Namespaces({"room": Namespace()}), call=self._call)
-        self.api = ServerApi(cast(Any, clients))
+        self.api = ServerApi(cast(Any, clients), pushes.admits)
 
     async def _call(self, connection: None, method: str, data: bytes) -> bytes:
         raise RuntimeError(method)
@@ -271,6 +274,19 @@ def test_long_results_end_a_batch(monkeypatch: pytest.MonkeyPatch, *, parallel: 
     replies = back.respond("batch", list, commands=[{"rpc": {"method": "x"}}] * 4, parallel=parallel)["replies"]
     assert [each.get("error", {}).get("code") for each in replies] == [None, None, 106, 106]
     assert len(calls) == 2
+
+
+def test_pushes_a_second() -> None:
+    """Behind [limits] pushes_per_second a publish, and a whole broadcast, is error 111, as a command of a batch too."""
+    back = Back(pushes_per_second=1)
+    back.ask("publish", **GOOD)
+    for method, request in (("publish", GOOD), ("broadcast", {"channels": ["room:1", "room:2"], "data": 1})):
+        back.ask(method, **request)
+        assert back.reply()["error"]["code"] == 111
+        back.replies.clear()
+    replies = back.respond("batch", list, commands=[{"publish": GOOD}])["replies"]
+    assert replies[0]["error"]["code"] == 111
+    assert len(back.bus.published) == 1 and back.counters.publications_refused == 3
 
 
 def test_handler_that_fails() -> None:

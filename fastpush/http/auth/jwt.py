@@ -140,9 +140,9 @@ class JwtAuth:
         kid, algorithm = unverified.kid, unverified.algorithm
         keys = self._ring.matching(kid, algorithm)
         if self._published is None or algorithm not in PUBLISHED_ALGORITHMS or self._pinned.exact(kid, algorithm):
-            return meaning(_verify(unverified, keys))
+            return self._meaning(unverified, keys, meaning)
         if keys and self._published.is_usable():
-            return meaning(_verify(unverified, keys))
+            return self._meaning(unverified, keys, meaning)
         return self._read_after_refresh(unverified, self._published, meaning)
 
     def _adopt(self, published: list[VerifyingKey]) -> None:
@@ -155,7 +155,25 @@ class JwtAuth:
         keys = self._ring.matching(unverified.kid, unverified.algorithm)
         if not keys and published.failed:
             raise AuthUnavailable("the key set that could know the token's key cannot be fetched")
-        return meaning(_verify(unverified, keys))
+        return self._meaning(unverified, keys, meaning)
+
+    def _meaning(self, unverified: _Unverified, keys: list[JwkKey], meaning: Callable[[Claims], Meaning]) -> Meaning:
+        claims = None
+        try:
+            claims = _verify(unverified, keys)
+            return meaning(claims)
+        except TokenRejected as rejected:
+            rejected.user, rejected.is_claimed = self._named(unverified), claims is None
+            raise
+
+    def _named(self, unverified: _Unverified) -> str:
+        """Return whom a token names that is not taken; "" for nobody."""
+        try:
+            claims = orjson.loads(unverified.signature.payload)
+        except orjson.JSONDecodeError:
+            return ""
+        user = self._user(claims) if isinstance(claims, dict) else None
+        return user if user is not None and len(user) <= self._name_bytes else ""
 
     def _identity(self, claims: Claims) -> Identity:
         """Check what a verified token says of itself; return whom it names."""

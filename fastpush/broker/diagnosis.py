@@ -1,0 +1,534 @@
+"""Why a user did not get it: what follows from a report, in sentences.
+
+    Why ──► Case: what the rules ask for, found once ──► RULES, each with its findings ──► the weightiest first
+
+A rule looks at one thing, and says nothing where that is not so. What a finding says stands in the report; what is
+only likely is said to be. Texts of clients stand in quotes, escaped where they hold what does not print, so that a
+finding may be shown anywhere. Times are this host's local ones. What codes mean: broker/causes.py.
+"""
+
+import difflib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import IntEnum
+from typing import NamedTuple, TypeVar
+
+from fastpush.broker.causes import LEFT, SLOW, STOPPED, Cause, drop_cause, end_of, push_advice, refusal_of
+from fastpush.errors import CloseCode
+from fastpush.protocol.client import DisconnectCode, reconnects
+from fastpush.protocol.insight import Held, Note, Push, Why
+
+Entry = TypeVar("Entry")
+
+_NAMES_SHOWN = 5
+_LENGTHS = ((172800, 86400, "days"), (7200, 3600, "h"), (120, 60, "min"))
+_PRECISE_SECONDS = 10
+_SAME_DAY_SECONDS = 43200  # what is older is told with its day
+_FRESH_TOKEN_CODES = {CloseCode.TOKEN_EXPIRED, DisconnectCode.EXPIRED, DisconnectCode.SUBSCRIPTION_EXPIRED}
+_WHO = {"client": "by the client", "server": "by this server", "back-end": "by your back-end"}
+
+
+class Weight(IntEnum):
+    """How much a finding explains of pushes that are missing now: the least number first."""
+
+    UNSURE = 0  # the user seems to be away, and the report is not complete
+    ABSENT = 1  # it is not connected, and why
+    STRANGERS = 2  # perhaps why
+    NOT_TAKEN = 3  # the last pushes were refused
+    ELSEWHERE = 4  # it is connected, and registered for something else
+    BEHIND = 5  # it does not take what it is sent
+    LOST = 6  # messages that it was owed are gone
+    AWAY = 7  # pushes came while it was not connected
+    PAST = 8  # it is over, or concerns other connections
+    WELL = 9
+
+
+class Finding(NamedTuple):
+    """seconds: when it happened; of the same weight the latest comes first."""
+
+    weight: Weight
+    seconds: float
+    text: str
+
+
+class Stay(NamedTuple):
+    """A time for which a connection of the user was open, as far as that is known."""
+
+    start: float
+    end: float
+
+
+class Case:
+    """A report, and what several rules ask of it.
+
+    user: in words.  is_here: whether it has a connection now.  refused: what clients were not let in for, or to.
+    not_taken: refused pushes.  events, channels: of its connections now.
+    """
+
+    def __init__(self, why: Why) -> None:
+        self.why = why
+        self.user = f"user {quoted(why.user)}"
+        self.is_here = bool(why.connections)
+        self.closed = [note for note in why.notes if note.kind == "closed"]
+        self.dropped = [note for note in why.notes if note.kind == "dropped"]
+        self.refused = [note for note in why.notes if note.kind == "refused" and not _is_push(note)]
+        self.not_taken = [note for note in why.notes if _is_push(note)]
+        self.events = sorted({event for held in why.connections for event in held.events})
+        self.channels = sorted({channel for held in why.connections for channel in held.channels})
+        self._stays = list(_stays(why))
+
+    @property
+    def last_end(self) -> float:
+        """When the last known connection ended; 0: none is known."""
+        return max([note.seconds for note in self.closed] + [lost.seconds for lost in self.why.lost], default=0.0)
+
+    @property
+    def last_delivered(self) -> Push | None:
+        """The last push that reached a connection."""
+        return next((push for push in reversed(self.why.pushes) if push.sent), None)
+
+    def was_here(self, seconds: float) -> bool:
+        """Tell whether the user had a connection at that time."""
+        return any(stay.start <= seconds <= stay.end for stay in self._stays)
+
+    def returned(self, seconds: float) -> float | None:
+        """Return when it next connected after that time."""
+        return min((stay.start for stay in self._stays if stay.start > seconds), default=None)
+
+    def is_last(self, seconds: float) -> bool:
+        """Tell whether what ended at that time is why the user is away."""
+        return not self.is_here and seconds >= self.last_end
+
+    def at(self, seconds: float) -> str:
+        """Return a time in words: 03:11:12 (5 s ago)."""
+        return f"{self.clock(seconds)} ({length(self.why.asked_seconds - seconds)} ago)"
+
+    def clock(self, seconds: float) -> str:
+        """Return a local time, with its day where that may be another one."""
+        is_recent = self.why.asked_seconds - seconds < _SAME_DAY_SECONDS
+        return time.strftime("%H:%M:%S" if is_recent else "%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+    def times(self, alike: Sequence[Note]) -> str:
+        """Return how often something happened, where it was more than once."""
+        return f", {len(alike)} times since {self.clock(alike[0].seconds)}" if len(alike) > 1 else ""
+
+
+def findings(why: Why) -> list[str]:
+    """Say what follows from a report, the most important first; at least one sentence.
+
+    Args: why: a report whose findings are still to come.
+    """
+    case = Case(why)
+    found = [finding for rule in RULES for finding in rule(case)]
+    found.sort(key=lambda finding: (finding.weight, -finding.seconds))
+    return [finding.text for finding in found]
+
+
+# -- who is connected ----------------------------------------------------------------
+
+
+def incomplete(case: Case) -> Iterator[Finding]:
+    """Workers that did not answer."""
+    why = case.why
+    if why.missing:
+        here = "" if case.is_here else f", and {case.user} may be connected there"
+        text = (
+            f"This report is not complete: {why.missing} of {_count(why.workers, 'worker')} did not answer{here}. Ask "
+            "again; a worker that stays silent for [server] hang_seconds is replaced, `fastpush status` shows them."
+        )
+        yield Finding(Weight.PAST if case.is_here else Weight.UNSURE, why.asked_seconds, text)
+
+
+def unknown(case: Case) -> Iterator[Finding]:
+    """Nothing tells of a connection of the user that has ended, or that was tried."""
+    why = case.why
+    if case.is_here or case.closed or case.refused or why.lost:
+        return
+    opened = [note for note in why.notes if note.kind == "opened"]
+    if opened:
+        text = f"{_capital(case.user)} connected at {case.at(opened[-1].seconds)}; how that ended is not known."
+    else:
+        text = (
+            f"{_capital(case.user)} is not connected, and no connection of it was opened, closed or refused on this "
+            f"host since {case.at(why.since_seconds)}; nothing older is known. Does its client run, does it come to this "
+            "host, and does its token name exactly this user?"
+        )
+    yield Finding(Weight.ABSENT, 0, text)
+
+
+def well(case: Case) -> Iterator[Finding]:
+    """What works: its connections, and the last push that reached it."""
+    if not case.is_here:
+        return
+    held, push = case.why.connections, case.last_delivered
+    since = min(connection.since_seconds for connection in held)
+    count = len(held) + case.why.connections_left_out
+    oldest = ", the oldest one" if count > 1 else ""
+    text = f"{_capital(case.user)} is connected: {_count(count, 'connection')}{oldest} since {case.at(since)}"
+    text += f"{_registrations(case)}."
+    if push is None:
+        text += f" No push has reached it since {case.clock(case.why.since_seconds)}."
+    else:
+        text += f" The last delivered push{_event(push.event)} came at {case.at(push.seconds)}: {_reach(push)}."
+        if not any(connection.queued_messages for connection in held):
+            text += " Nothing waits for it here: what its client made of it only the client can tell."
+    yield Finding(Weight.WELL, since, text)
+
+
+def _registrations(case: Case) -> str:
+    told = [f"registered for {_names(case.events)}"] if case.events else []
+    told += [f"in channel{'s'[: len(case.channels) > 1]} {_names(case.channels)}"] if case.channels else []
+    if not told:
+        told = [f"at {_names(sorted({held.path for held in case.why.connections}))}"]
+    return f", {' and '.join(told)}"
+
+
+def _reach(push: Push) -> str:
+    """Say whom a push reached; of one to many nobody counts each user's."""
+    took = f"{_count(push.sent, 'connection')} took it in {push.duration_ms:.1f} ms"
+    if push.users == 1:
+        return took
+    return f"it went to {'everybody' if push.users == 0 else f'{push.users} users'}: {took}"
+
+
+# -- how connections ended ------------------------------------------------------------
+
+
+def ended(case: Case) -> Iterator[Finding]:
+    """Connections that were closed: the last one of each kind."""
+    for alike in _grouped(case.closed, lambda note: (end_of(note), note.code, note.by)):
+        note = alike[-1]
+        end, is_last, waited = end_of(note), case.is_last(note.seconds), _waited(case, note)
+        if end is LEFT and not is_last:
+            continue  # it left, and is here again: nothing to explain
+        who = f" {_WHO[note.by]}" if note.by in _WHO else ""
+        reason = f", {quoted(note.reason)}" if note.reason else ""
+        text = (
+            f"A connection of {case.user}{_place(note)} was closed{who} at {case.at(note.seconds)}{case.times(alike)}, "
+            f"with {note.code}{reason}: {end.why}.{_lost(waited)}{_return(case, note.seconds, note.code, end)}"
+        )
+        if end.advice and (is_last or end is not STOPPED):
+            text += f" {end.advice}"
+        weight = Weight.LOST if end is SLOW or waited else Weight.PAST
+        yield Finding(Weight.ABSENT if is_last else weight, note.seconds, text)
+
+
+def killed(case: Case) -> Iterator[Finding]:
+    """Workers that ended without a drain."""
+    for lost in case.why.lost:
+        text = (
+            f"worker-{lost.worker} ended without a drain, killed or crashed, at {case.at(lost.seconds)}, and with it "
+            f"the connections of {case.user} there and what was on its way to them. The log says more of that worker."
+            f"{_return(case, lost.seconds)}"
+        )
+        yield Finding(Weight.ABSENT if case.is_last(lost.seconds) else Weight.PAST, lost.seconds, text)
+
+
+def _return(case: Case, seconds: float, code: int = 1006, end: Cause | None = None) -> str:
+    """Say whether the user came back after that time, and whether its client should have."""
+    back = case.returned(seconds)
+    if back is not None:
+        missed = sum(_reached_nobody(push) and seconds <= push.seconds <= back for push in case.why.pushes)
+        meanwhile = f", and {_count(missed, 'push', 'pushes')} meanwhile reached nobody" if missed else ""
+        return f" It connected again {length(back - seconds)} later{meanwhile}."
+    if case.is_here:
+        return " It has other connections that are open."
+    if end is LEFT:
+        return " It has not come back since."
+    if code in _FRESH_TOKEN_CODES:
+        return " It has not come back since; its client should, with a fresh token."
+    if not reconnects(code):
+        return f" It has not come back since: after {code} clients do not by themselves."
+    return " It has not come back since, though clients should: does this one connect again, and to this host?"
+
+
+def _waited(case: Case, note: Note) -> int:
+    """Count the messages that waited for a connection when it was closed, and were never written."""
+    drops = [drop for drop in case.dropped if drop.connection == note.connection]
+    return sum(drop.messages for drop in drops if drop.reason in {"slow", "lost"})
+
+
+def _lost(waited: int) -> str:
+    return f" {_count(waited, 'message')} that waited for it {_were(waited)} not delivered." if waited else ""
+
+
+# -- who was not let in ----------------------------------------------------------------
+
+
+def refused(case: Case) -> Iterator[Finding]:
+    """Connections and registrations that were refused, of the user or in its name."""
+    alike_by = _grouped(
+        case.refused, lambda note: (note.is_claimed, bool(note.connection), note.what, refusal_of(note))
+    )
+    for alike in alike_by:
+        note = alike[-1]
+        cause = refusal_of(note)
+        who = f"A client whose token says {case.user}" if note.is_claimed else _capital(case.user)
+        wanted = f"did not get {quoted(note.what)}" if note.what else "was not let in"
+        text = (
+            f"{who} {wanted} at {case.at(note.seconds)}{case.times(alike)}{_place(note)}, because {cause.why}"
+            f"{_answer(note)}. {cause.advice}"
+        )
+        if note.is_claimed:
+            text += " Nobody vouches for what that token says: it need not have been this user."
+        back = case.returned(note.seconds)
+        if back is not None:
+            text += f" {_capital(case.user)} was let in {length(back - note.seconds)} later."
+        is_without = note.what != "" and note.what not in case.events and note.what not in case.channels
+        weight = Weight.ELSEWHERE if case.is_here and note.connection and is_without else Weight.PAST
+        yield Finding(weight if case.is_here or back is not None else Weight.ABSENT, note.seconds, text)
+
+
+def strangers(case: Case) -> Iterator[Finding]:
+    """Where no refusal tells why the user is away: clients whose user nobody knows."""
+    if case.is_here or case.refused:
+        return
+    clients = [note for note in case.why.strangers if not _is_push(note) and note.seconds >= case.last_end]
+    for alike in _grouped(clients, refusal_of):
+        note, cause = alike[-1], refusal_of(alike[-1])
+        peers = sorted({each.peer.rpartition(":")[0] for each in alike})
+        text = (
+            f"{_count(len(alike), 'time')} a client whose user is not known was refused on this host, the last time at "
+            f"{case.at(note.seconds)}{_path(note)}, because {cause.why}{_answer(note)}; from "
+            f"{_names(peers, quote=False)}. This may have been {case.user}. {cause.advice}"
+        )
+        yield Finding(Weight.STRANGERS, note.seconds, text)
+
+
+# -- pushes ------------------------------------------------------------------------------
+
+
+def not_taken(case: Case) -> Iterator[Finding]:
+    """Pushes to the user that were refused."""
+    for alike in _grouped(case.not_taken, lambda note: note.code):
+        note = alike[-1]
+        text = (
+            f"A push to {case.user}{_event(note.what)} was refused at {case.at(note.seconds)}{case.times(alike)}"
+            f"{_answer(note)}. {push_advice(note)}"
+        )
+        yield Finding(_weight_of_push(case, note), note.seconds, text)
+
+
+def unread(case: Case) -> Iterator[Finding]:
+    """Pushes that were refused before anybody knew for whom they were."""
+    for alike in _grouped(filter(_is_push, case.why.strangers), lambda note: note.code):
+        note = alike[-1]
+        text = (
+            f"A push was refused at {case.at(note.seconds)}{case.times(alike)}, before anybody knew for whom it was"
+            f"{_answer(note)}: it may have been for {case.user}. {push_advice(note)}"
+        )
+        yield Finding(_weight_of_push(case, note), note.seconds, text)
+
+
+def _weight_of_push(case: Case, note: Note) -> Weight:
+    delivered = case.last_delivered
+    return Weight.LOST if delivered is not None and delivered.seconds > note.seconds else Weight.NOT_TAKEN
+
+
+def unconfirmed(case: Case) -> Iterator[Finding]:
+    """Pushes that not all workers have counted."""
+    pushes = [push for push in case.why.pushes if push.outcome == "unconfirmed"]
+    if pushes:
+        push = pushes[-1]
+        text = (
+            f"The push{_event(push.event)} at {case.at(push.seconds)} was not counted in time by "
+            f"{_count(push.unconfirmed, 'worker')} ([bus] confirm_ms): nobody knows whether {case.user} got it there. "
+            "`fastpush top` shows workers that are behind."
+        )
+        yield Finding(Weight.LOST, push.seconds, text)
+
+
+def elsewhere(case: Case) -> Iterator[Finding]:
+    """Pushes to events that the user was not registered for, while it was connected."""
+    pushes = [push for push in case.why.pushes if push.source == "push" and _passed_by(case, push)]
+    for alike in _grouped(pushes, lambda push: push.event):
+        push = alike[-1]
+        count = f"{len(alike)} pushes" if len(alike) > 1 else "A push"
+        last = ", the last one" if len(alike) > 1 else ""
+        text = (
+            f"{count} to {case.user} with event {quoted(push.event)}{last} at {case.at(push.seconds)} reached none of "
+            f"its connections: none was registered for that event. {_registered_for(case, push.event)}"
+        )
+        yield Finding(Weight.AWAY if push.event in case.events else Weight.ELSEWHERE, push.seconds, text)
+
+
+def _passed_by(case: Case, push: Push) -> bool:
+    """Tell whether a push went past the user's connections."""
+    if push.users == 1:
+        return _reached_nobody(push) and case.was_here(push.seconds)
+    # Of a push to several nobody knows whom it reached: what the connections are registered for now has to tell.
+    is_whole = not (case.why.connections_left_out or case.why.missing or any(map(_is_cut, case.why.connections)))
+    is_known = push.event in case.events or any(push.event == held.path for held in case.why.connections)
+    return push.users > 1 and is_whole and not is_known and case.is_here and case.was_here(push.seconds)
+
+
+def _registered_for(case: Case, event: str) -> str:
+    if event in case.events:
+        return "It has registered for it since."
+    if case.events:
+        return f"It is registered for {_names(case.events)}{_hint(event, case.events)}."
+    channels = " POST /api/publish reaches its channels, not POST /push." if case.channels else ""
+    return f"It is registered for no event now.{channels}"
+
+
+def _hint(event: str, events: Sequence[str]) -> str:
+    """Name the event that was probably meant."""
+    for meant in events:
+        if meant.casefold() == event.casefold():
+            return f": {quoted(meant)} differs in upper and lower case only"
+        if meant.strip() == event.strip():
+            return f": {quoted(meant)} differs in spaces only"
+    near = difflib.get_close_matches(event, events, n=1)
+    return f"; was {quoted(near[0])} meant?" if near else ""
+
+
+def away(case: Case) -> Iterator[Finding]:
+    """Pushes that came while the user was not connected."""
+    pushes = [push for push in case.why.pushes if _reached_nobody(push) and not case.was_here(push.seconds)]
+    if not pushes:
+        return
+    last, count = pushes[-1], len(pushes)
+    text = (
+        f"{_count(count, 'push', 'pushes')} to {case.user} came while it was not connected and reached nobody, "
+        f"{'the last one ' if count > 1 else ''}at {case.at(last.seconds)}{_event(last.event)}. Pushes are not kept for "
+        "who is away; channels with history_messages keep theirs (docs/channels.md)."
+    )
+    back = case.returned(last.seconds)
+    if back is not None:
+        text += f" It connected {length(back - last.seconds)} later."
+    yield Finding(Weight.AWAY, last.seconds, text)
+
+
+# -- slow clients --------------------------------------------------------------------------
+
+
+def dropped(case: Case) -> Iterator[Finding]:
+    """Messages that were owed to a connection and not written, but for those that `ended` tells of."""
+    told = {note.connection for note in case.closed}
+    notes = [note for note in case.dropped if note.reason in {"oldest", "latest"} or note.connection not in told]
+    for alike in _grouped(notes, lambda note: note.reason):
+        note, messages = alike[-1], sum(each.messages for each in alike)
+        text = (
+            f"{_count(messages, 'message')} for {case.user} {_were(messages)} dropped by {case.at(note.seconds)}"
+            f"{case.times(alike)}{_place(note)}: {drop_cause(note)}. {SLOW.advice.partition(', and slow_policy')[0]}."
+        )
+        yield Finding(Weight.LOST, note.seconds, text)
+
+
+def behind(case: Case) -> Iterator[Finding]:
+    """Connections that messages wait for."""
+    for held in case.why.connections:
+        if held.queued_messages:
+            verb = "waits" if held.queued_messages == 1 else "wait"
+            gone = f", and {_count(held.dropped_messages, 'message')} had to make room" if held.dropped_messages else ""
+            text = (
+                f"{_count(held.queued_messages, 'message')} ({held.queued_bytes:,} bytes) {verb} for {case.user} at its "
+                f"connection from {held.peer} (worker-{held.worker}){gone}: it does not take them as fast as they come. "
+                f"It last showed a sign of life {length(held.heard_seconds_ago)} ago. Is its network slow, or its page or "
+                "device asleep?"
+            )
+            yield Finding(Weight.BEHIND, case.why.asked_seconds, text)
+
+
+RULES: tuple[Callable[[Case], Iterable[Finding]], ...] = (
+    incomplete, unknown, ended, killed, refused, strangers, not_taken, unread, unconfirmed, elsewhere, away, dropped,
+    behind, well,
+)  # fmt: skip
+
+
+# -- what notes and pushes say ---------------------------------------------------------------
+
+
+def _is_push(note: Note) -> bool:
+    return note.kind == "refused" and note.by == "back-end"
+
+
+def _is_cut(held: Held) -> bool:
+    """Tell whether a connection has keys that are not told in full."""
+    names = (*held.events, *held.channels)
+    return held.keys > len(names) or any(name.endswith("…") for name in names)
+
+
+def _reached_nobody(push: Push) -> bool:
+    """Tell whether a push to one user alone has reached no connection."""
+    return push.users == 1 and not push.sent and push.outcome == "delivered"
+
+
+def _stays(why: Why) -> Iterator[Stay]:
+    """Give the times for which connections were open. A beginning that is forgotten was before all that is known."""
+    opened = {note.connection: note for note in why.notes if note.kind == "opened"}
+    ends = {note.connection: note.seconds for note in why.notes if note.kind == "closed"}
+    for held in why.connections:  # by message a client may say late who it is
+        yield Stay(opened[held.id].seconds if held.id in opened else held.since_seconds, float("inf"))
+    for connection, end in ends.items():
+        yield Stay(opened[connection].seconds if connection in opened else 0.0, end)
+    known = ends.keys() | {held.id for held in why.connections}
+    died = {lost.worker: lost.seconds for lost in why.lost}
+    unseen = float("inf") if why.missing or why.connections_left_out else 0.0  # it may be open still
+    for connection, note in opened.items():
+        if connection not in known:
+            yield Stay(note.seconds, died.get(note.worker, max(unseen, note.seconds)))
+
+
+def _grouped(entries: Iterable[Entry], key: Callable[[Entry], object]) -> list[list[Entry]]:
+    """Return entries that are alike together, in their order."""
+    groups: dict[object, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(key(entry), []).append(entry)
+    return list(groups.values())
+
+
+# -- words -----------------------------------------------------------------------------------
+
+
+def quoted(text: str) -> str:
+    """Return `text` in quotes, escaped where it holds what does not print."""
+    return f'"{text}"' if text.isprintable() else json.dumps(text)
+
+
+def length(seconds: float) -> str:
+    """Return a duration in words: 0.4 s, 12 s, 5 min."""
+    for least, unit_seconds, unit in _LENGTHS:
+        if seconds >= least:
+            return f"{seconds / unit_seconds:.0f} {unit}"
+    return f"{max(seconds, 0):.1f} s" if seconds < _PRECISE_SECONDS else f"{seconds:.0f} s"
+
+
+def _count(number: int, noun: str, nouns: str = "") -> str:
+    """Return "1 push", "2 pushes"."""
+    return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _names(names: Sequence[str], *, quote: bool = True) -> str:
+    shown = [quoted(name) if quote else name for name in names[:_NAMES_SHOWN]]
+    left = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {left} more" if left else "")
+
+
+def _event(event: str) -> str:
+    return f" with event {quoted(event)}" if event else ""
+
+
+def _path(note: Note) -> str:
+    return f" on {note.path if note.path.isprintable() else quoted(note.path)}" if note.path else ""
+
+
+def _place(note: Note) -> str:
+    peer = f" from {note.peer}" if note.peer else ""
+    return f"{peer}{_path(note)} (worker-{note.worker})"
+
+
+def _answer(note: Note) -> str:
+    """Return what was answered, and why."""
+    told = [str(note.code)] if note.code else []
+    told += [note.reason if note.reason.isprintable() else quoted(note.reason)] if note.reason else []
+    return f" ({': '.join(told)})" if told else ""

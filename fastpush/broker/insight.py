@@ -1,0 +1,201 @@
+"""What the broker tells operators: why a user got something or not, what the host is doing, and traces.
+
+Questions and answers are those of protocol/insight.py. What only workers know is asked of all of them at that moment;
+one that does not answer in time is counted as missing. No I/O; time is told.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+import orjson
+
+from fastpush import __version__
+from fastpush.broker.diagnosis import findings
+from fastpush.broker.inquiries import Inquiries, Inquiry
+from fastpush.broker.peer import NO_LINK, Peer
+from fastpush.config import Config
+from fastpush.errors import FastpushError
+from fastpush.protocol import bus
+from fastpush.protocol.insight import (
+    BUSIEST_TOLD,
+    BUSY_SECONDS,
+    CONNECTIONS_TOLD,
+    LIVE_CHANNEL,
+    PUSHES_TOLD,
+    Busy,
+    Known,
+    Note,
+    Point,
+    Top,
+    Why,
+    WorkerFigures,
+)
+from fastpush.protocol.push import channel_key, is_user_key, parse_user_key
+from fastpush.state.journal import Journal, LostWorkers
+from fastpush.state.series import Series
+
+log = logging.getLogger("fastpush.broker")
+
+LIVE_KEY = channel_key(LIVE_CHANNEL)
+
+OnAnswer = Callable[[bytes], None]
+"""Takes an answer: an object in JSON."""
+
+
+class Unanswerable(FastpushError):
+    """A question is wrong, or cannot be answered now; its text says why."""
+
+
+class Insight:
+    """Remembers, measures and answers.
+
+    peers():       the workers that are connected.  snapshots(): the last figures of each worker, by process.
+    departed():    the sums of the counters of ended workers.
+    inquiries:     asks the workers.
+    wall_clock:    returns Unix time.
+    publish_live(top): sends a Top to whoever watches.  is_watched(): whether anybody does.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        peers: Callable[[], Iterable[Peer]],
+        snapshots: Callable[[], Mapping[int, Any]],
+        departed: Callable[[], Mapping[str, Any]],
+        inquiries: Inquiries,
+        wall_clock: Callable[[], float],
+        is_watched: Callable[[], bool],
+        publish_live: Callable[[bytes], None],
+    ) -> None:
+        admin = config.admin
+        self._actions = admin.actions
+        self._peers = peers
+        self._snapshots = snapshots
+        self._departed = departed
+        self._inquiries = inquiries
+        self._wall_clock = wall_clock
+        self._is_watched = is_watched
+        self._publish_live = publish_live
+        self._started_seconds = wall_clock()
+        self._series = Series()
+        self._point: Point | None = None
+        self._workers: list[WorkerFigures] = []
+        self.journal = Journal(admin.remember_notes, admin.remember_seconds)
+        self.lost = LostWorkers(admin.remember_seconds)
+        self._answers: dict[str, Callable[[dict[str, Any], OnAnswer], None]] = {
+            "why": self._why,
+            "top": self._top,
+            "hour": self._hour,
+        }
+
+    def configure(self, config: Config) -> None:
+        """Go by `config` from now on."""
+        self._actions = config.admin.actions
+        self.journal.limit(config.admin.remember_notes, config.admin.remember_seconds)
+        self.lost.keep_seconds = config.admin.remember_seconds
+
+    # -- what comes in -----------------------------------------------------------------
+
+    def take_notes(self, notes: Iterable[Note]) -> None:
+        """Remember what a worker has noted."""
+        for note in notes:
+            self.journal.add(note)
+
+    def on_killed(self, worker: int, keys: Iterable[bytes]) -> None:
+        """A worker that had subscribers for these keys has ended without a drain."""
+        now = self._wall_clock()
+        users = {parse_user_key(key)[0] for key in keys if is_user_key(key)}
+        self.lost.add(worker, now, users | self.journal.end_worker(worker, now))
+
+    def end_second(self) -> None:
+        """Measure the host, forget what is too old, and tell who watches."""
+        now = self._wall_clock()
+        self._point, self._workers = self._series.measure(now, self._snapshots(), self._departed())
+        self._series.append(self._point)
+        self.journal.expire(now)
+        self.lost.expire(now)
+        if self._is_watched():
+            self._top({}, lambda top: self._publish_live(b'{"top":%b}' % top))
+
+    # -- what is asked -----------------------------------------------------------------
+
+    def ask(self, body: bytes, on_answer: OnAnswer) -> None:
+        """Answer a question; `on_answer` is called once, now or later."""
+        try:
+            question = orjson.loads(body)
+            answer = self._answers.get(str(question.get("ask"))) if isinstance(question, dict) else None
+            (answer or self._refuse)(question, on_answer)
+        except (Unanswerable, orjson.JSONDecodeError) as error:
+            on_answer(orjson.dumps({"error": str(error)}))
+        except Exception as error:
+            log.exception("question failed")
+            on_answer(orjson.dumps({"error": f"the broker could not answer: {type(error).__name__}"}))
+
+    def _refuse(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
+        raise Unanswerable(f"this cannot be asked; there are {', '.join(self._answers)}")
+
+    def _why(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
+        user = question.get("user")
+        if not isinstance(user, str) or not user:
+            raise Unanswerable("user must be a text that is not empty")
+        body = orjson.dumps(["why", user])
+        self._inquiries.ask(NO_LINK, self._peers(), bus.INQUIRE, body, partial(self._tell_why, user, on_answer))
+
+    def _tell_why(self, user: str, on_answer: OnAnswer, inquiry: Inquiry) -> None:
+        now = self._wall_clock()
+        known = [msgspec.json.decode(found, type=Known) for found in inquiry.found]
+        held = sorted((held for each in known for held in each.connections), key=lambda held: held.since_seconds)
+        pushes = sorted((push for each in known for push in each.pushes), key=lambda push: push.seconds)
+        why = Why(
+            user=user,
+            asked_seconds=now,
+            since_seconds=self.journal.since(now, self._started_seconds),
+            workers=len(known) + len(inquiry.missing),
+            missing=len(inquiry.missing),
+            connections=held[-CONNECTIONS_TOLD:],
+            connections_left_out=sum(each.connections_left_out for each in known) + len(held[:-CONNECTIONS_TOLD]),
+            notes=self.journal.of(user, now),
+            strangers=self.journal.of("", now),
+            pushes=pushes[-PUSHES_TOLD:],
+            lost=self.lost.of(user, now),
+            findings=[],
+        )
+        on_answer(msgspec.json.encode(msgspec.structs.replace(why, findings=findings(why))))
+
+    def _top(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
+        self._inquiries.ask(
+            NO_LINK, self._peers(), bus.INQUIRE, b'["busiest"]', lambda inquiry: on_answer(self._tell_top(inquiry))
+        )
+
+    def _tell_top(self, inquiry: Inquiry) -> bytes:
+        found = [msgspec.json.decode(each, type=tuple[list[Busy], list[Busy]]) for each in inquiry.found]
+        if self._point is None:
+            self._point, self._workers = self._series.measure(self._wall_clock(), self._snapshots(), self._departed())
+        top = Top(
+            version=__version__,
+            point=self._point,
+            workers=self._workers,
+            users=_merged(users for users, _ in found),
+            channels=_merged(channels for _, channels in found),
+            busy_seconds=BUSY_SECONDS,
+            actions=self._actions,
+        )
+        return msgspec.json.encode(top)
+
+    def _hour(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
+        on_answer(b'{"points":%b}' % self._series.encoded())
+
+
+def _merged(told: Iterable[list[Busy]]) -> list[Busy]:
+    """Return the busiest of what all workers have told."""
+    sums: dict[str, tuple[float, float]] = {}
+    for each in told:
+        for name, pushes, deliveries in map(msgspec.structs.astuple, each):
+            before = sums.get(name, (0, 0))
+            sums[name] = before[0] + pushes, before[1] + deliveries
+    busiest = sorted(sums, key=lambda name: (sums[name][1], sums[name][0]), reverse=True)[:BUSIEST_TOLD]
+    return [Busy(name, round(sums[name][0], 1), round(sums[name][1], 1)) for name in busiest]

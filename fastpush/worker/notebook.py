@@ -1,0 +1,227 @@
+"""What a worker notes of its users' connections for operators, and remembers of the pushes that it took.
+
+Notes go to the broker, once a second and before each answer, and outlive this process there. Pushes are many: they
+stay here as plain tuples, the last ones only, delivered and others apart, so that what went well does not push out
+what did not. A push costs one `append`; all else is done when somebody asks.
+"""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from heapq import nlargest
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any, Final
+
+from fastpush.config import Admin
+from fastpush.errors import RequestError, TokenRejected
+from fastpush.protocol.insight import (
+    BUSIEST_TOLD,
+    BUSY_SECONDS,
+    PUSHES_TOLD,
+    TEXT_CHARACTERS_MAX,
+    Busy,
+    Note,
+    NoteKind,
+    Push,
+    cut,
+)
+from fastpush.protocol.push import EVERYBODY, channel_of, is_channel_key, is_user_key, parse_user_key, user_key_start
+
+if TYPE_CHECKING:
+    from fastpush.worker.sending import Sender
+
+NOTES_A_SECOND = 1000  # more are left out, and counted
+REFUSALS_A_SECOND = 100  # of clients that nobody has let in: they cost a flood nothing
+_BUSY_PUSHES = 5000  # looked at to find the busiest: a millisecond or two
+_USERS_NOTED = 10  # of a refused push
+_SHOWN_BYTES = 4 * TEXT_CHARACTERS_MAX
+
+Record = tuple[str, list[bytes], str, int, bytes | None, float, float, int, int]
+"""A push: source, routing keys, event, size and perhaps beginning of the message, when it was taken and when answered
+(CLOCK_MONOTONIC), connections reached, workers whose count is missing."""
+_KEYS: Final = 1
+_ANSWERED: Final = 6
+
+
+class Notebook:
+    """One worker's notes and pushes.
+
+    number: of the worker process.
+    delivered, undelivered: the last pushes, of those that reached somebody and whose counts are whole, and of others.
+    notes: not sent to the broker yet.  left_out: notes of this second that there were too many of.
+    """
+
+    def __init__(self, number: int, admin: Admin) -> None:
+        self.number = number
+        self.delivered: deque[Record] = deque(maxlen=admin.remember_pushes)
+        self.undelivered: deque[Record] = deque(maxlen=admin.remember_pushes)
+        self.shows_messages = admin.show_messages
+        self.notes: list[Note] = []
+        self.left_out = 0
+        self._refusals = 0
+
+    def configure(self, admin: Admin) -> None:
+        """Remember by these settings from now on."""
+        self.delivered = deque(self.delivered, admin.remember_pushes)
+        self.undelivered = deque(self.undelivered, admin.remember_pushes)
+        self.shows_messages = admin.show_messages
+
+    # -- what is noted -----------------------------------------------------------------
+
+    def opened(self, connection: "Sender") -> None:
+        """The user of a connection has become known."""
+        self._note("opened", connection)
+
+    def closed(self, connection: "Sender", code: int, reason: str, by: str) -> None:
+        """A connection ends; call it while it still has its routing keys."""
+        if connection.user:
+            what = cut(", ".join(_names(connection)))
+            self._note("closed", connection, code=code, reason=cut(reason), by=by, what=what)
+
+    def dropped(self, connection: "Sender", reason: str, messages: int) -> None:
+        """A connection was not given messages that it was owed."""
+        if connection.user:
+            self._note("dropped", connection, reason=reason, messages=messages)
+
+    def turned_down(self, connection: "Sender", code: int, error: Exception, what: str = "") -> None:
+        """An open connection was refused something: a registration, a subscription."""
+        user, is_claimed = connection.user, False
+        if not user and isinstance(error, TokenRejected):
+            user, is_claimed = error.user, error.is_claimed
+        if self._may_refuse():
+            reason = cut(str(error))
+            self._note(
+                "refused", connection, user=user, code=code, reason=reason, what=cut(what), is_claimed=is_claimed
+            )
+
+    def refused(self, error: Exception, code: int, path: str, peer: str, user: str = "") -> None:
+        """A client was not let in. user: where it was known."""
+        is_claimed = False
+        if not user and isinstance(error, TokenRejected):
+            user, is_claimed = error.user, error.is_claimed
+        if self._may_refuse():
+            self._add(
+                Note(
+                    time.time(), "refused", cut(user), self.number, path=cut(path), peer=peer, code=code,
+                    reason=cut(str(error)), is_claimed=is_claimed,
+                )
+            )  # fmt: skip
+
+    def push_refused(self, error: RequestError, path: str, peer: str) -> None:
+        """A push was not taken."""
+        for user in error.users[:_USERS_NOTED] or ("",):
+            if self._may_refuse():
+                what, reason = cut(error.event), cut(error.reason)
+                self._add(
+                    Note(
+                        time.time(), "refused", cut(user), self.number, path=cut(path), peer=cut(peer), code=error.status,
+                        reason=reason, what=what, by="back-end",
+                    )
+                )  # fmt: skip
+
+    def _note(self, kind: NoteKind, connection: "Sender", *, user: str | None = None, **told: Any) -> None:
+        self._add(
+            Note(
+                time.time(), kind, cut(connection.user if user is None else user), self.number, connection.id,
+                cut(connection.mount.path), connection.peer, **told,
+            )
+        )  # fmt: skip
+
+    def _may_refuse(self) -> bool:
+        self._refusals += 1
+        if self._refusals <= REFUSALS_A_SECOND:
+            return True
+        self.left_out += 1
+        return False
+
+    def _add(self, note: Note) -> None:
+        if len(self.notes) < NOTES_A_SECOND:
+            self.notes.append(note)
+        else:
+            self.left_out += 1
+
+    def end_second(self) -> None:
+        """Begin another second; say how many notes are missing from the last one."""
+        if self.left_out and len(self.notes) < NOTES_A_SECOND:
+            reason = f"{self.left_out} more notes within a second were left out"
+            self.notes.append(Note(time.time(), "refused", "", self.number, reason=reason))
+            self.left_out = 0
+        self._refusals = 0
+
+    # -- what is remembered ------------------------------------------------------------
+
+    def remember(
+        self, source: str, keys: list[bytes], event: str, message: bytes, taken: float, sent: int, unconfirmed: int
+    ) -> None:
+        """Remember a push that was taken, and what became of it."""
+        kept = self.delivered if sent and not unconfirmed else self.undelivered
+        shown = message[:_SHOWN_BYTES] if self.shows_messages else None
+        kept.append((source, keys, event, len(message), shown, taken, time.monotonic(), sent, unconfirmed))
+
+    def pushes(self, user: str) -> list[Push]:
+        """Return the last pushes that were addressed to a user, oldest first.
+
+        Cost: half a microsecond for each that is remembered.
+        """
+        start = user_key_start(user)
+        now, wall = time.monotonic(), time.time()
+        found: list[Record] = []
+        for kept in (self.delivered, self.undelivered):
+            found += islice((record for record in reversed(kept) if _reaches(record[_KEYS], start)), PUSHES_TOLD)
+        found.sort(key=lambda record: record[_ANSWERED])
+        return [self._told(record, wall - now) for record in found[-PUSHES_TOLD:]]
+
+    def _told(self, record: Record, offset_seconds: float) -> Push:
+        source, keys, event, size, message, taken, answered, sent, unconfirmed = record
+        to_all = keys[0] == EVERYBODY
+        return Push(
+            answered + offset_seconds, f"{source} all" if to_all else source, cut(event), size,
+            0 if to_all else len(keys), self.number, "unconfirmed" if unconfirmed else "delivered", sent, unconfirmed,
+            round((answered - taken) * 1000, 3),
+            None if message is None or not self.shows_messages else cut(message.decode(errors="replace")),
+        )  # fmt: skip
+
+    def busiest(self) -> tuple[list[Busy], list[Busy]]:
+        """Return the users and the channels that most was sent to lately, by the pushes that this worker took."""
+        now = time.monotonic()
+        pushes: defaultdict[tuple[bool, str], float] = defaultdict(float)
+        deliveries: defaultdict[tuple[bool, str], float] = defaultdict(float)
+        for kept in (self.delivered, self.undelivered):
+            newest = list(_newest(kept, now - BUSY_SECONDS))
+            seconds = now - newest[-1][_ANSWERED] if len(newest) == _BUSY_PUSHES else BUSY_SECONDS
+            for _, keys, *_, sent, _ in newest:
+                for name in filter(None, map(_name, keys)):
+                    pushes[name] += 1 / seconds
+                    deliveries[name] += sent / len(keys) / seconds
+        return _busiest(pushes, deliveries, is_user=True), _busiest(pushes, deliveries, is_user=False)
+
+
+def _names(connection: "Sender") -> Iterator[str]:
+    """Yield the events and channels that a connection is in."""
+    for group in connection.groups:
+        name = _name(group.key, of_event=True)
+        if name is not None:
+            yield name[1]
+
+
+def _name(key: bytes, *, of_event: bool = False) -> tuple[bool, str] | None:
+    """Return whether a routing key is of a user, and which user (or which event of it), or channel; None: everybody."""
+    if is_user_key(key):
+        return True, parse_user_key(key)[of_event]
+    return (False, channel_of(key)) if is_channel_key(key) else None
+
+
+def _reaches(keys: list[bytes], start: bytes) -> bool:
+    return keys[0] == EVERYBODY or any(key.startswith(start) for key in keys)
+
+
+def _newest(kept: deque[Record], since: float) -> Iterator[Record]:
+    return islice(takewhile(lambda record: record[_ANSWERED] >= since, reversed(kept)), _BUSY_PUSHES)
+
+
+def _busiest(
+    pushes: Mapping[tuple[bool, str], float], deliveries: Mapping[tuple[bool, str], float], *, is_user: bool
+) -> list[Busy]:
+    found = [name for name in pushes if name[0] is is_user]
+    most = nlargest(2 * BUSIEST_TOLD, found, key=lambda name: (deliveries[name], pushes[name]))
+    return [Busy(cut(name[1]), round(pushes[name], 1), round(deliveries[name], 1)) for name in most]
