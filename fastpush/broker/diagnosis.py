@@ -151,7 +151,7 @@ def unknown(case: Case) -> Iterator[Finding]:
     else:
         text = (
             f"{_capital(case.user)} is not connected, and no connection of it was opened, closed or refused on this "
-            f"host since {case.at(why.since_seconds)}; nothing older is known. Does its client run, does it come to this "
+            f"host since {case.at(why.since_seconds)}; nothing older is known. Does its client run and come to this "
             "host, and does its token name exactly this user?"
         )
     yield Finding(Weight.ABSENT, 0, text)
@@ -380,7 +380,7 @@ def _hint(event: str, events: Sequence[str]) -> str:
         if meant.strip() == event.strip():
             return f": {quoted(meant)} differs in spaces only"
     near = difflib.get_close_matches(event, events, n=1)
-    return f"; was {quoted(near[0])} meant?" if near else ""
+    return f"; perhaps {quoted(near[0])} was meant" if near else ""
 
 
 def away(case: Case) -> Iterator[Finding]:
@@ -391,8 +391,8 @@ def away(case: Case) -> Iterator[Finding]:
     last, count = pushes[-1], len(pushes)
     text = (
         f"{_count(count, 'push', 'pushes')} to {case.user} came while it was not connected and reached nobody, "
-        f"{'the last one ' if count > 1 else ''}at {case.at(last.seconds)}{_event(last.event)}. Pushes are not kept for "
-        "who is away; channels with history_messages keep theirs (docs/channels.md)."
+        f"{'the last one ' if count > 1 else ''}at {case.at(last.seconds)}{_event(last.event)}. Pushes are not kept "
+        "for who is away; channels with history_messages keep theirs (docs/channels.md)."
     )
     back = case.returned(last.seconds)
     if back is not None:
@@ -421,13 +421,14 @@ def behind(case: Case) -> Iterator[Finding]:
     for held in case.why.connections:
         if held.queued_messages:
             verb = "waits" if held.queued_messages == 1 else "wait"
-            gone = f", and {_count(held.dropped_messages, 'message')} had to make room" if held.dropped_messages else ""
             text = (
                 f"{_count(held.queued_messages, 'message')} ({held.queued_bytes:,} bytes) {verb} for {case.user} at its "
-                f"connection from {held.peer} (worker-{held.worker}){gone}: it does not take them as fast as they come. "
-                f"It last showed a sign of life {length(held.heard_seconds_ago)} ago. Is its network slow, or its page or "
-                "device asleep?"
+                f"connection from {held.peer} (worker-{held.worker}): it does not take them as fast as they come. It last showed a sign of life "
+                f"{length(held.heard_seconds_ago)} ago. Is its network slow, or its page or device asleep?"
             )
+            if held.dropped_messages:
+                gone = held.dropped_messages
+                text += f" {_count(gone, 'message')} {_were(gone)} dropped to make room for newer ones."
             yield Finding(Weight.BEHIND, case.why.asked_seconds, text)
 
 

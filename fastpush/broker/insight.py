@@ -36,6 +36,7 @@ from fastpush.protocol.insight import (
 from fastpush.protocol.push import channel_key, is_user_key, parse_user_key
 from fastpush.state.journal import Journal, LostWorkers
 from fastpush.state.series import Series
+from fastpush.state.sessions import Login, Sessions
 
 log = logging.getLogger("fastpush.broker")
 
@@ -55,7 +56,7 @@ class Insight:
     peers():       the workers that are connected.  snapshots(): the last figures of each worker, by process.
     departed():    the sums of the counters of ended workers.
     inquiries:     asks the workers.
-    wall_clock:    returns Unix time.
+    clock, wall_clock: return CLOCK_MONOTONIC and Unix time, in seconds.
     publish_live(top): sends a Top to whoever watches.  is_watched(): whether anybody does.
     """
 
@@ -67,6 +68,7 @@ class Insight:
         snapshots: Callable[[], Mapping[int, Any]],
         departed: Callable[[], Mapping[str, Any]],
         inquiries: Inquiries,
+        clock: Callable[[], float],
         wall_clock: Callable[[], float],
         is_watched: Callable[[], bool],
         publish_live: Callable[[bytes], None],
@@ -77,6 +79,7 @@ class Insight:
         self._snapshots = snapshots
         self._departed = departed
         self._inquiries = inquiries
+        self._clock = clock
         self._wall_clock = wall_clock
         self._is_watched = is_watched
         self._publish_live = publish_live
@@ -86,10 +89,14 @@ class Insight:
         self._workers: list[WorkerFigures] = []
         self.journal = Journal(admin.remember_notes, admin.remember_seconds)
         self.lost = LostWorkers(admin.remember_seconds)
+        self._sessions = Sessions(admin.key, admin.session_seconds)
         self._answers: dict[str, Callable[[dict[str, Any], OnAnswer], None]] = {
             "why": self._why,
             "top": self._top,
             "hour": self._hour,
+            "login": self._login,
+            "session": self._session,
+            "logout": self._logout,
         }
 
     def configure(self, config: Config) -> None:
@@ -97,6 +104,7 @@ class Insight:
         self._actions = config.admin.actions
         self.journal.limit(config.admin.remember_notes, config.admin.remember_seconds)
         self.lost.keep_seconds = config.admin.remember_seconds
+        self._sessions.configure(config.admin.key, config.admin.session_seconds)
 
     # -- what comes in -----------------------------------------------------------------
 
@@ -139,9 +147,9 @@ class Insight:
         raise Unanswerable(f"this cannot be asked; there are {', '.join(self._answers)}")
 
     def _why(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
-        user = question.get("user")
-        if not isinstance(user, str) or not user:
-            raise Unanswerable("user must be a text that is not empty")
+        user = _text(question, "user")
+        if not user:
+            raise Unanswerable("user must not be empty")
         body = orjson.dumps(["why", user])
         self._inquiries.ask(NO_LINK, self._peers(), bus.INQUIRE, body, partial(self._tell_why, user, on_answer))
 
@@ -188,6 +196,28 @@ class Insight:
 
     def _hour(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
         on_answer(b'{"points":%b}' % self._series.encoded())
+
+    def _login(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
+        outcome = self._sessions.login(_text(question, "key"), _text(question, "peer"), self._clock())
+        if isinstance(outcome, Login):
+            on_answer(orjson.dumps({"session": outcome.id, "csrf": outcome.csrf}))
+        else:
+            on_answer(orjson.dumps({"refused": outcome.reason, "retry_seconds": outcome.retry_seconds}))
+
+    def _session(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
+        csrf = self._sessions.check(_text(question, "session"), self._clock())
+        on_answer(orjson.dumps({"refused": "there is no such session"} if csrf is None else {"csrf": csrf}))
+
+    def _logout(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
+        self._sessions.logout(_text(question, "session"))
+        on_answer(b"{}")
+
+
+def _text(question: Mapping[str, Any], name: str) -> str:
+    text = question.get(name)
+    if not isinstance(text, str):
+        raise Unanswerable(f"{name} must be a text")
+    return text
 
 
 def _merged(told: Iterable[list[Busy]]) -> list[Busy]:

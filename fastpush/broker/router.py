@@ -116,6 +116,7 @@ class Router:
             snapshots=self._snapshots,
             departed=lambda: self._departed,
             inquiries=self._inquiries,
+            clock=clock,
             wall_clock=wall_clock,
             is_watched=lambda: bool(self.routes.subscribers(LIVE_KEY)),
             publish_live=self._publish_live,

@@ -125,10 +125,8 @@ class Sessions:
     def _count_wrong(self, address: str, now: float) -> None:
         self._wrong.append(now)
         known = self._addresses.pop(address, None)
-        is_new = known is None or now - known.tried_seconds >= FORGOTTEN_SECONDS
-        wrong = 1 if known is None or is_new else known.wrong + 1
-        blocked_until = now + _wait(wrong)
-        self._addresses[address] = _Address(wrong, now, blocked_until)
+        wrong = 1 if known is None or now - known.tried_seconds >= FORGOTTEN_SECONDS else known.wrong + 1
+        self._addresses[address] = _Address(wrong, now, now + _wait(wrong))
         if len(self._addresses) > ADDRESSES_MAX:
             self._addresses.popitem(last=False)
 
