@@ -31,6 +31,8 @@ from fastpush.state.rate import TokenBucket
 from fastpush.state.send_queue import ENTRY_BYTES
 
 PUBLICATION_KEYS_MAX = 65535
+_new_tuple = tuple.__new__  # what a NamedTuple's constructor ends in, at half of the cost
+_ONCE = "idempotency-key"
 ONCE_CHARACTERS_MAX = 255  # of an idempotency key
 API_PATH = "/api"  # of the server API: channels/api.py
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -110,7 +112,8 @@ class PushService:
                 body, name_bytes=limits.name_bytes, push_users=limits.push_users
             )
             keys = [protocol.user_key(user, event) for user in users]
-            self._send(keys, event, message, on_outcome, _once(b"push", headers))
+            once = _once(b"push", headers) if _ONCE in headers else b""
+            self._send(keys, event, message, on_outcome, once)
         except RequestError as error:
             error.users, error.event = users, event
             self._count_refusal(error)
@@ -120,7 +123,8 @@ class PushService:
         """Push to every registered connection; as `push`."""
         try:
             event, message = protocol.parse_push_all(body, name_bytes=self.limits.name_bytes)
-            self._send([protocol.EVERYBODY], event, message, on_outcome, _once(b"all", headers))
+            once = _once(b"all", headers) if _ONCE in headers else b""
+            self._send([protocol.EVERYBODY], event, message, on_outcome, once)
         except RequestError as error:
             self._count_refusal(error)
             raise
@@ -145,24 +149,25 @@ class PushService:
             raise too_many_pushes(self.limits.pushes_per_second)
 
         def on_result(status: int, sent: int, unconfirmed: int, _: Position) -> None:
-            outcome = _outcome(status, sent, unconfirmed)
-            if isinstance(outcome, RequestError):
-                self._fail(outcome, keys, event)
+            if status:
+                on_outcome(self._failed(status, keys, event))
+                return
+            if unconfirmed:
+                self._counters.pushes_unconfirmed += 1
             else:
-                if unconfirmed:
-                    self._counters.pushes_unconfirmed += 1
-                else:
-                    self._counters.pushes_delivered += 1
-                self._remember("push", keys, event, payload, taken, sent, unconfirmed)
-            on_outcome(outcome)
+                self._counters.pushes_delivered += 1
+            self._remember("push", keys, event, payload, taken, sent, unconfirmed)
+            on_outcome(_new_tuple(Outcome, (sent, unconfirmed)))
 
         body = encode_publication(keys, event.encode(), header, payload, taken_seconds=taken)
         self._publish(body, on_result, once)
 
-    def _fail(self, error: RequestError, keys: list[bytes], event: str) -> None:
+    def _failed(self, status: int, keys: list[bytes], event: str) -> RequestError:
+        error = _failure(status)
         error.users = tuple([protocol.parse_user_key(key)[0] for key in keys if protocol.is_user_key(key)])
         error.event = event
         self._count_refusal(error)
+        return error
 
     def _count_refusal(self, error: RequestError) -> None:
         counters = self._counters
@@ -176,7 +181,7 @@ class PushService:
 
 def _once(scope: bytes, headers: Mapping[str, str]) -> bytes:
     """Return what the broker knows a push by that may be sent twice; b"" for nothing. scope: no routing key of any."""
-    key = headers.get("idempotency-key")
+    key = headers[_ONCE]
     if not key:
         return b""
     if len(key) > ONCE_CHARACTERS_MAX or not key.isascii():
@@ -186,8 +191,11 @@ def _once(scope: bytes, headers: Mapping[str, str]) -> bytes:
 
 
 def _outcome(status: int, sent: int, unconfirmed: int) -> Outcome | RequestError:
-    if status == Status.DONE:
-        return Outcome(sent, unconfirmed)
+    return _failure(status) if status else Outcome(sent, unconfirmed)
+
+
+def _failure(status: int) -> RequestError:
+    """Return what any status but DONE is answered with."""
     if status == Status.NOT_READY:
         return unavailable("the broker, or a worker with such clients, is being replaced; nobody received the push")
     if status == Status.OVERLOADED:
