@@ -73,6 +73,10 @@ WORKER_METRICS: dict[str, Metric] = {
         "fastpush_gc_longest_pause_seconds", "gauge", "seconds", "Longest garbage collection of the last second.",
         across="max",
     ),
+    "pushes_remembered": Metric(
+        "fastpush_pushes_remembered", "gauge", "pushes",
+        "Pushes that `fastpush why` can tell of ([admin] remember_pushes bounds it).",
+    ),
     "gathering": Metric(
         "fastpush_messages_per_write", "gauge", "messages", "Gathering factor of the last second; 0: nothing written."
     ),
@@ -167,6 +171,10 @@ WORKER_METRICS: dict[str, Metric] = {
         "drops",
         ("slow", "oldest", "latest", "lost"),
     ),
+    "notes_left_out": Metric(
+        "fastpush_notes_left_out_total", "counter", "notes",
+        "What `fastpush why` is not told of users' connections because too much happened within a second.",
+    ),
     "closes": Metric("fastpush_closed_connections_total", "counter", "connections", "WebSocket connections closed."),
     "protocol_errors": Metric(
         "fastpush_protocol_errors_total", "counter", "violations", "Rules of RFC 6455 broken by clients."
@@ -217,6 +225,13 @@ BROKER_METRICS: dict[str, Metric] = {
     "idempotency_keys_forgotten": Metric(
         "fastpush_broker_idempotency_keys_forgotten_total", "counter", "keys",
         "Idempotency keys forgotten before their 5 minutes were over, for want of room.",
+    ),
+    "notes": Metric(
+        "fastpush_broker_notes", "gauge", "notes",
+        "What is remembered of users' connections for `fastpush why` ([admin] remember_notes bounds it).",
+    ),
+    "admin_sessions": Metric(
+        "fastpush_broker_admin_sessions", "gauge", "sessions", "Operators' sessions at the administration page."
     ),
     "notices": Metric(
         "fastpush_broker_notices_total", "counter", "notices", "Users who came to a channel or left it."
@@ -336,6 +351,7 @@ class Counters:
     registrations_failed: int = 0
     auth_timeouts: int = 0
     auth_stuck_calls: int = 0
+    notes_left_out: int = 0
     drops_slow: int = 0
     drops_oldest: int = 0
     drops_latest: int = 0

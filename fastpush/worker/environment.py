@@ -124,7 +124,7 @@ class Environment:
         # With a serial number it is a UUID of version 8 (RFC 9562): random a process, not a connection.
         self.id_prefix = f"{secrets.token_hex(6)}8{secrets.token_hex(2)[1:]}8{secrets.token_hex(2)[1:]}"
         self.serials = itertools.count(1)
-        self.notebook = Notebook(self.number, self.config.admin)
+        self.notebook = Notebook(self.number, self.config.admin, self.counters)
 
     def configure(self, config: Config) -> None:
         """Go by `config` from now on."""

@@ -84,6 +84,7 @@ class Gauges:
                 mount.path: round(mount.longest.value, 6) for mount in services.mounts.values()
             },
             "gc_longest_pause_seconds": round(self._pauses.longest_seconds.value, 6),
+            "pushes_remembered": environment.notebook.remembered,
             "start_time_seconds": self._started_seconds,
             "second_deliveries": self._second_deliveries,
             "second_writes": self._second_writes,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastpush.config import Admin
 from fastpush.errors import RequestError, TokenRejected
+from fastpush.metrics import Counters
 from fastpush.protocol.insight import (
     BUSIEST_TOLD,
     BUSY_SECONDS,
@@ -51,8 +52,9 @@ class Notebook:
     notes: not sent to the broker yet.  left_out: notes of this second that there were too many of.
     """
 
-    def __init__(self, number: int, admin: Admin) -> None:
+    def __init__(self, number: int, admin: Admin, counters: Counters) -> None:
         self.number = number
+        self._counters = counters
         self.delivered: deque[Record] = deque(maxlen=admin.remember_pushes)
         self.undelivered: deque[Record] = deque(maxlen=admin.remember_pushes)
         self.shows_messages = admin.show_messages
@@ -65,6 +67,11 @@ class Notebook:
         self.delivered = deque(self.delivered, admin.remember_pushes)
         self.undelivered = deque(self.undelivered, admin.remember_pushes)
         self.shows_messages = admin.show_messages
+
+    @property
+    def remembered(self) -> int:
+        """Return the number of pushes that are remembered."""
+        return len(self.delivered) + len(self.undelivered)
 
     # -- what is noted -----------------------------------------------------------------
 
@@ -131,14 +138,18 @@ class Notebook:
         self._refusals += 1
         if self._refusals <= REFUSALS_A_SECOND:
             return True
-        self.left_out += 1
+        self._leave_out()
         return False
 
     def _add(self, note: Note) -> None:
         if len(self.notes) < NOTES_A_SECOND:
             self.notes.append(note)
         else:
-            self.left_out += 1
+            self._leave_out()
+
+    def _leave_out(self) -> None:
+        self.left_out += 1
+        self._counters.notes_left_out += 1
 
     def end_second(self) -> None:
         """Begin another second; say how many notes are missing from the last one."""
