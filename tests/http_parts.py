@@ -9,6 +9,7 @@ from typing import Any, cast
 from fastpush.applications import Application, Online
 from fastpush.child import ListenerRole
 from fastpush.config import Config, Limits
+from fastpush.http.admin import AdminPages
 from fastpush.http.app import HttpApp
 from fastpush.http.auth import push_auth, token_auth
 from fastpush.http.guard import Guard
@@ -135,6 +136,13 @@ class Parts:
             served=list,
             look_up=self.look_up,
             api=cast(Any, None),
+            admin=AdminPages(
+                lambda: config,
+                lambda: self.services.trusted_proxies,
+                ask=cast(Any, None),
+                act=cast(Any, None),
+                push=service.push,
+            ),
         )
 
     def connect(self, role: ListenerRole = "all") -> tuple[HttpConnection, Pipe]:

@@ -24,7 +24,7 @@ SLOW = Cause(
     "Is its network or its page too slow, or are there too many pushes? [limits] send_queue_messages and "
     'send_queue_bytes say how much may wait, and slow_policy = "drop-oldest" keeps slow clients connected.',
 )
-DROPPED = Cause("your back-end asked for that", "Look there for POST /drop, or a disconnect of the server API.")
+DROPPED = Cause("by POST /drop, or a disconnect of the server API", "Look there for who asked for that.")
 _EXPIRED = Cause("its token had come to its end", "Does the client get a fresh token in time?")
 _REJECTED = Cause("its token was rejected", "[auth] says which tokens are good.")
 _FAILED = Cause("its application failed here", "The log has the exception (handler failed).")

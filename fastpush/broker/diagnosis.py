@@ -92,6 +92,10 @@ class Case:
         """Tell whether the user had a connection at that time."""
         return any(stay.start <= seconds <= stay.end for stay in self._stays)
 
+    def was_here_beside(self, seconds: float) -> bool:
+        """Tell whether a connection stayed when another one ended at that time."""
+        return any(stay.start <= seconds < stay.end for stay in self._stays)
+
     def returned(self, seconds: float) -> float | None:
         """Return when it next connected after that time."""
         return min((stay.start for stay in self._stays if stay.start > seconds), default=None)
@@ -227,20 +231,28 @@ def killed(case: Case) -> Iterator[Finding]:
 
 def _return(case: Case, seconds: float, code: int = 1006, end: Cause | None = None) -> str:
     """Say whether the user came back after that time, and whether its client should have."""
+    if case.was_here_beside(seconds):
+        return " Another connection of it stayed open."
     back = case.returned(seconds)
     if back is not None:
         missed = sum(_reached_nobody(push) and seconds <= push.seconds <= back for push in case.why.pushes)
         meanwhile = f", and {_count(missed, 'push', 'pushes')} meanwhile reached nobody" if missed else ""
         return f" It connected again {length(back - seconds)} later{meanwhile}."
-    if case.is_here:
-        return " It has other connections that are open."
+    unseen = next((lost.worker for lost in case.why.lost if lost.seconds > seconds), None)
+    if unseen is not None:  # what a worker noted in its last second has gone with it
+        return f" It connected again, to worker-{unseen}, before that one ended."
+    return f" It has not come back since{_expected(code, end)}"
+
+
+def _expected(code: int, end: Cause | None) -> str:
+    """Say whether clients come back after such an end."""
     if end is LEFT:
-        return " It has not come back since."
+        return "."
     if code in _FRESH_TOKEN_CODES:
-        return " It has not come back since; its client should, with a fresh token."
+        return "; its client should, with a fresh token."
     if not reconnects(code):
-        return f" It has not come back since: after {code} clients do not by themselves."
-    return " It has not come back since, though clients should: does this one connect again, and to this host?"
+        return f": after {code} clients do not by themselves."
+    return ", though clients should: does this one connect again, and to this host?"
 
 
 def _waited(case: Case, note: Note) -> int:
@@ -304,8 +316,8 @@ def not_taken(case: Case) -> Iterator[Finding]:
     for alike in _grouped(case.not_taken, lambda note: note.code):
         note = alike[-1]
         text = (
-            f"A push to {case.user}{_event(note.what)} was refused at {case.at(note.seconds)}{case.times(alike)}"
-            f"{_answer(note)}. {push_advice(note)}"
+            f"A push to {case.user}{_event(note.what)} was refused at {case.at(note.seconds)}{case.times(alike)} with "
+            f"{note.code}{_reason(note)}. {push_advice(note)}"
         )
         yield Finding(_weight_of_push(case, note), note.seconds, text)
 
@@ -315,8 +327,8 @@ def unread(case: Case) -> Iterator[Finding]:
     for alike in _grouped(filter(_is_push, case.why.strangers), lambda note: note.code):
         note = alike[-1]
         text = (
-            f"A push was refused at {case.at(note.seconds)}{case.times(alike)}, before anybody knew for whom it was"
-            f"{_answer(note)}: it may have been for {case.user}. {push_advice(note)}"
+            f"A push was refused at {case.at(note.seconds)}{case.times(alike)} with {note.code}, before anybody knew "
+            f"for whom it was{_reason(note)}. It may have been for {case.user}. {push_advice(note)}"
         )
         yield Finding(_weight_of_push(case, note), note.seconds, text)
 
@@ -348,7 +360,7 @@ def elsewhere(case: Case) -> Iterator[Finding]:
         last = ", the last one" if len(alike) > 1 else ""
         text = (
             f"{count} to {case.user} with event {quoted(push.event)}{last} at {case.at(push.seconds)} reached none of "
-            f"its connections: none was registered for that event. {_registered_for(case, push.event)}"
+            f"its connections: none was registered for that event. {_registered_for(case, push.event)}".rstrip()
         )
         yield Finding(Weight.AWAY if push.event in case.events else Weight.ELSEWHERE, push.seconds, text)
 
@@ -368,6 +380,9 @@ def _registered_for(case: Case, event: str) -> str:
         return "It has registered for it since."
     if case.events:
         return f"It is registered for {_names(case.events)}{_hint(event, case.events)}."
+    if not case.is_here:
+        before = next((note.what.split(", ") for note in reversed(case.closed) if note.what), [])
+        return f"Its last connection was registered for {_names(before)}{_hint(event, before)}." if before else ""
     channels = " POST /api/publish reaches its channels, not POST /push." if case.channels else ""
     return f"It is registered for no event now.{channels}"
 
@@ -420,11 +435,11 @@ def behind(case: Case) -> Iterator[Finding]:
     """Connections that messages wait for."""
     for held in case.why.connections:
         if held.queued_messages:
-            verb = "waits" if held.queued_messages == 1 else "wait"
+            waiting = f"{_count(held.queued_messages, 'message')} ({held.queued_bytes:,} bytes)"
             text = (
-                f"{_count(held.queued_messages, 'message')} ({held.queued_bytes:,} bytes) {verb} for {case.user} at its "
-                f"connection from {held.peer} (worker-{held.worker}): it does not take them as fast as they come. It last showed a sign of life "
-                f"{length(held.heard_seconds_ago)} ago. Is its network slow, or its page or device asleep?"
+                f"{waiting} now {'waits' if held.queued_messages == 1 else 'wait'} for the connection of {case.user} "
+                f"from {held.peer} (worker-{held.worker}), which takes them too slowly; its last sign "
+                f"of life was {length(held.heard_seconds_ago)} ago. Is its network slow, or its page or device asleep?"
             )
             if held.dropped_messages:
                 gone = held.dropped_messages
@@ -530,6 +545,11 @@ def _place(note: Note) -> str:
 
 def _answer(note: Note) -> str:
     """Return what was answered, and why."""
-    told = [str(note.code)] if note.code else []
-    told += [note.reason if note.reason.isprintable() else quoted(note.reason)] if note.reason else []
-    return f" ({': '.join(told)})" if told else ""
+    code = str(note.code) if note.code else ""
+    return f" ({code}{_reason(note) if code else _reason(note)[2:]})" if code or note.reason else ""
+
+
+def _reason(note: Note) -> str:
+    if not note.reason:
+        return ""
+    return f": {note.reason if note.reason.isprintable() else quoted(note.reason)}"

@@ -99,12 +99,20 @@ class Insight:
             "logout": self._logout,
         }
 
+    def answer_too(self, answers: Mapping[str, Callable[[dict[str, Any], OnAnswer], None]]) -> None:
+        """Answer these questions as well, by what they are asked with."""
+        self._answers.update(answers)
+
     def configure(self, config: Config) -> None:
         """Go by `config` from now on."""
         self._actions = config.admin.actions
         self.journal.limit(config.admin.remember_notes, config.admin.remember_seconds)
         self.lost.keep_seconds = config.admin.remember_seconds
         self._sessions.configure(config.admin.key, config.admin.session_seconds)
+
+    def figures(self) -> dict[str, int]:
+        """Return what the broker's report has of it."""
+        return {"notes": len(self.journal), "admin_sessions": len(self._sessions)}
 
     # -- what comes in -----------------------------------------------------------------
 
@@ -137,7 +145,7 @@ class Insight:
             question = orjson.loads(body)
             answer = self._answers.get(str(question.get("ask"))) if isinstance(question, dict) else None
             (answer or self._refuse)(question, on_answer)
-        except (Unanswerable, orjson.JSONDecodeError) as error:
+        except (FastpushError, orjson.JSONDecodeError) as error:
             on_answer(orjson.dumps({"error": str(error)}))
         except Exception as error:
             log.exception("question failed")

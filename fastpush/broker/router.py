@@ -29,6 +29,7 @@ from fastpush.broker.inquiries import Inquiries, Inquiry
 from fastpush.broker.insight import LIVE_KEY, Insight
 from fastpush.broker.once import Once
 from fastpush.broker.peer import NO_LINK, Delivery, Peer, WorkerLink
+from fastpush.broker.tracing import Tracing
 from fastpush.channels.namespaces import Namespaces
 from fastpush.config import Config
 from fastpush.log import fields
@@ -149,8 +150,20 @@ class Router:
             bus.FOUND: self._found,
             bus.NOTES: self._notes,
             bus.INSIGHT: self._insight,
+            bus.TRACED: lambda peer, _, body: self.tracing.take(peer, body),
             bus.GOODBYE: self._goodbye,
         }
+        self.tracing = Tracing(
+            self._handlers,
+            targets=self._targets,
+            refusal=self._refusal,
+            is_known=lambda key: self.once.find(key) is not None,
+            peers=self._peers.values,
+            clock=clock,
+            wall_clock=wall_clock,
+            events_per_second=config.admin.trace_events_per_second,
+        )
+        self.insight.answer_too(self.tracing.answers)
 
     def configure(self, config: Config) -> None:
         """Go by `config` from now on."""
@@ -158,6 +171,7 @@ class Router:
         self.channels.histories.limit_bytes = config.bus.history_bytes
         self.channels.namespaces = Namespaces(config.channels)
         self.insight.configure(config)
+        self.tracing.configure(config.admin.trace_events_per_second)
 
     @property
     def is_ready(self) -> bool:
@@ -221,7 +235,9 @@ class Router:
 
     def _forget(self, peer: Peer) -> None:
         if not peer.is_leaving:
-            self.insight.on_killed(peer.number, self.routes.keys(peer))
+            keys = self.routes.keys(peer)
+            self.insight.on_killed(peer.number, keys)
+            self.tracing.on_killed(peer.number, keys)
         self._discard_table(peer)
         add_snapshots(self._departed, peer.snapshot.get("counters", {}))
 
@@ -271,6 +287,7 @@ class Router:
             else:
                 self._give_up_counts(peer, now)
         self._inquiries.tick()
+        self.tracing.tick()
         if not self._due:  # else a table that is missing may hold who seems to have left
             self.channels.tick(now)
             self.channels.answer_deferred()
@@ -297,8 +314,9 @@ class Router:
             if peer.number == number:  # its old connection, not seen to close yet
                 self.on_closed(other)
                 other.close()
-        self._peers[link] = Peer(link, number)
+        self._peers[link] = peer = Peer(link, number)
         link.send(bus.encode(bus.WELCOME, 0, bus.encode_epoch(self.epoch)))
+        self.tracing.on_peer(peer)
 
     def _subscribe(self, peer: Peer, number: int, key: bytes) -> None:
         self.routes.add(peer, key)
@@ -503,6 +521,7 @@ class Router:
                 **self.counts,
                 "routes": len(self.routes),
                 **self.channels.figures(),
+                **self.insight.figures(),
                 "idempotency_keys": len(self.once),
                 "idempotency_keys_forgotten": self.once.forgotten,
                 "workers": len(self._peers),

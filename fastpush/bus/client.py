@@ -90,6 +90,7 @@ class BusClient:
     members:     asked, and told, about channels and claims; set it before `start`.
     key_table:   returns the keys that have subscribers or are about to.
     measure:     returns this worker's snapshot as JSON.
+    trace:       called with the body of a TRACE.
     answer_seconds: after that a push is answered UNKNOWN, whatever the broker does; DONE with nobody counted, when it
                     is this worker that has not counted.
     """
@@ -106,6 +107,7 @@ class BusClient:
         inquire: Callable[[bytes], bytes],
         key_table: Callable[[], Iterable[bytes]],
         measure: Callable[[], bytes],
+        trace: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         self._path = path
         self._number = number
@@ -117,6 +119,7 @@ class BusClient:
         self.members: Members
         self._key_table = key_table
         self._measure = measure
+        self._trace = trace
         self._link: Link | None = None
         self._is_welcome = False
         self._connecting: asyncio.Task[None] | None = None
@@ -157,6 +160,7 @@ class BusClient:
             bus.REPLACED: self._on_replaced,
             bus.NOTICE: self._on_notice,
             bus.CHANGES: self._on_changes,
+            bus.TRACE: lambda _, body: self._trace(body),
         }
 
     @property
@@ -359,6 +363,10 @@ class BusClient:
             return False
         self._tell(bus.NOTES, 0, notes)
         return True
+
+    def tell_traced(self, seen: bytes) -> None:
+        """Tell the broker what has been seen of traces, packed; without a link nobody wants it."""
+        self._tell(bus.TRACED, 0, seen)
 
     def _expire(self) -> None:
         """Answer what has waited too long, and look again when the next one will have.

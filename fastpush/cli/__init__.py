@@ -17,6 +17,9 @@ from fastpush.cli.reload import reload
 from fastpush.cli.serve import serve
 from fastpush.cli.status import status
 from fastpush.cli.token import token
+from fastpush.cli.top import top
+from fastpush.cli.trace import trace
+from fastpush.cli.why import why
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,5 +28,7 @@ def main() -> None:
     """Push messages to users' WebSocket connections, on all cores of one host."""
 
 
-for command in (serve, check, status, debug, reload, drain, restart, push, drop, listen, token, bench, install_service):
+for command in (
+    serve, check, status, why, trace, top, debug, reload, drain, restart, push, drop, listen, token, bench, install_service,
+):  # fmt: skip
     main.add_command(command)

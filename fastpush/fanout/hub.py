@@ -5,7 +5,7 @@ connection here and untold by its last.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from fastpush.config import Compression, Fanout
@@ -110,6 +110,11 @@ class Hub:
     def groups(self) -> Iterable[Group]:
         """Return every group."""
         return self._groups.values()
+
+    def members(self, key: bytes) -> Collection[Receiver]:
+        """Return the local connections of a key."""
+        group = self._groups.get(key)
+        return () if group is None else group.members
 
     def hold(self, key: bytes) -> Group:
         """Announce `key` for a connection that will join; pair with `release`."""

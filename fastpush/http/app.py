@@ -7,18 +7,18 @@ from http import HTTPStatus
 from importlib import resources
 from typing import Any, NamedTuple
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from multidict import MultiDict
 
 from fastpush import errors
 from fastpush.config import Config, is_loopback
 from fastpush.errors import AuthUnavailable, PublishFailed, RequestError
+from fastpush.http.admin import AdminPages, is_admin
 from fastpush.http.auth import PushAuth
 from fastpush.http.exposition import CONTENT_TYPE, exposition
 from fastpush.http.proxies import peer_text
 from fastpush.http.push import (
     API_PATH,
-    OnOutcome,
     Outcome,
     PushService,
     Reply,
@@ -29,13 +29,13 @@ from fastpush.http.push import (
     render,
     wants_json,
 )
+from fastpush.http.requests import REFUSAL, Endpoint, joined_headers, outcome_of, read_body
 from fastpush.http.window import Window, set_connection_headers
 from fastpush.log import fields
 from fastpush.protocol.push import parse_parameters
 
 log = logging.getLogger("fastpush.http")
 
-Endpoint = Callable[[bytes, OnOutcome, Mapping[str, str]], None]
 # What answers a method of the server API, "" for the path without one; raises RequestError.
 Api = Callable[[str, bytes, Mapping[str, str]], Awaitable[Reply]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -56,7 +56,6 @@ LookUp = Callable[[list[str], int], Awaitable[tuple[list[Any], list[str]]]]
 
 ONLINE_USERS_MAX = 10_000
 HEAD_BYTES_MAX = 65536  # largest [server] head_bytes
-_REFUSAL = web.RequestKey("refusal", RequestError)  # what a request is answered with
 _PAGE_HEADERS = {
     # Images that people name in a chat may come from anywhere; the page loads one when its reader asks for it.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' https: http:; "
@@ -92,7 +91,7 @@ class HttpApp:
     request (it is replaced on reload).  scrape: asks the broker for the host's figures.
     on_refused: writes a line about a request that is refused or has failed.
     unready(): why this host should get no clients now, or "".  served(): the applications.
-    look_up: who is online; see LookUp.  api: the server API; see Api.
+    look_up: who is online; see LookUp.  api: the server API; see Api.  admin: the administration page.
     """
 
     def __init__(
@@ -107,6 +106,7 @@ class HttpApp:
         served: Callable[[], list[Served]],
         look_up: LookUp,
         api: Api,
+        admin: AdminPages,
     ) -> None:
         self.config = config
         self._served = served
@@ -130,10 +130,11 @@ class HttpApp:
         }
         self._routes |= dict.fromkeys(_PAGE_FILES, Route("GET", self._page))
         self._api_route = Route("POST", self._call)
+        self._admin = admin
 
     async def start(self) -> None:
         """Build the application; call in the worker's running loop."""
-        app = web.Application(client_max_size=0)  # `_body` bounds it, by the limit of now
+        app = web.Application(client_max_size=0)  # `read_body` bounds it, by the limit of now
         app.router.add_route("*", r"/{path:[\s\S]*}", self._dispatch, expect_handler=_check_expectation)
         app.on_response_prepare.append(set_connection_headers)
         app.on_response_prepare.append(self._name_response)
@@ -185,13 +186,17 @@ class HttpApp:
     async def _name_response(self, request: web.Request, response: web.StreamResponse) -> None:
         """Tell the client the request's id, and the log what went wrong; an on_response_prepare signal."""
         request_id = response.headers["X-Request-Id"] = _request_id(request)
+        if is_admin(request.path):
+            self._admin.protect(response)
         if response.status >= HTTPStatus.BAD_REQUEST:
-            error = request.get(_REFUSAL) or RequestError(response.status, "http", response.reason or "")
+            error = request.get(REFUSAL) or RequestError(response.status, "http", response.reason or "")
             peer = request.get_extra_info("peername")
             address = peer_text(*peer[:2]) if peer else ""
-            self._on_refused(error, request_id, address, request.path, _joined(request))
+            self._on_refused(error, request_id, address, request.path, joined_headers(request))
 
     def _handler(self, request: web.Request) -> Handler:
+        if is_admin(request.path):
+            return self._admin.respond
         route = self._api_route if is_api(request.path) else self._routes.get(request.path)
         if route is None:
             raise errors.not_found(request.path)
@@ -203,7 +208,7 @@ class HttpApp:
     def _post(self, endpoint: Endpoint) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             await self._authorize(request)
-            outcome = await _ask(endpoint, await self._body(request), _joined(request))
+            outcome = await outcome_of(endpoint, await self._body(request), joined_headers(request))
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("push", extra=fields(request_id=_request_id(request), outcome=outcome_name(outcome)))
             if isinstance(outcome, RequestError):
@@ -215,25 +220,16 @@ class HttpApp:
     async def _call(self, request: web.Request) -> web.StreamResponse:
         await self._authorize(request)
         method = request.path[len(API_PATH) + 1 :]
-        reply = await self._api(method, await self._body(request), _joined(request))
+        reply = await self._api(method, await self._body(request), joined_headers(request))
         return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
 
     async def _authorize(self, request: web.Request) -> None:
-        allowed = self._push_auth().authorize(_joined(request))
+        allowed = self._push_auth().authorize(joined_headers(request))
         if not (allowed if isinstance(allowed, bool) else await allowed):
             raise push_key_missing()
 
     async def _body(self, request: web.Request) -> bytes:
-        most = self.config.limits.push_body_bytes
-        if request.content_length is not None and request.content_length > most:
-            raise _body_too_large(most)
-        await _send_continue(request)
-        try:
-            return await request.clone(client_max_size=most).read()
-        except web.HTTPRequestEntityTooLarge:
-            raise _body_too_large(most) from None
-        except web.RequestPayloadError:
-            raise errors.illegal_request("body is not encoded as its headers say") from None
+        return await read_body(request, self.config.limits.push_body_bytes, "[limits] push_body_bytes")
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"status": "ok", "epoch": f"{self._epoch():016x}"})
@@ -301,36 +297,10 @@ class HttpApp:
         return web.Response(body=body, content_type=content_type, charset="utf-8", headers=_PAGE_HEADERS)
 
 
-def _joined(request: web.BaseRequest) -> dict[str, str]:
-    """Return the headers as the lean path sees them: lower-case names, repeated ones joined."""
-    headers: dict[str, str] = {}
-    for name, value in request.headers.items():
-        key = name.lower()
-        headers[key] = f"{headers[key]}, {value}" if key in headers else value
-    return headers
-
-
-def _body_too_large(most: int) -> RequestError:
-    return errors.too_large(f"body is larger than {most} bytes ([limits] push_body_bytes)")
-
-
 async def _check_expectation(request: web.Request) -> None:
     """Refuse what nobody can fulfil; the 100 itself is sent when the body is wanted."""
     if request.headers.get("Expect", "").lower() != "100-continue":
         raise web.HTTPExpectationFailed(text="only 100-continue can be expected")
-
-
-async def _send_continue(request: web.Request) -> None:
-    """Ask for the body of a client that waits to be asked (RFC 9110, section 10.1.1)."""
-    if "Expect" in request.headers and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the response proper has not begun
-
-
-async def _ask(endpoint: Endpoint, body: bytes, headers: Mapping[str, str]) -> Outcome | RequestError:
-    future: asyncio.Future[Outcome | RequestError] = asyncio.get_running_loop().create_future()
-    endpoint(body, lambda outcome: None if future.done() else future.set_result(outcome), headers)
-    return await future
 
 
 def _request_id(request: web.Request) -> str:
@@ -339,12 +309,12 @@ def _request_id(request: web.Request) -> str:
 
 
 def _refusal(request: web.Request, error: RequestError) -> web.Response:
-    request[_REFUSAL] = error
+    request[REFUSAL] = error
     return _response(request, error)
 
 
 def _response(request: web.BaseRequest, outcome: Outcome | RequestError) -> web.Response:
-    as_json = wants_json({"accept": request.headers.get("Accept", "")}, request.path)
+    as_json = wants_json({"accept": request.headers.get("Accept", "")}, request.path) or is_admin(request.path)
     # Nobody asks for unknown paths in a form of ours: programs get JSON, S0 knows no 404.
     is_not_found = isinstance(outcome, RequestError) and outcome.status == HTTPStatus.NOT_FOUND
     reply = render(outcome, as_json=as_json or is_not_found)

@@ -51,7 +51,7 @@ class Guard:
     def refusal(self, headers: Mapping[str, str], *, is_tls: bool = False) -> RequestError | None:
         """Return why a request must not be served, or None. For every request, before dispatch.
 
-        is_tls: whether it came by TLS to this server itself; see `_is_same`.
+        is_tls: whether it came by TLS to this server itself; see `is_same_host`.
         """
         if not self._open_keys:
             return None
@@ -62,7 +62,7 @@ class Guard:
         if not _names_loopback(host):
             return self._refuse("its Host is not a loopback address")
         origin = headers.get("origin")
-        if origin is not None and not _is_same(origin, host, is_tls=is_tls):
+        if origin is not None and not is_same_host(origin, host, is_tls=is_tls):
             return self._refuse("it was sent by another site's page (Origin)")
         return None
 
@@ -72,12 +72,12 @@ class Guard:
     def allows_origin(self, headers: Mapping[str, str], *, is_tls: bool = False) -> bool:
         """Whether a WebSocket may be opened: no Origin (an app), the same host, or a configured one."""
         origin = headers.get("origin")
-        if origin is None or _is_same(origin, headers.get("host", ""), is_tls=is_tls):
+        if origin is None or is_same_host(origin, headers.get("host", ""), is_tls=is_tls):
             return True
         return "*" in self._origins or origin.lower() in self._origins
 
 
-def _is_same(origin: str, host: str, *, is_tls: bool) -> bool:
+def is_same_host(origin: str, host: str, *, is_tls: bool) -> bool:
     """Whether a page of `origin` comes from the host that it now asks; a port may be left out where it is the usual.
 
     is_tls: by TLS only https is the same origin. Without, a proxy in front may speak it.

@@ -378,7 +378,7 @@ def _unconfirmed(workers: int) -> bytes:
 
 _STATUSES = {
     ErrorCode.UNKNOWN_CHANNEL: 404, ErrorCode.METHOD_NOT_FOUND: 404, ErrorCode.BAD_REQUEST: 400,
-    ErrorCode.NOT_AVAILABLE: 400, ErrorCode.UNRECOVERABLE_POSITION: 416,
+    ErrorCode.NOT_AVAILABLE: 400, ErrorCode.TOO_MANY_REQUESTS: 429, ErrorCode.UNRECOVERABLE_POSITION: 416,
 }  # fmt: skip
 
 

@@ -622,7 +622,7 @@ class Connection(Sender):
         if self.standing is not None:
             self.standing.give_up(self)
         self._tell_of_room()
-        self._end_calls(code, reason)
+        self._end_calls(code, "" if code == 1006 else reason)  # there, it is for operators: nobody has said it
         self._close_due = environment.wheel.now + self.mount.times.close_timeout
         environment.wheel.schedule(self, self._close_due)
 

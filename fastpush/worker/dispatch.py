@@ -288,6 +288,7 @@ class HttpConnection(asyncio.Protocol):
         services = self._services
         services.environment.counters.count_handshake(outcome)
         services.refusals.count(outcome)
+        services.environment.notebook.refused(OVERLOADED[outcome], OVERLOADED[outcome].status, "", self.peer)
         head, body = _TURNED_AWAY[outcome]
         self.transport.write(head + services.request_ids.of_head(data).encode() + body)  # type: ignore[union-attr]
         self._close(linger=bool(self._held))

@@ -6,7 +6,7 @@ from itertools import islice
 from fastpush.inspection import Report
 from fastpush.protocol.control import ConnectionFigures
 from fastpush.protocol.insight import KEYS_TOLD, Held, cut
-from fastpush.protocol.push import channel_of, is_channel_key, is_user_key, parse_user_key
+from fastpush.protocol.push import EVERYBODY, channel_of, is_channel_key, is_user_key, parse_user_key
 from fastpush.worker.connection import Connection, State
 from fastpush.worker.environment import Environment
 from fastpush.worker.timers import TICK_SECONDS
@@ -40,7 +40,7 @@ def held(connection: Connection) -> Held:
         heard_seconds_ago=_seconds(now - connection._heard),  # noqa: SLF001
         events=[cut(parse_user_key(key)[1]) for is_user, key in names if is_user][:KEYS_TOLD],
         channels=[cut(channel_of(key)) for _, key in names if is_channel_key(key)][:KEYS_TOLD],
-        keys=len(connection.groups),
+        keys=sum(group.key != EVERYBODY for group in connection.groups),
         queued_messages=len(queue) if queue is not None else 0,
         queued_bytes=connection.queued_bytes,
         worst_queued_bytes=connection.worst_queued_bytes,

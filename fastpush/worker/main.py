@@ -26,6 +26,7 @@ from fastpush.child import LISTEN_BACKLOG, Channel, Context, Listener, ListenerR
 from fastpush.config import Config
 from fastpush.errors import ConfigError, unavailable
 from fastpush.fanout import Hub
+from fastpush.http.admin import AdminPages
 from fastpush.http.app import HttpApp, Served
 from fastpush.http.auth import TokenAuth
 from fastpush.http.auth.threads import UnawaitedThreads
@@ -37,7 +38,7 @@ from fastpush.memory import Trimmer
 from fastpush.metrics import Counters
 from fastpush.protocol import control
 from fastpush.protocol.bus import split_connection_number
-from fastpush.protocol.insight import pack_notes
+from fastpush.protocol.insight import pack_notes, unpack_targets
 from fastpush.worker.admission import Admission
 from fastpush.worker.application_server import ApplicationServer
 from fastpush.worker.client_mount import CLIENT_PATH, ClientHost, ClientMount, client_handler
@@ -57,6 +58,7 @@ from fastpush.worker.services import Services
 from fastpush.worker.stream_mount import EVENTS_PATH, UNIDIRECTIONAL_PATH, EventsMount, UnidirectionalMount
 from fastpush.worker.timers import TICK_SECONDS, TimerWheel
 from fastpush.worker.tls import ServerTls, TlsTransport
+from fastpush.worker.tracing import Tracing
 
 log = logging.getLogger("fastpush.worker")
 
@@ -96,6 +98,7 @@ class Worker:
             inquire=lambda body: self._orders.answer(body),  # noqa: PLW0108 - as above
             key_table=self._key_table,
             measure=self._measure,
+            trace=lambda body: self._tracing.set(unpack_targets(body)),
         )
         counters = Counters()
         self._hub = Hub(
@@ -117,6 +120,7 @@ class Worker:
         )
         self._memberships = self._bus.members = Memberships(self._environment, self._bus, lambda: self._services.mounts)
         self._orders = Orders(self._environment, self._memberships, lambda: self._clients, self._leave_notes)
+        self._tracing = Tracing(self._environment, self._bus)
 
     async def serve(self) -> int:
         """Startup, main loop, shutdown."""
@@ -155,6 +159,13 @@ class Worker:
             ],
             look_up=self._serve_application(self._config.server.websocket_path).look_up,
             api=api.respond,
+            admin=AdminPages(
+                lambda: self._environment.config,
+                lambda: services.trusted_proxies,
+                ask=self._operators.ask,
+                act=self._operators.act,
+                push=services.push_service.push,
+            ),
         )
         await services.app.start()
         self._channel.beat(lambda: beat_seconds(self._environment.config), self._figures)
@@ -306,6 +317,7 @@ class Worker:
         log.info("drained", extra=fields(connections_left=left))
         self._bus.send_snapshot()
         self._leave_notes()
+        self._tracing.end()
         self._bus.close()
         await self._current.close()
         await services.app.close()

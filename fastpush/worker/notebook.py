@@ -121,8 +121,8 @@ class Notebook:
                 what, reason = cut(error.event), cut(error.reason)
                 self._add(
                     Note(
-                        time.time(), "refused", cut(user), self.number, path=cut(path), peer=cut(peer), code=error.status,
-                        reason=reason, what=what, by="back-end",
+                        time.time(), "refused", cut(user), self.number, path=cut(path), peer=cut(peer),
+                        code=error.status, reason=reason, what=what, by="back-end",
                     )
                 )  # fmt: skip
 

@@ -147,6 +147,8 @@ class Services:
             peer = self.trusted_proxies.client(host_of(peer), headers)
         if path.startswith(self.environment.config.server.push_path) or is_api(path):
             self.environment.notebook.push_refused(error, path, peer)
+        elif path in self.mounts or "upgrade" in headers:
+            self.environment.notebook.refused(error, error.status, path, peer)
         self.refused_requests.add(
             error.code,
             self.now(),

@@ -596,7 +596,8 @@ def test_control_socket_refuses_what_it_does_not_know(scene: Scene) -> None:
     """Unknown commands and lines that are no JSON get an error; endless lines are cut off; the server goes on."""
     scene.start_ready()
     path = str(scene.runtime / "control")
-    with pytest.raises(ControlError, match="unknown command 'fly'; known: debug, drain, reload, restart, status"):
+    known = "debug, drain, insight, reload, restart, status"
+    with pytest.raises(ControlError, match=f"unknown command 'fly'; known: {known}"):
         scene.ask(command="fly")
     with pytest.raises(ControlError, match="unknown command"):
         scene.ask(command=["status"])

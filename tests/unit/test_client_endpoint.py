@@ -79,7 +79,7 @@ class Stage:
         self.worker = Worker()
         self.bus = self.worker.bus
         self.counters = Counters()
-        service = ChannelService(cast(Any, self.bus), CONFIG.limits, self.counters)
+        service = ChannelService(cast(Any, self.bus), CONFIG.limits, self.counters, lambda *_: None)
         self.endpoint = ClientProtocol(
             service, cast(Any, self), self.counters, CONFIG, cast(Any, None), cast(Any, None), None
         )

@@ -12,7 +12,7 @@ import pytest
 
 from fastpush.applications import Application, ConnectionClosed, Online, Options, PublishFailed
 from fastpush.bus.client import BusUnavailable, OnResult
-from fastpush.config import Config, Limits
+from fastpush.config import Admin, Config, Limits
 from fastpush.fanout import PLAIN
 from fastpush.http.auth.complaints import EVERY_SECONDS, Complaints
 from fastpush.metrics import Counters
@@ -23,6 +23,7 @@ from fastpush.protocol.push import channel_key, claim_name, user_key
 from fastpush.worker.application_server import ApplicationServer
 from fastpush.worker.membership import Memberships
 from fastpush.worker.mount import Mount
+from fastpush.worker.notebook import Notebook
 from tests.unit.test_fanout import make_hub, publication
 
 KEY, NAME = channel_key("room"), claim_name("/app", "key")
@@ -133,7 +134,13 @@ class Worker:
         self.counters = Counters()
         self.tasks: list[Any] = []
         self.environment: Any = SimpleNamespace(
-            number=1, hub=self.hub, connections={}, counters=self.counters, spawn=self.tasks.append, opening_ns=0
+            number=1,
+            hub=self.hub,
+            connections={},
+            counters=self.counters,
+            spawn=self.tasks.append,
+            opening_ns=0,
+            notebook=Notebook(1, Admin()),
         )
         self.memberships = Memberships(self.environment, cast(Any, self.bus), lambda: {"/app": self.mount})
         self.server = ApplicationServer("/app", self.environment, cast(Any, self.bus), self.memberships)

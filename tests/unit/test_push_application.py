@@ -33,7 +33,7 @@ def test_a_repeated_event_waits_for_one_confirmation() -> None:
     """An event that is registered again and again while the broker is away adds nothing that waits for it."""
     announced: list[Callable[[], None]] = []
     hub = make_hub(lambda _, confirmed: announced.append(confirmed))
-    push = Push(hub, Limits(), Counters(), token_auth=None, user_counts=None)
+    push = Push(hub, Limits(), Counters(), token_auth=None, user_counts=None, on_refused=lambda *_: None)
     connection = Recorder()
     for _ in range(1000):
         push.enter(connection, Identity("jack"), ("topic1",))

@@ -6,7 +6,7 @@ import pytest
 from fastpush.broker.inquiries import ANSWER_SECONDS
 from fastpush.broker.router import Router
 from fastpush.channels.namespaces import Namespaces
-from fastpush.config import Namespace
+from fastpush.config import Config, Namespace
 from fastpush.protocol import bus, control
 from fastpush.protocol.bus import NO_POSITION, Position, Status
 
@@ -65,7 +65,7 @@ class Broker:
         self.router = Router(
             0xE0, workers, clock=lambda: self.now, confirm_seconds=CONFIRM_SECONDS, resync_seconds=RESYNC_SECONDS,
             queue_bytes=queue_bytes, history_bytes=history_bytes, idempotency_keys=idempotency_keys,
-            namespaces=Namespaces(namespaces or {}), started_seconds=7.0,
+            namespaces=Namespaces(namespaces or {}), config=Config(), started_seconds=7.0,
             wall_clock=lambda: self.now + WALL_SECONDS, on_stalled=self.stalled.append,
         )  # fmt: skip
 

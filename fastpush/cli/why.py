@@ -1,0 +1,228 @@
+"""`fastpush why`: all that the running server knows of a user, and why it did not get its pushes."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastpush.cli.common import TEXT, config_option, count_of, fail
+from fastpush.cli.debug import printable
+from fastpush.cli.running import ask_insight
+from fastpush.cli.status import duration
+from fastpush.control_client import ControlError
+from fastpush.protocol.insight import Held, Lost, Note, Push, Why
+
+_WIDTH = 120  # where no terminal tells its own
+_NAMES_SHOWN = 10  # of a connection; --json has more
+_STRANGERS_SHOWN = 5
+_SAME_DAY_SECONDS = 43200
+_STATES = {"open": "green", "slow": "red", "paused": "red", "closing": "yellow"}
+_KINDS = {"opened": "green", "closed": "yellow", "dropped": "red", "refused": "red", "killed": "red"}
+_OUTCOMES = {"unconfirmed": "yellow", "refused": "red", "unavailable": "red", "unknown": "red"}
+
+
+@click.command(short_help="Show why a user did not get its pushes.")
+@click.argument("user", type=TEXT)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@config_option
+def why(user: str, as_json: bool, config_path: str | None) -> None:
+    """Show why a user did not get its pushes, or that all is well.
+
+    First what follows, the most important first; then what it follows from: the user's connections on all workers,
+    what has happened to them lately, and the last pushes to the user. [admin] remember_seconds and remember_notes say
+    how much is kept.
+    """
+    try:
+        answer = ask_insight(config_path, {"ask": "why", "user": user})
+    except ControlError as error:
+        fail(str(error), error.code)
+    if as_json:
+        click.echo(json.dumps(answer))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+        print_report(console, msgspec.convert(answer, Why))
+
+
+def print_report(console: Console, report: Why) -> None:
+    """Print what is known of a user, what follows from it first."""
+    console.print(
+        Text(f"user {printable(report.user)}", "bold"),
+        Text(f"  at {_clock(report, report.asked_seconds)}, known since {_at(report, report.since_seconds)}"),
+        Text(f"  {_answered(report)}", "bold red" if report.missing else ""),
+        sep="",
+        soft_wrap=True,
+    )
+    console.print()
+    findings = _grid()
+    for number, finding in enumerate(report.findings, 1):
+        findings.add_row(Text(f"{number}."), Text(printable(finding), "bold" if number == 1 else ""))
+    console.print(findings)
+    _print_connections(console, report)
+    _print_part(console, "lately", _happened(report))
+    _print_pushes(console, report)
+    _print_part(console, "refused on this host, of users that nobody knows", _strangers(report))
+
+
+def _answered(report: Why) -> str:
+    answered = count_of(report.workers, "worker")
+    return f"only {report.workers - report.missing} of {answered} answered" if report.missing else answered
+
+
+def _grid() -> Table:
+    """Return a table without headings, a little to the right."""
+    return Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+
+
+def _print_heading(console: Console, heading: str) -> None:
+    console.print()
+    console.print(Text(heading, "bold"))
+
+
+# -- connections -----------------------------------------------------------------------
+
+
+def _print_connections(console: Console, report: Why) -> None:
+    left = report.connections_left_out
+    count = len(report.connections) + left
+    _print_heading(console, count_of(count, "connection") if count else "no connection")
+    for held in report.connections:
+        grid = _grid()
+        grid.add_row(Text("  "), Text.assemble((held.state, _STATES.get(held.state, "")), f"  {_where(held)}"))
+        for line in _described(report, held):
+            grid.add_row("", Text(line))
+        console.print(grid)
+    if left:
+        console.print(Text(f"  … and {left:,} more", "dim"))
+
+
+def _where(held: Held) -> str:
+    return f"{printable(held.path)} from {printable(held.peer)}, {held.transport}, worker-{held.worker}"
+
+
+def _described(report: Why, held: Held) -> Iterator[str]:
+    expires = held.expires_seconds
+    until = f", token until {_clock(report, expires)}" if expires is not None else ""
+    heard = f"heard {duration(held.heard_seconds_ago)} ago"
+    yield f"open since {_at(report, held.since_seconds)}, {heard}{until}"
+    names = [("events", held.events), ("channels", held.channels)]
+    told = [f"{title}: {_names(found)}" for title, found in names if found]
+    left = held.keys - len(held.events) - len(held.channels)
+    if left > 0:
+        told.append(f"and {left:,} more")
+    yield "; ".join(told) or "registered for nothing"
+    waiting = f"{count_of(held.queued_messages, 'message')}, {held.queued_bytes:,} bytes"
+    dropped = f", {count_of(held.dropped_messages, 'message')} dropped" if held.dropped_messages else ""
+    unread = f"; {count_of(held.unhandled_messages, 'message')} of it unread" if held.unhandled_messages else ""
+    yield f"send queue: {waiting}, at its worst {held.worst_queued_bytes:,} bytes{dropped}{unread}"
+    yield f"id {printable(held.id)}"
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(map(printable, names[:_NAMES_SHOWN]))
+    return f"{shown} and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else shown
+
+
+# -- what happened -----------------------------------------------------------------------
+
+
+def _print_part(console: Console, heading: str, rows: Sequence[tuple[str, str, Text]]) -> None:
+    if not rows:
+        return
+    _print_heading(console, heading)
+    grid = _grid()
+    for clock, ago, text in rows:
+        grid.add_row("", clock, Text(ago, "dim", justify="right"), text)
+    console.print(grid)
+
+
+def _happened(report: Why) -> list[tuple[str, str, Text]]:
+    """Return what has happened to the user's connections, in its order."""
+    told: list[tuple[float, str, str]] = [(note.seconds, note.kind, _told(note)) for note in report.notes]
+    told += [(lost.seconds, "killed", _killed(lost)) for lost in report.lost]
+    return [_row(report, *each) for each in sorted(told, key=lambda each: each[0])]
+
+
+def _strangers(report: Why) -> list[tuple[str, str, Text]]:
+    """Return refusals that may have been of the user: where it is connected, of pushes alone."""
+    found = [note for note in report.strangers if not report.connections or note.by == "back-end"]
+    return [_row(report, note.seconds, note.kind, _told(note)) for note in found[-_STRANGERS_SHOWN:]]
+
+
+def _row(report: Why, seconds: float, kind: str, text: str) -> tuple[str, str, Text]:
+    ago = f"{duration(max(report.asked_seconds - seconds, 0))} ago"
+    return _clock(report, seconds), ago, Text.assemble((kind, _KINDS.get(kind, "")), f" {text}")
+
+
+def _killed(lost: Lost) -> str:
+    return f"worker-{lost.worker}, with connections of this user"
+
+
+def _told(note: Note) -> str:
+    words = {
+        "closed": f"by {note.by or 'nobody'}: {note.code}",
+        "dropped": f"{count_of(note.messages, 'message')}:",
+        "refused": f"push: {note.code}" if note.by == "back-end" else str(note.code or "registration:"),
+    }
+    parts = [words.get(note.kind, ""), printable(note.reason) if note.reason else ""]
+    if note.what:
+        parts.append(f"({'' if note.kind == 'closed' else 'for '}{printable(note.what)})")
+    if note.is_claimed:
+        parts.append("(the token only says that it is this user)")
+    parts.append(printable(note.path) if note.path else "")
+    parts.append(f"from {printable(note.peer)}" if note.peer else "")
+    parts.append(f"worker-{note.worker}")
+    return " ".join(filter(None, parts))
+
+
+# -- pushes --------------------------------------------------------------------------------
+
+
+def _print_pushes(console: Console, report: Why) -> None:
+    if not report.pushes:
+        return
+    _print_heading(console, "last pushes")
+    shows_messages = any(push.message is not None for push in report.pushes)
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("  answered", "", "event", "to", "bytes", "took", "sent", "by", "outcome"):
+        is_figure = column in {"", "bytes", "took", "sent"}
+        table.add_column(column, justify="right" if is_figure else "left", overflow="fold", no_wrap=is_figure)
+    if shows_messages:
+        table.add_column("message", overflow="fold")
+    for push in report.pushes:
+        ago = f"{duration(max(report.asked_seconds - push.seconds, 0))} ago"
+        table.add_row(
+            f"  {_clock(report, push.seconds)}", Text(ago, "dim"), Text(_event(push)), _addressed(push),
+            f"{push.size_bytes:,}", f"{push.duration_ms:.1f} ms", Text(f"{push.sent:,}", "" if push.sent else "red"),
+            f"worker-{push.worker}", Text(push.outcome, _OUTCOMES.get(push.outcome, "")),
+            *([Text(printable(push.message or ""))] if shows_messages else ()),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _event(push: Push) -> str:
+    return printable(push.event) if push.event else "-"
+
+
+def _addressed(push: Push) -> str:
+    if push.users == 0:
+        return "everybody"
+    return "the user" if push.users == 1 else f"{push.users:,} users"
+
+
+# -- times ---------------------------------------------------------------------------------
+
+
+def _clock(report: Why, seconds: float) -> str:
+    """Return a local time, with its day where that may be another one."""
+    is_near = abs(report.asked_seconds - seconds) < _SAME_DAY_SECONDS
+    return time.strftime("%H:%M:%S" if is_near else "%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _at(report: Why, seconds: float) -> str:
+    return f"{_clock(report, seconds)} ({duration(max(report.asked_seconds - seconds, 0))} ago)"
