@@ -468,7 +468,7 @@ def _is_cut(held: Held) -> bool:
 
 def _reached_nobody(push: Push) -> bool:
     """Tell whether a push to one user alone has reached no connection."""
-    return push.users == 1 and not push.sent and push.outcome == "delivered"
+    return push.users == 1 and push.outcome == "nobody"
 
 
 def _stays(why: Why) -> Iterator[Stay]:

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import click
 import msgspec
@@ -16,7 +17,7 @@ from fastpush.cli.debug import printable
 from fastpush.cli.running import ask_insight
 from fastpush.cli.status import duration
 from fastpush.control_client import ControlError
-from fastpush.protocol.insight import Held, Lost, Note, Push, Why
+from fastpush.protocol.insight import Held, Note, Push, Why
 
 _WIDTH = 120  # where no terminal tells its own
 _NAMES_SHOWN = 10  # of a connection; --json has more
@@ -24,7 +25,7 @@ _STRANGERS_SHOWN = 5
 _SAME_DAY_SECONDS = 43200
 _STATES = {"open": "green", "slow": "red", "paused": "red", "closing": "yellow"}
 _KINDS = {"opened": "green", "closed": "yellow", "dropped": "red", "refused": "red", "killed": "red"}
-_OUTCOMES = {"unconfirmed": "yellow", "refused": "red", "unavailable": "red", "unknown": "red"}
+_OUTCOMES = {"unconfirmed": "yellow", "nobody": "yellow"}
 
 
 @click.command(short_help="Show why a user did not get its pushes.")
@@ -64,9 +65,9 @@ def print_report(console: Console, report: Why) -> None:
         findings.add_row(Text(f"{number}."), Text(printable(finding), "bold" if number == 1 else ""))
     console.print(findings)
     _print_connections(console, report)
-    _print_part(console, "lately", _happened(report))
+    _print_part(console, report, "lately", _past(report))
     _print_pushes(console, report)
-    _print_part(console, "refused on this host, of users that nobody knows", _strangers(report))
+    _print_part(console, report, "refused on this host, of users that nobody knows", _strangers(report))
 
 
 def _answered(report: Why) -> str:
@@ -131,53 +132,69 @@ def _names(names: Sequence[str]) -> str:
 # -- what happened -----------------------------------------------------------------------
 
 
-def _print_part(console: Console, heading: str, rows: Sequence[tuple[str, str, Text]]) -> None:
-    if not rows:
+class _Event(NamedTuple):
+    """A line of the past. where: in which process, at which path, from where."""
+
+    seconds: float
+    kind: str
+    words: str
+    where: str
+
+
+def _print_part(console: Console, report: Why, heading: str, events: Sequence[_Event]) -> None:
+    if not events:
         return
     _print_heading(console, heading)
     grid = _grid()
-    for clock, ago, text in rows:
-        grid.add_row("", clock, Text(ago, "dim", justify="right"), text)
+    for event in events:
+        ago = Text(f"{duration(max(report.asked_seconds - event.seconds, 0))} ago", "dim", justify="right")
+        words = f" {event.words}" if event.words else ""
+        text = Text.assemble((event.kind, _KINDS.get(event.kind, "")), words, (f"  {event.where}", "dim"))
+        grid.add_row("", _clock(report, event.seconds), ago, text)
     console.print(grid)
 
 
-def _happened(report: Why) -> list[tuple[str, str, Text]]:
+def _past(report: Why) -> list[_Event]:
     """Return what has happened to the user's connections, in its order."""
-    told: list[tuple[float, str, str]] = [(note.seconds, note.kind, _told(note)) for note in report.notes]
-    told += [(lost.seconds, "killed", _killed(lost)) for lost in report.lost]
-    return [_row(report, *each) for each in sorted(told, key=lambda each: each[0])]
+    events = [_noted(note) for note in report.notes]
+    events += [
+        _Event(lost.seconds, "killed", "with connections of it", f"worker-{lost.worker}") for lost in report.lost
+    ]
+    return sorted(events, key=lambda event: event.seconds)
 
 
-def _strangers(report: Why) -> list[tuple[str, str, Text]]:
+def _strangers(report: Why) -> list[_Event]:
     """Return refusals that may have been of the user: where it is connected, of pushes alone."""
     found = [note for note in report.strangers if not report.connections or note.by == "back-end"]
-    return [_row(report, note.seconds, note.kind, _told(note)) for note in found[-_STRANGERS_SHOWN:]]
+    return [_noted(note) for note in found[-_STRANGERS_SHOWN:]]
 
 
-def _row(report: Why, seconds: float, kind: str, text: str) -> tuple[str, str, Text]:
-    ago = f"{duration(max(report.asked_seconds - seconds, 0))} ago"
-    return _clock(report, seconds), ago, Text.assemble((kind, _KINDS.get(kind, "")), f" {text}")
-
-
-def _killed(lost: Lost) -> str:
-    return f"worker-{lost.worker}, with connections of this user"
-
-
-def _told(note: Note) -> str:
-    words = {
-        "closed": f"by {note.by or 'nobody'}: {note.code}",
-        "dropped": f"{count_of(note.messages, 'message')}:",
-        "refused": f"push: {note.code}" if note.by == "back-end" else str(note.code or "registration:"),
-    }
-    parts = [words.get(note.kind, ""), printable(note.reason) if note.reason else ""]
-    if note.what:
-        parts.append(f"({'' if note.kind == 'closed' else 'for '}{printable(note.what)})")
+def _noted(note: Note) -> _Event:
+    describe = _DESCRIBE.get(note.kind)
+    words = [describe(note) if describe else "", printable(note.reason) if note.reason else ""]
     if note.is_claimed:
-        parts.append("(the token only says that it is this user)")
-    parts.append(printable(note.path) if note.path else "")
-    parts.append(f"from {printable(note.peer)}" if note.peer else "")
-    parts.append(f"worker-{note.worker}")
-    return " ".join(filter(None, parts))
+        words.append("(its token only says so)")
+    where = [f"worker-{note.worker}", printable(note.path), f"from {printable(note.peer)}" if note.peer else ""]
+    return _Event(note.seconds, note.kind, " ".join(filter(None, words)), " ".join(filter(None, where)))
+
+
+def _closed(note: Note) -> str:
+    by = f"by {note.by}" if note.by else ""
+    of = f"({printable(note.what)})" if note.what else ""
+    return " ".join(filter(None, (by, of))) + f": {note.code}"
+
+
+def _dropped(note: Note) -> str:
+    return f"{count_of(note.messages, 'message')}:"
+
+
+def _refused(note: Note) -> str:
+    subject = "push" if note.by == "back-end" else "registration" if note.connection and note.what else "client"
+    what = f" {printable(note.what)}" if note.what else ""
+    return f"{subject}{what}:{f' {note.code}' if note.code else ''}"
+
+
+_DESCRIBE: dict[str, Callable[[Note], str]] = {"closed": _closed, "dropped": _dropped, "refused": _refused}
 
 
 # -- pushes --------------------------------------------------------------------------------

@@ -75,8 +75,8 @@ class Push(msgspec.Struct, array_like=True, frozen=True):
 
     seconds: when it was answered.  source: "push", "push all", or "application".  event: "" of an application's own.
     size_bytes: of the message.  users: how many it was addressed to; 0: everybody.  worker: that took it.
-    outcome: "delivered", "unconfirmed" (delivered, and `unconfirmed` workers did not count in time), "refused",
-    "unavailable" (nobody received it), "unknown" (it may have been delivered).
+    outcome: "delivered"; "nobody": no connection wanted it; "unconfirmed": `unconfirmed` workers did not count in time,
+    so more may have got it than `sent` says. What was refused is among the notes.
     sent: connections that took it.  duration_ms: from the hand-over to the broker to the answer.
     message: its beginning; None unless [admin] show_messages.
     """

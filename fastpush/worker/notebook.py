@@ -184,10 +184,11 @@ class Notebook:
 
     def _told(self, record: Record, offset_seconds: float) -> Push:
         source, keys, event, size, message, taken, answered, sent, unconfirmed = record
+        outcome = "unconfirmed" if unconfirmed else "delivered" if sent else "nobody"
         to_all = keys[0] == EVERYBODY
         return Push(
             answered + offset_seconds, f"{source} all" if to_all else source, cut(event), size,
-            0 if to_all else len(keys), self.number, "unconfirmed" if unconfirmed else "delivered", sent, unconfirmed,
+            0 if to_all else len(keys), self.number, outcome, sent, unconfirmed,
             round((answered - taken) * 1000, 3),
             None if message is None or not self.shows_messages else cut(message.decode(errors="replace")),
         )  # fmt: skip

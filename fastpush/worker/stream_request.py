@@ -142,7 +142,10 @@ class StreamRequest(Handshake):
         self._refuse_token(error)
 
     def _end(self) -> None:
+        stream, is_first = self._stream, self._http is not None
         super()._end()
-        stream = self._stream
-        if stream is not None and not stream.has_begun and stream.standing is not None:
-            stream.standing.give_up(stream)
+        if stream is not None and not stream.has_begun:
+            if is_first:
+                self._services.environment.notebook.closed(stream, 1006, "the stream could not begin", "server")
+            if stream.standing is not None:
+                stream.standing.give_up(stream)

@@ -41,7 +41,8 @@ def note(kind: Any, ago: float, connection: str = "", **told: Any) -> Note:
 
 
 def push(ago: float, event: str = "chat", sent: int = 1, **told: Any) -> Push:
-    usual: dict[str, Any] = {"source": "push", "size_bytes": 5, "users": 1, "worker": 2, "outcome": "delivered"}
+    outcome = "delivered" if sent else "nobody"
+    usual: dict[str, Any] = {"source": "push", "size_bytes": 5, "users": 1, "worker": 2, "outcome": outcome}
     return Push(NOW - ago, event=event, sent=sent, duration_ms=1.25, **{**usual, **told})
 
 

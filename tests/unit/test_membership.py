@@ -140,7 +140,7 @@ class Worker:
             counters=self.counters,
             spawn=self.tasks.append,
             opening_ns=0,
-            notebook=Notebook(1, Admin()),
+            notebook=Notebook(1, Admin(), self.counters),
         )
         self.memberships = Memberships(self.environment, cast(Any, self.bus), lambda: {"/app": self.mount})
         self.server = ApplicationServer("/app", self.environment, cast(Any, self.bus), self.memberships)

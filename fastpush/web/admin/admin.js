@@ -3,7 +3,7 @@
 // Data flow one way: the server tells (live.js), and each message changes the parts that show it: figures and tables
 // here, plots.js, trace.js, report.js. Nothing here changes the server but the forms that say so.
 
-import { $, bytes, count, countOf, duration, element, joined, named, rate, setText, span, tell } from "./dom.js";
+import { $, bytes, count, countOf, duration, element, joined, lag, lagLevel, named, rate, setText, span, tell } from "./dom.js";
 import { Live, leave, post, request, session } from "./live.js";
 import { Board } from "./plots.js";
 import { showReport } from "./report.js";
@@ -91,7 +91,8 @@ function showTop(top) {
   figure("now-p99", duration(p99));
   figure("now-drops", [rate(drops), "/s"], drops > 0 ? "warn" : "");
   figure("now-queue", bytes(queue));
-  figure("now-lag", duration(lags.length ? Math.max(...lags.map(([, lag]) => lag)) : null));
+  const worst = lags.length ? Math.max(...lags.map(([, ms]) => ms)) : null;
+  figure("now-lag", lag(worst), lagLevel(worst));
   board.add(top.point);
   showVersion(top.version);
   showActions(top.actions);
@@ -151,7 +152,7 @@ function updateWorker(row, worker, actions) {
     rate(worker.pushes),
     rate(worker.deliveries),
     worker.gathering.toFixed(1),
-    worker.is_stale ? "silent" : joined(duration(worker.lag_ms)),
+    worker.is_stale ? "silent" : joined(lag(worker.lag_ms)),
     joined(bytes(worker.queue_bytes)),
     rate(worker.drops),
     span(worker.uptime_seconds),
@@ -159,7 +160,7 @@ function updateWorker(row, worker, actions) {
   values.forEach((value, at) => setText(row.cells[at], value));
   row.cells[1].title = `pid ${worker.pid}`;
   row.cells[3].dataset.level = worker.slow_connections ? "warn" : "";
-  row.cells[7].dataset.level = worker.is_stale ? "bad" : "";
+  row.cells[7].dataset.level = worker.is_stale ? "bad" : lagLevel(worker.lag_ms);
   row.cells[9].dataset.level = worker.drops ? "warn" : "";
   row.classList.toggle("silent", worker.is_stale);
   row.cells[11].firstChild.hidden = !actions;

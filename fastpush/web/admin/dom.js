@@ -39,6 +39,7 @@ export function named(text) {
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const NOTHING = "–";
+const [LAG_WARN_MS, LAG_BAD_MS] = [50, 500]; // as `fastpush top`
 
 export const count = (value) => whole.format(value);
 
@@ -60,6 +61,16 @@ export function rate(value) {
 export function duration(ms) {
   if (ms === null || ms === undefined) return [NOTHING, ""];
   return ms < 10_000 ? [short(ms), "ms"] : [short(ms / 1000), "s"];
+}
+
+/** [number, unit] of a lag, which is measured to a tenth of a millisecond. */
+export function lag(ms) {
+  return ms !== null && ms !== undefined && ms < 100 ? [ms.toFixed(1), "ms"] : duration(ms);
+}
+
+/** "warn" or "bad" of a lag that clients notice; "" of any other. */
+export function lagLevel(ms) {
+  return ms >= LAG_BAD_MS ? "bad" : ms >= LAG_WARN_MS ? "warn" : "";
 }
 
 /** [number, unit] of bytes. */

@@ -1,6 +1,6 @@
 // The plots of the last hour: points by column, one time cursor for all, and each plot's figures as text.
 
-import { $, bytes, clock, count, duration, element, joined, rate, setText } from "./dom.js";
+import { $, bytes, clock, count, duration, element, joined, lag, rate, setText } from "./dom.js";
 
 const POINTS = 3600; // kept, one a second: the hour that the server keeps
 const GAP_SECONDS = 3.5; // between points from which on there is a hole in the line
@@ -23,7 +23,7 @@ const PLOTS = [
   { name: "rates", title: "Per second", least: 10, show: orNone(rate), lines: [["pushes", "pushes", 1, true], ["deliveries", "deliveries", 0]] },
   { name: "latency", title: "Latency", least: 1, show: ms, lines: [["p50", "p50", 0], ["p99", "p99", 1]] },
   { name: "drops", title: "Drops", least: 10, show: perSecond, lines: [["drops", "", 3]] },
-  { name: "lag", title: "Worker lag", least: 1, show: ms, lines: null },
+  { name: "lag", title: "Worker lag", least: 1, show: orNone((value) => joined(lag(value))), lines: null },
   { name: "queue", title: "Queued", least: 1000, show: size, lines: [["queue", "", 2]] },
 ];
 const COLUMNS = ["seconds", "connections", "pushes", "deliveries", "p50", "p99", "drops", "queue"];
@@ -61,7 +61,7 @@ class Points {
       if (!this.lags.has(worker)) this.lags.set(worker, Array(before).fill(null));
     }
     for (const column of this.lags.values()) column.push(null);
-    for (const [worker, lag] of lags) this.lags.get(worker)[before] = lag;
+    for (const [worker, value] of lags) this.lags.get(worker)[before] = value;
     if (this.length > POINTS) this.#forget();
   }
 
@@ -69,7 +69,7 @@ class Points {
     for (const name of COLUMNS) this.columns[name].shift();
     for (const [worker, column] of this.lags) {
       column.shift();
-      if (column.every((lag) => lag === null)) this.lags.delete(worker);
+      if (column.every((value) => value === null)) this.lags.delete(worker);
     }
   }
 

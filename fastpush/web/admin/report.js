@@ -139,7 +139,7 @@ function pushCells(push, hasMessages) {
     moment(seconds),
     source,
     event ? named(event) : "–",
-    element("span", { class: "badge", "data-state": GOOD.has(outcome) ? (sent ? "open" : "idle") : "warn" }, outcome),
+    element("span", { class: "badge", "data-state": GOOD.has(outcome) ? "open" : "warn" }, outcome),
     reached,
     joined(duration(ms)),
     joined(bytes(size)),
