@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fastpush.trace")
 
 CONNECTIONS_MAX = 100
+GRACE_SECONDS = 1.0  # after which a trace ends here that nobody has ended
+LEFT_OUT_SECONDS = 1.0  # between two lines about events that there were too many of
 _NAMES_SHOWN = 5
 _OUTCOMES = {
     Status.NOT_READY: ("refused", "the broker, or a worker with such clients, is being replaced"),
@@ -147,7 +149,8 @@ class Tracing:
             fresh = [trace for trace in self._traces_of(connection) if trace not in known]
             if fresh:
                 self._add(fresh, "opened", connection=connection.id, detail=self._described(connection))
-        self._plan("end", max((target.seconds + 1 for target in self._targets.targets), default=None), self.set, ())
+        longest = max((target.seconds for target in self._targets.targets), default=None)
+        self._plan("end", None if longest is None else longest + GRACE_SECONDS, self.set, ())
 
     def end(self) -> None:
         """Trace nothing any more, for this worker ends, and tell what has not been told yet."""
@@ -432,7 +435,7 @@ class Tracing:
         if "tell" not in self._timers:
             self._timers["tell"] = asyncio.get_running_loop().call_soon(self._tell)
         if self._outbox.has_left_out and "left out" not in self._timers:
-            self._plan("left out", 1.0, self._tell_left_out)
+            self._plan("left out", LEFT_OUT_SECONDS, self._tell_left_out)
 
     def _plan(self, name: str, seconds: float | None, call: Callable[..., None], *arguments: object) -> None:
         """Call something once, in so many seconds; None: do not."""

@@ -9,6 +9,9 @@ import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 
 const DEADLINE_MS = 15_000;
+const OPERATED = new Set(
+  "button checkbox combobox link listbox menuitem option radio searchbox slider spinbutton switch tab textbox".split(" "),
+);
 const LIFE_MS = 600_000; // a browser that a failed test forgot ends by itself
 const [executablePath, url] = process.argv.slice(2);
 const answer = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
@@ -64,6 +67,14 @@ const commands = {
   evaluate: ({ page }, { expression }) => page.evaluate(expression),
   // The accessibility tree as text: roles and names.
   tree: ({ page }) => page.locator("body").ariaSnapshot(),
+  // Role and name of everything that can be operated, as Chromium tells them to a screen reader.
+  async controls({ page }) {
+    const devtools = await page.context().newCDPSession(page);
+    const { nodes } = await devtools.send("Accessibility.getFullAXTree");
+    await devtools.detach();
+    const operated = nodes.filter(({ ignored, role }) => !ignored && OPERATED.has(role?.value));
+    return operated.map(({ role, name }) => [role.value, name?.value ?? ""]);
+  },
   // What the rules of axe-core find: [rule, elements] each.
   async violations({ page }) {
     const source = await readFile(new URL("node_modules/axe-core/axe.min.js", import.meta.url), "utf8");

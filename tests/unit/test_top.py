@@ -86,7 +86,7 @@ class FakeServer:
 def why(user: str) -> Why:
     return Why(
         user=user, asked_seconds=NOON_SECONDS, since_seconds=NOON_SECONDS - 60, workers=2, missing=0, connections=[],
-        connections_left_out=0, notes=[], strangers=[], pushes=[], lost=[], findings=[f"Nothing is known of [b]{user}."],
+        connections_left_out=0, notes=[], strangers=[], pushes=[], lost=[], findings=[f"Nothing of [b]{user}."],
     )  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def test_a_resize_keeps_selection_and_order() -> None:
 
 
 def test_hostile_names_show_as_text() -> None:
-    """Markup in names is shown as it is written; what moves cursors or turns text round is escaped; long ones are cut."""
+    """Markup in names is shown as it is written; what moves cursors or turns text round is escaped; too much is cut."""
 
     async def steps(screen: Screen) -> None:
         await screen.shows(
@@ -372,7 +372,7 @@ def test_why_and_help_open_and_close() -> None:
 
     async def steps(screen: Screen) -> None:
         await screen.press("w")
-        await screen.shows("Nothing is known of [b]jim.")
+        await screen.shows("Nothing of [b]jim.")
         await screen.press("escape")
         await screen.shows("busiest user")
         await screen.press("question_mark")
@@ -407,7 +407,7 @@ def test_it_ends_with_zero(key: str) -> None:
 
 
 def test_a_server_that_is_away_is_waited_for() -> None:
-    """Without an answer the last figures stay, with what is wrong and since when; it goes on when there is one again."""
+    """Without an answer the last figures stay, with what is wrong and since when; it goes on later."""
 
     async def steps(screen: Screen) -> None:
         await screen.look()
@@ -555,7 +555,7 @@ def test_a_plot_gives_each_bar_its_five_seconds() -> None:
     """A bar is the most of its five seconds; of seconds that nobody measured there is none."""
 
     async def steps(screen: Screen) -> None:
-        await screen.shows("█ ▄█")
+        await screen.shows("█  █", "█ ██")
 
     start = NOON_SECONDS - NOON_SECONDS % BAR_SECONDS
     server = FakeServer(point=point(start + 18, connections=20, pushes=0.0, deliveries=0.0))

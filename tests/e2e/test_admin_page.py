@@ -1,0 +1,512 @@
+"""The administration page, in Chromium, against a real server with two workers."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+from fastpush.metrics import LATENCY_BOUNDS_SECONDS
+from fastpush.state.series import quantile
+from tests.programs import Browser, need_module
+from tests.server import SCALE, Server, eventually
+
+Serve = Callable[..., Server]
+KEY = "the key of these tests"
+ADMIN = {"key": KEY, "actions": True, "show_messages": True}
+OPEN_CHANNELS = {"subscribe": "everybody", "publish": "everybody"}
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>\u202etxet\n"
+HOSTILE_SHOWN = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>\\u202etxet\\u000a"
+POINTS = """(() => {
+  const Plain = window.WebSocket;
+  window.points = [];
+  window.WebSocket = class extends Plain {
+    constructor(...given) {
+      super(...given);
+      this.addEventListener("message", ({ data }) => {
+        const { top } = JSON.parse(data);
+        if (top) window.points.push(top.point);
+      });
+    }
+  };
+})()"""
+"""Script that keeps the points the page is told: what it plots."""
+SECONDS, CONNECTIONS, PUSHES, DELIVERIES, P50, P99, DROPS, QUEUE_BYTES, LAGS = range(9)
+
+
+class Page:
+    """The administration page as one operator has it. options: of the browser's context."""
+
+    def __init__(self, browser: Browser, name: str, **options: Any) -> None:
+        self._browser = browser
+        self._name = name
+        browser.do("open", page=name, options={"locale": "en-US", **options})
+
+    def do(self, command: str, **arguments: Any) -> Any:
+        return self._browser.do(command, page=self._name, **arguments)
+
+    def open(self, server: Server, view: str = "") -> None:
+        self.do("goto", url="about:blank")  # a URL that differs behind # alone loads nothing
+        self.do("goto", url=f"{server.url}/admin{view}")
+
+    def log_in(self, server: Server, key: str = KEY) -> None:
+        """Show the key; the right one brings the page, with its first figures."""
+        self.open(server)
+        self.fill("#key", key)
+        self.press("Enter")
+        if key == KEY:
+            self.has("#link-text", "Live")
+
+    def fill(self, selector: str, value: str) -> None:
+        self.do("fill", selector=selector, value=value)
+
+    def click(self, selector: str) -> None:
+        self.do("click", selector=selector)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.do("press", key=key)
+
+    def texts(self, selector: str) -> list[str]:
+        return self.do("texts", selector=selector)
+
+    def text(self, selector: str) -> str:
+        return " ".join("".join(self.texts(selector)).split())
+
+    def count(self, selector: str) -> int:
+        return self.do("count", selector=selector)
+
+    def evaluate(self, expression: str) -> Any:
+        return self.do("evaluate", expression=expression)
+
+    def has(self, selector: str, text: str, seconds: float = 20) -> str:
+        """Wait until an element's text has this in it."""
+        return eventually(lambda: next((t for t in self.texts(selector) if text in t), ""), seconds, f"{text!r} shown")
+
+    def tab_to(self, selector: str) -> None:
+        """Press Tab until such an element has the focus."""
+        for _ in range(80):
+            self.press("Tab")
+            if self.evaluate(f"document.activeElement.matches({json.dumps(selector)})"):
+                return
+        raise AssertionError(f"Tab does not reach {selector}")
+
+    def workers(self) -> list[tuple[str, str]]:
+        """Slot and process of each row of the table."""
+        rows = (
+            "[...document.querySelectorAll('#workers tbody tr')].map(r => [r.cells[0].innerText, r.cells[1].innerText])"
+        )
+        return [(slot, process) for slot, process in self.evaluate(rows)]
+
+    def points(self) -> list[list[Any]]:
+        """The points that have come since the page was loaded; it was opened with the script POINTS."""
+        return self.evaluate("window.points")
+
+
+OpenPage = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests of the page."""
+    with Browser() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two workers that operators may look at and change."""
+    sections = {"admin": ADMIN, "channels.open": OPEN_CHANNELS, "log": {"level": "info"}}
+    running = Server(tmp_path_factory.mktemp("server"), workers=2, sections=sections)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[OpenPage]:
+    """Open pages that end with the test, none of which has reported an error."""
+    opened: list[Page] = []
+
+    def open_page(server: Server | None = None, script: str = "", **options: Any) -> Page:
+        page = Page(browser, f"operator {len(opened)}", **options)
+        opened.append(page)
+        if script:
+            page.do("init", script=script)
+        if server is not None:
+            page.log_in(server)
+        return page
+
+    yield open_page
+    problems = [
+        [line for line in page.do("logged") if line.startswith("error: ") and "ERR_" not in line and "401" not in line]
+        for page in opened
+    ]
+    for page in opened:
+        page.do("close")
+    assert problems == [[]] * len(opened)
+
+
+def listen(stack: ExitStack, server: Server, user: str, event: str = "e") -> ClientConnection:
+    """A connection of a user, registered for an event."""
+    return stack.enter_context(connect(server.ws_url(urlencode({"token": user, "event": event}))))
+
+
+def buckets(samples: dict[str, float]) -> list[float]:
+    """Pushes by latency, in the buckets of /metrics, that no other bucket has; over all workers."""
+    name = "fastpush_push_latency_seconds_bucket"
+    up_to = [0.0]
+    for bound in [*map(str, LATENCY_BOUNDS_SECONDS), "+Inf"]:
+        wanted = f'le="{bound}"'
+        up_to.append(sum(value for series, value in samples.items() if series.startswith(name) and wanted in series))
+    return [now - before for before, now in pairwise(up_to)]
+
+
+def as_shown(ms: float | None) -> str:
+    """A latency as the page shows it."""
+    assert ms is not None and 0 < ms < 10_000
+    digits = 0 if ms >= 100 else 1 if ms >= 10 else 3 if ms < 0.1 else 2
+    return f"{ms:.{digits}f} ms"
+
+
+def newer(page: Page, than: float) -> list[list[Any]]:
+    return [point for point in page.points() if point[SECONDS] > than]
+
+
+# -- Who comes in --------------------------------------------------------------------
+
+
+def test_login_and_logout(server: Server, page: OpenPage) -> None:
+    """A wrong key says so and brings nothing; the right one brings the page; after Log out only the form is left."""
+    operator = page()
+    operator.log_in(server, "a wrong key, long enough")
+    operator.has("[role=alert]", "not the key")
+    assert operator.count("#key") == 1 and operator.count("#figures") == 0
+    operator.fill("#key", KEY)
+    operator.press("Enter")
+    operator.has("#link-text", "Live")
+    assert KEY not in operator.evaluate("document.documentElement.outerHTML + location.href")
+    operator.click("#log-out")
+    eventually(lambda: operator.count("#key") == 1, what="the login form")
+    status = "fetch('/admin/session.json').then((response) => response.status)"
+    assert operator.evaluate(status) == 401
+    operator.open(server)
+    assert operator.count("#key") == 1 and operator.count("#figures") == 0
+
+
+def test_nothing_comes_from_elsewhere(server: Server, page: OpenPage) -> None:
+    """The page asks this host alone, and its policy lets no other script or style in."""
+    operator = page(server)
+    requests = operator.do("requests")
+    here = (f"{server.url}/admin", f"ws://127.0.0.1:{server.port}/admin/live", "data:image/svg+xml", "about:blank")
+    assert [url for url in requests if not url.startswith(here)] == []
+
+
+# -- Figures ---------------------------------------------------------------------------
+
+
+def test_figures_equal_metrics(server: Server, page: OpenPage) -> None:
+    """Connections shown are those of /metrics; rate times time of the plotted points is what its counters rose by."""
+    operator = page(server, POINTS)
+    before = server.metrics()
+    start = eventually(operator.points)[-1][SECONDS]
+    with ExitStack() as stack:
+        clients = [listen(stack, server, "crowd") for _ in range(6)]
+        for _ in range(200):
+            assert server.push("crowd", "e", "m")["sent"] == len(clients)
+        eventually(lambda: [p for p in newer(operator, start) if p[PUSHES]] and not operator.points()[-1][PUSHES], 20)
+        after = eventually(lambda: server.metrics())
+        shown = f"{after['fastpush_connections']:,.0f}"
+        assert operator.has("#now-connections", shown) == shown
+        assert operator.text("#plot-connections .values") == shown
+    points = [point for point in operator.points() if point[SECONDS] >= start]
+    for column, counter in ((PUSHES, "fastpush_pushes_total"), (DELIVERIES, "fastpush_deliveries_total")):
+        told = sum(point[column] * (point[SECONDS] - last[SECONDS]) for last, point in pairwise(points))
+        # The live figures are deliveries to the page itself.
+        own = len(points) if column == DELIVERIES else 0
+        counted = after[counter] - before[counter]
+        assert abs(told - counted) <= 0.1 * counted + own, (counter, told, counted)
+    assert all(len(point[LAGS]) == 2 for point in points)
+
+
+def test_percentiles_equal_the_buckets(server: Server, page: OpenPage) -> None:
+    """The percentiles of a second are what the buckets of /metrics rose by in it, interpolated."""
+    operator = page(server, POINTS)
+
+    def burst() -> tuple[list[float], list[list[Any]]]:
+        """What the buckets rose by with some pushes, and the points of the seconds that had some."""
+        start = eventually(operator.points)[-1][SECONDS]
+        before = buckets(server.metrics())
+        for _ in range(30):
+            server.push("nobody", "e", "m")
+        points = eventually(
+            lambda: (p := newer(operator, start)) and any(x[P50] for x in p) and not p[-1][P50] and p, 20
+        )
+        rise = [now - then for now, then in zip(buckets(server.metrics()), before, strict=True)]
+        return rise, [point for point in points if point[P50] is not None]
+
+    # Two seconds may share a burst: then nobody knows from outside which push was in which.
+    rise, [point] = next((rise, points) for rise, points in (burst() for _ in range(10)) if len(points) == 1)
+    assert sum(rise) == 30
+    for column, q in ((P50, 0.5), (P99, 0.99)):
+        seconds = quantile(rise, q)
+        assert seconds is not None and point[column] == round(seconds * 1000, 2)
+    operator.evaluate("document.querySelector('#plot-latency .plot').focus()")
+    operator.press("End")
+    seconds_back = [p[SECONDS] for p in operator.points()][::-1].index(point[SECONDS])
+    operator.press(*["ArrowLeft"] * seconds_back)
+    values = f"p50{as_shown(point[P50])}p99{as_shown(point[P99])}"
+    eventually(lambda: _near(operator, values), what=f"{values} shown")
+
+
+def _near(operator: Page, values: str) -> bool:
+    """Whether a plot shows these values where the cursor is, or one point before: time goes on while keys are pressed."""
+    shown = "".join(operator.text("#plot-latency .values").split())
+    operator.press("ArrowLeft")
+    return shown == "".join(values.split())
+
+
+def test_ranges_and_text(server: Server, page: OpenPage) -> None:
+    """Each plot says in words what it shows, for the range that was picked."""
+    operator = page(server)
+    for label, said in (("5 min", "; 5 min"), ("1 h", "; 1 h")):
+        operator.click(f"#ranges label:has-text('{label}')")
+        eventually(lambda said=said: all(said in text for text in operator.texts("#plots figcaption")), what=said)
+    assert len(operator.texts("#plots figcaption")) == 6
+    assert operator.text("#plot-connections figcaption").startswith("now ")
+    assert operator.count("#plots canvas") == 6
+
+
+def test_silence_is_shown(serve: Serve, page: OpenPage) -> None:
+    """Figures that stop coming are said to be old; when they come again nothing is left of that."""
+    server = serve(workers=2, sections={"admin": ADMIN})
+    operator = page(server)
+    broker = server.processes("broker")[0]["pid"]
+    processes = {process.pid: process for process in server.children()}
+    processes[broker].send_signal(signal.SIGSTOP)
+    try:
+        operator.has("#stopped", "No live figures for", 20)
+        assert operator.text("#link-text") in {"No data", "Reconnecting", "Connecting"}
+    finally:
+        processes[broker].send_signal(signal.SIGCONT)
+    operator.has("#link-text", "Live", 30)
+    assert operator.count("#stopped:visible") == 0
+
+
+def test_a_restarted_server_asks_for_the_key(serve: Serve, page: OpenPage) -> None:
+    """Sessions end with the server: the page notices by itself and brings the login form."""
+    server = serve(workers=2, sections={"admin": ADMIN})
+    operator = page(server)
+    port = server.port
+    server.stop()
+    operator.has("#stopped", "No live figures for", 20)
+    server.write_config(2, {"admin": ADMIN, "server": {"listen": f"127.0.0.1:{port}", "workers": 2}})
+    server.start()
+    eventually(lambda: operator.count("#key") == 1, 40, "the login form")
+
+
+# -- Looking up and tracing --------------------------------------------------------------
+
+
+def test_look_up(server: Server, page: OpenPage) -> None:
+    """A connected user's connection, worker and last push are shown; of an unknown one it is said that nothing is known."""
+    operator = page(server)
+    with ExitStack() as stack:
+        client = listen(stack, server, "alice", "news")
+        assert server.push("alice", "news", "hello alice")["sent"] == 1
+        assert client.recv(timeout=10 * SCALE) == "hello alice"
+        operator.click("nav a:has-text('Look up')")
+        operator.fill("#user-name", "alice")
+        operator.click("#user-ask")
+        operator.has("#report article h4", "on worker-")
+        assert operator.count("#report article") == 1
+        assert "news" in operator.text("#report article .chips")
+        address = "{}:{}".format(*client.local_address[:2])
+        assert address in operator.text("#report article")
+        assert operator.texts("#report .findings li")[0]
+        [row] = operator.texts("#report .pushes tbody tr")
+        assert all(text in row for text in ("news", "delivered", "1 connection", "hello alice"))
+        assert "opened" in operator.text("#report .timeline")
+    operator.fill("#user-name", "nobody has this name")
+    operator.press("Enter")
+    operator.has("#report", "None is open.")
+    assert operator.count("#report article") == 0
+    assert operator.texts("#report .findings li")[0]
+
+
+def test_trace(server: Server, page: OpenPage) -> None:
+    """A trace that is started shows the steps of a push, each with its time; one that is stopped shows no more."""
+    operator = page(server)
+    with ExitStack() as stack:
+        client = listen(stack, server, "bob", "news")
+        operator.click("nav a:has-text('Trace')")
+        operator.fill("#trace-name", "bob")
+        operator.click("#trace-start")
+        operator.has("#trace-outcome", "Tracing the user bob")
+        server.push("bob", "news", "a secret message")
+        assert client.recv(timeout=10 * SCALE) == "a secret message"
+        for step in ("accepted", "ordered", "arrived", "written"):
+            operator.has("#trace-list .step", step)
+        lines = operator.texts("#trace-list li")
+        assert all("secret" not in line for line in lines)
+        assert "ms" in operator.text("#trace-list .after")
+        operator.click("#trace-stop")
+        operator.has("#trace-outcome", "Stopped")
+        count = operator.count("#trace-list li")
+        server.push("bob", "news", "later")
+        assert client.recv(timeout=10 * SCALE) == "later"
+        operator.has("#trace-count", f"{count} line")
+        assert operator.count("#trace-list li") == count
+
+
+# -- Doing -------------------------------------------------------------------------------
+
+
+def test_push_from_the_page(server: Server, page: OpenPage) -> None:
+    """A test push reaches who it is for, and the page says how many; to nobody, and why, it says so too."""
+    operator = page(server)
+    operator.click("nav a:has-text('Push')")
+    with ExitStack() as stack:
+        client = listen(stack, server, "carol", "news")
+        operator.fill("#push-user", "carol")
+        operator.fill("#push-event", "news")
+        operator.fill("#push-message", "by hand")
+        operator.click("#push-send")
+        operator.has("#push-outcome", "Sent to 1 connection.")
+        assert client.recv(timeout=10 * SCALE) == "by hand"
+    operator.fill("#push-user", "nobody has this name")
+    operator.click("#push-send")
+    operator.has("#push-outcome", "Sent to nobody")
+    operator.fill("#push-event", "x" * 5000)
+    operator.click("#push-send")
+    operator.has("#push-outcome", "Refused (400)")
+
+
+def test_drain(server: Server, page: OpenPage) -> None:
+    """Drain asks first; no changes nothing, yes replaces the process of that slot and no other."""
+    operator = page(server)
+    eventually(lambda: len(operator.workers()) == 2, what="two workers")
+    before = dict(operator.workers())
+    operator.click("#workers tbody tr:nth-child(1) button")
+    assert operator.count("dialog[open]") == 1
+    operator.click("#confirm-cancel")
+    assert operator.count("dialog[open]") == 0
+    operator.click("#workers tbody tr:nth-child(1) button")
+    operator.fill("#confirm-seconds", "0")
+    operator.click("#confirm-do")
+    operator.has("#acted", "Slot 0 drains")
+
+    def replaced() -> bool:
+        now = operator.workers()
+        return len(now) == 2 and dict(now)["0"] != before["0"] and dict(now)["1"] == before["1"]
+
+    eventually(replaced, 30, "slot 0 has a new process")
+    operator.has("#link-text", "Live", 30)
+
+
+def test_looking_only(serve: Serve, page: OpenPage) -> None:
+    """Without [admin] actions the page has no button that changes anything, and says what to set."""
+    server = serve(workers=2, sections={"admin": {"key": KEY}})
+    operator = page(server)
+    eventually(lambda: len(operator.workers()) == 2, what="two workers")
+    assert operator.count("#workers button:visible") == 0 and operator.count("#restart:visible") == 0
+    assert "actions = true" in operator.text("#actions-note")
+    operator.click("nav a:has-text('Push')")
+    assert operator.evaluate("document.querySelector('#push-send').disabled")
+    assert "actions = true" in operator.text("#push-note")
+
+
+# -- What others have written --------------------------------------------------------------
+
+
+def test_hostile_names_are_text(server: Server, page: OpenPage) -> None:
+    """Markup in users, events and messages shows as text in every part of the page, control characters by their number."""
+    operator = page(server)
+    title = operator.evaluate("document.title")
+    with ExitStack() as stack:
+        client = listen(stack, server, HOSTILE, HOSTILE)
+
+        def busy() -> bool:
+            assert server.push(HOSTILE, HOSTILE, HOSTILE)["sent"] == 1
+            client.recv(timeout=10 * SCALE)
+            return HOSTILE_SHOWN in operator.texts("#users .name")
+
+        eventually(busy, 20, "the user among the busiest")
+        operator.click("#users a:has-text('onerror')")
+        operator.has("#report .chips .name", HOSTILE_SHOWN)
+        assert any(HOSTILE_SHOWN in row for row in operator.texts("#report .pushes tbody tr"))
+        operator.click("#user-trace")
+        operator.has("#trace-outcome", HOSTILE_SHOWN)
+        server.push(HOSTILE, HOSTILE, HOSTILE)
+        operator.has("#trace-list .what", HOSTILE_SHOWN)
+        operator.click("#trace-stop")
+        operator.click("nav a:has-text('Push')")
+        for field in ("user", "event", "message"):
+            operator.fill(f"#push-{field}", HOSTILE)
+        operator.click("#push-send")
+        operator.has("#push-outcome", "Sent to 1 connection")
+    assert operator.count("img, main script") == 0
+    assert operator.count("bdi *") == 0
+    assert operator.evaluate("document.title") == title
+
+
+# -- Everybody ---------------------------------------------------------------------------
+
+
+def test_keyboard_alone(server: Server, page: OpenPage) -> None:
+    """Without a pointer: log in, move the cursor of the plots, look a user up, open and leave the question, log out."""
+    operator = page()
+    operator.open(server)
+    operator.do("type", text=KEY)  # the field has the focus
+    operator.press("Enter")
+    operator.has("#link-text", "Live")
+    operator.tab_to("#ranges input")
+    operator.press("ArrowRight")
+    assert operator.evaluate("document.querySelector('#ranges :checked').value") == "3600"
+    operator.tab_to("#plot-rates .plot")
+    eventually(lambda: operator.press("ArrowLeft") or operator.text("#cursor-time"), what="the cursor's time")
+    operator.press("Escape")
+    assert operator.text("#cursor-time") == ""
+    operator.tab_to("#workers button")
+    operator.press("Enter")
+    assert operator.count("dialog[open]") == 1
+    operator.press("Escape")
+    assert operator.count("dialog[open]") == 0
+    assert operator.evaluate("document.activeElement.closest('#workers') !== null")
+    operator.tab_to("nav a[href='#user']")
+    operator.press("Enter")
+    operator.tab_to("#user-name")
+    operator.do("type", text="dora")
+    operator.press("Enter")
+    operator.has("#report", "None is open.")
+    operator.tab_to("#log-out")
+    operator.press("Enter")
+    eventually(lambda: operator.count("#key") == 1, what="the login form")
+
+
+VIEWS = ("", "#user/erin", "#trace", "#push")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_accessible(server: Server, page: OpenPage, scheme: str, width: int) -> None:
+    """Every control has a name, axe finds nothing to object to, and nothing is wider than the window."""
+    need_module("axe-core")
+    operator = page(server, colorScheme=scheme, viewport={"width": width, "height": 900})
+    with ExitStack() as stack:
+        listen(stack, server, "erin", "news")
+        server.push("erin", "news", "m")
+        for view in VIEWS:
+            operator.open(server, view)
+            operator.has("#link-text", "Live")
+            operator.has("#now-connections", "")
+            if "erin" in view:
+                operator.has("#report article h4", "on worker-")
+            controls: Sequence[Sequence[str]] = operator.do("controls")
+            assert controls and [role for role, name in controls if not name] == []
+            assert operator.do("violations") == []
+            assert operator.evaluate("document.documentElement.scrollWidth") <= width
