@@ -7,26 +7,21 @@ machine does meets all of it. The figures are kept beside those of `python -m be
 """
 
 import http.client
-import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import islice, product
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import click
 import orjson
 
-from bench import machine, report
 from bench.figures import kilobytes, megabytes, micros, millis, over, percent, times
 from bench.measure import drive
-from bench.records import Folder, Spread
-from bench.servers import CACHE, FASTPUSH, Sections, Server, running
+from bench.questions import Figure, Options, Question, Values, command, ratio_of, spread_of
+from bench.servers import Sections, Server
 from fastpush.bench.connections import resolve
 from fastpush.bench.frame_reader import client_frame, frame_end
 from fastpush.bench.server_stats import ServerProcesses
@@ -49,7 +44,6 @@ _FORGOTTEN_SECONDS = 15  # until channels are forgotten, and their memory is giv
 _BEFORE, _AFTER = f"after the first {_FIRST:,}", f"after all {_CHANNELS:,}"
 _FAN_OUT_SECONDS = 2
 _WAIT_SECONDS = 60
-_QUICK_DIVISOR = 20
 _KEPT = {"subscribe": "everybody", "history_messages": _MISSED, "recovery": True}
 _SECTIONS: Sections = {
     "connections": {"ping_interval_seconds": 3600},
@@ -58,49 +52,6 @@ _SECTIONS: Sections = {
     "channels.kept": _KEPT,
     "channels.soon": {**_KEPT, "history_seconds": _HISTORY_SECONDS},
 }
-
-
-class Figure(NamedTuple):
-    """One value of one round. text: writes it, with its unit."""
-
-    case: str
-    value: float
-    text: Callable[[float], str]
-
-
-class Options(NamedTuple):
-    """How to measure. divisor: of all that is counted, for a run that only shows that it runs."""
-
-    rounds: int
-    divisor: int
-    server_core: int
-    client_core: int
-
-    def of(self, number: int) -> int:
-        """Return how many of something, here."""
-        return max(1, number // self.divisor)
-
-    def server(self) -> Any:
-        """Return a fresh server, to be entered."""
-        return running(FASTPUSH, (self.server_core,), _SECTIONS, 1)
-
-
-Values = dict[str, list[float]]  # by case, in the order of the rounds
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question. measure: yields its figures.  judge: returns what is compared with the target, and if that is met.
-
-    target: "" for a figure that stands for itself.
-    """
-
-    name: str
-    title: str
-    target: str
-    how: str
-    measure: Callable[[Options], Iterator[Figure]]
-    judge: Callable[[Values], tuple[str, bool | None]]
 
 
 # -- a client, and back-ends ----------------------------------------------------------
@@ -201,19 +152,6 @@ def _memory_bytes(processes: ServerProcesses) -> int:
     return found
 
 
-def spread_of(values: Iterable[float]) -> Spread:
-    """Return the spread of values. Raises: RuntimeError: there are none."""
-    spread = Spread.over(values)
-    if spread is None:
-        raise RuntimeError("nothing was measured")
-    return spread
-
-
-def ratio_of(above: Iterable[float], below: Iterable[float]) -> Spread:
-    """Return a ratio, taken round by round."""
-    return spread_of(top / bottom for top, bottom in zip(above, below, strict=True))
-
-
 # -- publishing with history ------------------------------------------------------------
 
 
@@ -226,7 +164,7 @@ _LOADS = tuple(product((0, 1), _OUTSTANDING))
 
 
 def _history(options: Options) -> Iterator[Figure]:
-    with options.server() as server:
+    with options.server(_SECTIONS) as server:
         for measured in range(-1, options.rounds):
             for load in _LOADS:
                 costs = dict.fromkeys(_NAMED, 0.0)
@@ -266,7 +204,7 @@ def _recovery(options: Options) -> Iterator[Figure]:
     number, channel = options.of(_CLIENTS) + 1, "kept:room"
     texts = [f"{each:0{_SIZE_BYTES - 2}}" for each in range(_MISSED)]
     for _ in range(options.rounds):
-        with options.server() as server, ExitStack() as stack:
+        with options.server(_SECTIONS) as server, ExitStack() as stack:
             processes = ServerProcesses(server.pid)
             clients = [Client(server.port) for _ in range(number)]
             for client in clients:
@@ -305,7 +243,7 @@ def _fan_out(options: Options) -> Iterator[Figure]:
     for number in range(options.rounds):
         kinds = list(_KINDS.items())[:: -1 if number % 2 else 1]  # whoever else uses the machine comes and goes
         for window, (kind, namespace) in product(_OUTSTANDING, kinds):
-            with options.server() as server:
+            with options.server(_SECTIONS) as server:
                 arguments = _subscribing(server, [f"{namespace}:room"]) if namespace else list(server.driving)
                 body = f'{{"channel":"{namespace}:room","data":"{{message}}"}}'
                 if namespace:
@@ -351,7 +289,7 @@ _PLACES = {
 
 def _memory(options: Options) -> Iterator[Figure]:
     for _, (case, channels) in product(range(options.rounds), {"no channel": [], **_PLACES}.items()):
-        with options.server() as server:
+        with options.server(_SECTIONS) as server:
             found = _driven(options, server, [*_subscribing(server, channels), "--idle"], _HELD, 0.5)
         yield Figure(case, found["server"]["memory_per_connection_bytes"] / 1000, kilobytes)
 
@@ -366,7 +304,7 @@ def _judge_memory(values: Values) -> tuple[str, bool]:
 
 def _gone(options: Options) -> Iterator[Figure]:
     number, first = options.of(_CHANNELS), options.of(_FIRST)
-    with options.server() as server, ExitStack() as stack:
+    with options.server(_SECTIONS) as server, ExitStack() as stack:
         processes = ServerProcesses(server.pid)
         client = Client(server.port)
         stack.enter_context(client.socket)
@@ -462,46 +400,7 @@ QUESTIONS = (
     ),
 )
 
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--only", multiple=True, type=click.Choice([question.name for question in QUESTIONS]))
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1))
-@click.option("--quick", is_flag=True, help="Short and small, to see that it runs; no figure of it counts.")
-@click.option("--server-core", default=0, show_default=True)
-@click.option("--client-core", default=1, show_default=True)
-def main(only: tuple[str, ...], rounds: int, server_core: int, client_core: int, *, quick: bool) -> None:
-    """Measure, and write RESULTS.md anew."""
-    os.sched_setaffinity(0, {client_core})
-    folder = Folder(CACHE / ("results-quick" if quick else "results"))
-    options = Options(1 if quick else rounds, _QUICK_DIVISOR if quick else 1, server_core, client_core)
-    kept = folder.note("channels") or {}
-    for question in QUESTIONS:
-        if only and question.name not in only:
-            continue
-        click.echo(f"{question.name}: {question.title}")
-        kept[question.name] = _answered(question, options)
-        folder.write_note("channels", {each.name: kept[each.name] for each in QUESTIONS if each.name in kept})
-    target = folder.path if quick else Path(__file__).parent
-    folder.write_note("machine", machine.describe())
-    report.write(folder, target)
-    click.echo(f"{os.path.relpath(target)}/RESULTS.md")
-
-
-def _answered(question: Question, options: Options) -> dict[str, Any]:
-    """Measure, say it, and return what the report writes."""
-    values: Values = {}
-    texts: dict[str, Callable[[float], str]] = {}
-    for figure in question.measure(options):
-        values.setdefault(figure.case, []).append(figure.value)
-        texts[figure.case] = figure.text
-    rows = [(case, over(spread_of(found), texts[case]), len(found)) for case, found in values.items()]
-    for case, text, _ in rows:
-        click.echo(f"  {case:<50}{text}")
-    compared, met = question.judge(values)
-    click.echo(f"  {question.target}: {compared}: {'met' if met else 'missed'}")
-    described = {"title": question.title, "how": question.how, "target": question.target}
-    return {**described, "rows": rows, "figure": compared, "met": met}
-
+main = command("channels", QUESTIONS)
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,8 @@ from bench.records import Folder, Record, Runs
 from bench.scenarios import IDLE_MEMORY, SCENARIOS, Case, Scenario
 from bench.servers import FASTPUSH, LABELS, LIMIT, SERVERS
 
-Answers = dict[str, dict[str, Any]]  # by question, as bench/channels.py keeps them
+QUESTIONS = ("channels", "inside")  # modules of bench that ask some
+Answers = dict[str, dict[str, Any]]  # by question, as bench/questions.py keeps them
 
 _MET = {True: "yes", False: "**no**", None: "not measured"}
 _MISSING = "-"
@@ -27,7 +28,8 @@ _REPRODUCE = """\
     make bench                             everything but churn, about 25 minutes
     make bench BENCH="--only churn"
     make bench BENCH="--quick"             four minutes, to see that it runs; its figures mean nothing
-    .venv/bin/python -m bench.channels     the last five scenarios, about fifteen minutes; --only, --rounds, --quick
+    .venv/bin/python -m bench.channels     the five scenarios about channels, fifteen minutes; --only, --rounds, --quick
+    .venv/bin/python -m bench.inside       what it costs that operators look, four minutes; the same options
     .venv/bin/python -m bench --report     this page again, from the runs that are kept
 
 The raw result of every run is kept in `fastpush-bench/results` in the user's cache folder."""
@@ -40,12 +42,14 @@ def write(folder: Folder, target: Path) -> None:
     for old in plots.glob("*.svg"):
         old.unlink()
     measured = {scenario: folder.runs(scenario.name) for scenario in SCENARIOS}
-    channels: Answers = folder.note("channels") or {}
-    sections = [_head(folder, measured), _summary(measured, channels)]
+    asked: dict[str, Answers] = {module: folder.note(module) or {} for module in QUESTIONS}
+    answers = {name: answer for of_module in asked.values() for name, answer in of_module.items()}
+    sections = [_head(folder, measured), _summary(measured, answers)]
     for scenario, runs in measured.items():
         if runs.records:
             sections.append(_section(scenario, runs, _plots(scenario, runs, plots), folder))
-    sections += [_answer(name, answer) for name, answer in channels.items()]
+    for module, of_module in asked.items():
+        sections += [_answer(module, name, answer) for name, answer in of_module.items()]
     sections.append(_REPRODUCE)
     (target / "RESULTS.md").write_text("\n\n".join(sections) + "\n")
 
@@ -72,10 +76,10 @@ def _head(folder: Folder, measured: dict[Scenario, Runs]) -> str:
     ])  # fmt: skip
 
 
-def _summary(measured: dict[Scenario, Runs], channels: Answers) -> str:
+def _summary(measured: dict[Scenario, Runs], answers: Answers) -> str:
     verdicts = {scenario: scenario.verdict(runs) for scenario, runs in measured.items()}
     missed = [scenario.name for scenario, verdict in verdicts.items() if verdict.met is False]
-    missed += [name for name, answer in channels.items() if not answer["met"]]
+    missed += [name for name, answer in answers.items() if not answer["met"]]
     absent = [scenario.name for scenario, verdict in verdicts.items() if verdict.met is None]
     sentences = [f"Missed: {', '.join(missed)}." if missed else "No target is missed."]
     if absent:
@@ -86,7 +90,7 @@ def _summary(measured: dict[Scenario, Runs], channels: Answers) -> str:
     ]
     rows += [
         (f"[{name}](#{name})", answer["target"], answer["figure"], _MET[answer["met"]])
-        for name, answer in channels.items()
+        for name, answer in answers.items()
     ]
     table = _table(("scenario", "target", "fastpush (range)", "met"), rows)
     return "\n\n".join(["## Targets", " ".join(sentences), table])
@@ -108,14 +112,14 @@ def _section(scenario: Scenario, runs: Runs, plots: Sequence[str], folder: Folde
     return "\n\n".join(parts)
 
 
-def _answer(name: str, answer: dict[str, Any]) -> str:
-    """Return the section of a question of bench.channels."""
+def _answer(module: str, name: str, answer: dict[str, Any]) -> str:
+    """Return the section of a question of a module of bench."""
     return "\n\n".join([
         f"## {name}",
         f"{answer['title']}. {answer['how']}",
         f"Target: {answer['target']}. Figure: {answer['figure']}. Met: {_MET[answer['met']]}.",
         _table(("case", "figure", "rounds"), [(case, text, str(rounds)) for case, text, rounds in answer["rows"]]),
-        f"Load: `python -m bench.channels --only {name}`",
+        f"Load: `python -m bench.{module} --only {name}`",
     ])  # fmt: skip
 
 

@@ -7,6 +7,7 @@ While there is none the last figures stay in place, dimmed, with what is wrong a
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from io import StringIO
 from typing import Any, ClassVar, Generic, Protocol
 
@@ -18,6 +19,7 @@ from textual import events, work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
+from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import DataTable, Footer, Static
@@ -129,6 +131,17 @@ class Plot(Widget):
         return most
 
 
+_PLOTS: tuple[tuple[str, Callable[[Point], float | None]], ...] = (
+    ("connections", lambda point: point.connections),
+    ("pushes/s", lambda point: point.pushes),
+    ("deliveries/s", lambda point: point.deliveries),
+    ("p99 ms", lambda point: point.p99_ms),
+    ("worst lag ms", lambda point: max((lag_ms for _, lag_ms in point.lags_ms), default=None)),
+    ("drops/s", lambda point: point.drops),
+)
+"""The first three are always shown, the others where there is room."""
+
+
 class Cell(Text):
     """A cell's text, as long as its column is wide, and what its column is sorted by."""
 
@@ -226,11 +239,11 @@ class Figures(DataTable[Cell], Generic[Row]):
 
     def _headings(self) -> list[Text]:
         arrow = "↓" if self._is_reversed else "↑"
-        headings = []
+        headings: list[Text] = []
         for index, (column, width) in enumerate(zip(self._of, self._widths, strict=True)):
             title = column.title if self._is_wide else column.short
-            heading = Cell(title, PLAIN, width, is_name=column.is_name)
-            headings.append(heading.append(arrow if index == self._sorted_by else " "))
+            mark = arrow if index == self._sorted_by else " "
+            headings.append(Cell(title + mark, PLAIN, width + 1, is_name=column.is_name))
         return headings
 
     def _cells(self, row: Row) -> list[Cell]:
@@ -276,6 +289,39 @@ class Page(ModalScreen[None]):
             self.dismiss()
 
 
+# What threads tell the view; an answer that comes after its end is dropped.
+
+
+@dataclass
+class Told(Message):
+    """The figures of now, and what there was before where that was asked."""
+
+    now: Top
+    hour: list[Point]
+
+
+@dataclass
+class Missed(Message):
+    """The server has not answered; `text` says why."""
+
+    text: str
+
+
+@dataclass
+class Said(Message):
+    """What has become of a command."""
+
+    text: str
+    style: Style = PLAIN
+
+
+@dataclass
+class Explained(Message):
+    """All that is known of a user."""
+
+    why: Why
+
+
 class TopApp(App[None]):
     """Figures of a server, asked again and again.
 
@@ -299,8 +345,8 @@ class TopApp(App[None]):
     ]
 
     def __init__(self, server: Source, first: Top, every_seconds: float) -> None:
-        super().__init__()
-        self.theme = "ansi-dark"  # the terminal's own colours, be it light or dark
+        super().__init__(ansi_color=True)
+        self.theme = "ansi-dark"  # with that the terminal's own colours, be it light or dark
         self._server = server
         self._now = first
         self._every_seconds = every_seconds
@@ -311,28 +357,29 @@ class TopApp(App[None]):
         self._lost: tuple[float, str] | None = None  # since when nothing is answered, and why
         self._to_drain: WorkerFigures | None = None  # until the question is answered
         self._said = Text()
+        self._title, self._health, self._notice = Static(id="title"), Static(id="health"), Static(id="notice")
+        self._plots = [Plot(label, value) for label, value in _PLOTS]
+        self._worker_table = Figures(WORKER_COLUMNS, lambda row: str(row.worker), sorted_by=0, name="workers")
+        self._user_table = Figures(busy_columns("user"), lambda row: row.name, sorted_by=2, name="users")
+        self._channel_table = Figures(busy_columns("channel"), lambda row: row.name, sorted_by=2, name="channels")
 
     def compose(self) -> ComposeResult:
-        yield Static(id="title")
+        yield self._title
         with Horizontal(classes="plots"):
-            yield Plot("connections", lambda point: point.connections)
-            yield Plot("pushes/s", lambda point: point.pushes)
-            yield Plot("deliveries/s", lambda point: point.deliveries)
+            yield from self._plots[:3]
         with Horizontal(classes="plots", id="more"):
-            yield Plot("p99 ms", lambda point: point.p99_ms)
-            yield Plot("worst lag ms", lambda point: max((lag_ms for _, lag_ms in point.lags_ms), default=None))
-            yield Plot("drops/s", lambda point: point.drops)
-        yield Static(id="health")
-        yield Static(id="notice")
-        yield Figures(WORKER_COLUMNS, lambda row: str(row.worker), sorted_by=0, name="workers")
+            yield from self._plots[3:]
+        yield self._health
+        yield self._notice
+        yield self._worker_table
         with Horizontal(id="busiest"):
-            for noun in ("user", "channel"):
-                yield Figures(busy_columns(noun), lambda row: row.name, sorted_by=2, name=f"{noun}s")
+            yield self._user_table
+            yield self._channel_table
         yield Footer()
 
     def on_mount(self) -> None:
         """Begin."""
-        self.query_one("#workers").focus()
+        self._worker_table.focus()
         self._show(self._now)
         self.set_interval(self._every_seconds, self._look)
         self._look()
@@ -351,38 +398,52 @@ class TopApp(App[None]):
             hour = msgspec.convert(points, list[Point])
             now = msgspec.convert(self._server.ask({"ask": "top"}), Top)
         except FastpushError as error:
-            self.call_from_thread(self._miss, str(error))
+            self.post_message(Missed(str(error)))
         else:
-            self.call_from_thread(self._take, now, hour)
+            self.post_message(Told(now, hour))
 
-    def _take(self, now: Top, hour: list[Point]) -> None:
+    def on_told(self, told: Told) -> None:
+        """Show it."""
         self._is_asking, self._lost = False, None
-        if hour:
-            self._points = deque(hour, maxlen=POINTS_MAX)
+        if told.hour:
+            self._points = deque(told.hour, maxlen=POINTS_MAX)
             self._has_hour = True
-        if now.point.seconds > self._points[-1].seconds:
-            self._points.append(now.point)
+        if told.now.point.seconds > self._points[-1].seconds:
+            self._points.append(told.now.point)
         if not self._is_paused:
-            self._show(now)
+            self._show(told.now)
 
-    def _miss(self, text: str) -> None:
-        """What it has not answered meanwhile is asked for when it answers again."""
+    def on_missed(self, missed: Missed) -> None:
+        """Say so. What is not answered meanwhile is asked for when there are answers again."""
         self._is_asking, self._has_hour = False, False
         since = time.time() if self._lost is None else self._lost[0]
-        self._lost = (since, text)
+        self._lost = (since, missed.text)
         self._tell()
+
+    def on_said(self, said: Said) -> None:
+        """Show what a command has brought."""
+        self._say(said.text, said.style)
+
+    def on_explained(self, explained: Explained) -> None:
+        """Show what is known of a user."""
+        output = StringIO()
+        console = Console(
+            file=output, width=self.size.width - 4, force_terminal=True, color_system="standard", highlight=False
+        )
+        print_report(console, explained.why)
+        self.push_screen(Page(Text.from_ansi(output.getvalue())))
 
     # -- showing -----------------------------------------------------------------
 
     def _show(self, now: Top) -> None:
         self._now = now
         points = tuple(self._points)
-        for plot in self.query(Plot):
+        for plot in self._plots:
             plot.show(points)
-        self.query_one("#health", Static).update(health(now))
+        self._health.update(health(now))
         self._worker_table.show(now.workers)
-        self.query_one("#users", Figures).show(now.users)
-        self.query_one("#channels", Figures).show(now.channels)
+        self._user_table.show(now.users)
+        self._channel_table.show(now.channels)
         self._tell()
 
     def _tell(self) -> None:
@@ -393,8 +454,8 @@ class TopApp(App[None]):
         title.append(
             *("  paused", "bold reverse") if self._is_paused else (f"  every {self._every_seconds:g} s", "dim")
         )
-        self.query_one("#title", Static).update(title)
-        self.screen_stack[0].set_class(self._lost is not None, "-lost")
+        self._title.update(title)
+        self.set_class(self._lost is not None, "-lost")
         notice = self._said
         if self._to_drain is not None:
             worker = self._to_drain
@@ -403,7 +464,7 @@ class TopApp(App[None]):
         elif self._lost is not None:
             since, text = self._lost
             notice = Text(f"no answer since {_clock(since)}, figures are of {at}: {printable(text)}", ALARM)
-        self.query_one("#notice", Static).update(notice)
+        self._notice.update(notice)
 
     def _say(self, text: str, style: Style = PLAIN) -> None:
         self._said = said = Text(printable(text), style)
@@ -414,18 +475,6 @@ class TopApp(App[None]):
         if self._said is said:
             self._said = Text()
             self._tell()
-
-    @property
-    def _worker_table(self) -> Figures[WorkerFigures]:
-        return self.query_one("#workers", Figures)
-
-    def _page(self, why: Why) -> None:
-        output = StringIO()
-        console = Console(
-            file=output, width=self.size.width - 4, force_terminal=True, color_system="standard", highlight=False
-        )
-        print_report(console, why)
-        self.push_screen(Page(Text.from_ansi(output.getvalue())))
 
     # -- keys --------------------------------------------------------------------
 
@@ -447,7 +496,7 @@ class TopApp(App[None]):
 
     def action_why(self) -> None:
         """Show what is known of the user that is selected in the table of the busiest."""
-        user = self.query_one("#users", Figures).selected
+        user = self._user_table.selected
         if user is None:
             self._say("no user was sent anything within the last seconds; `fastpush why USER` tells of any", WARNING)
         else:
@@ -458,9 +507,9 @@ class TopApp(App[None]):
         try:
             why = msgspec.convert(self._server.ask({"ask": "why", "user": user}), Why)
         except FastpushError as error:
-            self.call_from_thread(self._say, f"why {user}: {error}", ALARM)
+            self.post_message(Said(f"why {user}: {error}", ALARM))
         else:
-            self.call_from_thread(self._page, why)
+            self.post_message(Explained(why))
 
     def action_drain(self) -> None:
         """Ask whether the selected worker is to be drained."""
@@ -488,10 +537,10 @@ class TopApp(App[None]):
         try:
             seconds = self._server.drain(slot)
         except FastpushError as error:
-            self.call_from_thread(self._say, f"worker {slot}: {error}", ALARM)
+            self.post_message(Said(f"worker {slot}: {error}", ALARM))
         else:
             over = f"over {count_of(round(seconds), 'second')}"
-            self.call_from_thread(self._say, f"worker {slot} drains {over}, once its successor is ready")
+            self.post_message(Said(f"worker {slot} drains {over}, once its successor is ready"))
 
 
 def _clock(seconds: float) -> str:

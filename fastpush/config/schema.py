@@ -604,7 +604,7 @@ class Admin(Section, frozen=True):
             "Most pushes that each worker remembers, and as many of those that were not delivered; beyond it the "
             "oldest are forgotten.",
             ge=100,
-            le=1000000,
+            le=100000,
         ),
     ] = 10000
     trace_events_per_second: Annotated[

@@ -54,7 +54,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'{}; connect-src 'self'; img-src 'self' data:; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": _POLICY.format(""),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -121,7 +121,8 @@ def _check_site(headers: Mapping[str, str], allowed: tuple[str, ...]) -> None:
 
 def no_session() -> RequestError:
     """401: nobody is logged in."""
-    return RequestError(401, "unauthorized", "log in at /admin", headers=(("WWW-Authenticate", "Session"),))
+    reason = "log in at /admin"
+    return RequestError(401, "unauthorized", reason, text=reason, headers=(("WWW-Authenticate", "Session"),))
 
 
 class AdminPages:
@@ -169,7 +170,7 @@ class AdminPages:
     @staticmethod
     def protect(response: web.StreamResponse) -> None:
         """Add the headers that all answers have, refusals too, where there are no others of the name."""
-        for name, value in _HEADERS.items():
+        for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
 
     async def respond(self, request: web.Request) -> web.Response:

@@ -134,7 +134,7 @@ class Outbox:
         """Return how many there were too many of, as numbers and as events; called once a second while there are."""
         left_out, self._left_out = self._left_out, Counter()
         events = [
-            (trace, Traced(0, now, self._process, "left out", detail=f"{count:,} events within a second"))
+            (trace, Traced(0, now, self._process, "left out", detail=_left_out(count)))
             for trace, count in left_out.items()
         ]
         return Seen(events, left_out)
@@ -231,3 +231,7 @@ class Traces:
                 del self._traces[trace]
             elif now >= kept.ends:
                 self.stop(trace, kept.ends)
+
+
+def _left_out(count: int) -> str:
+    return f"{count:,} events within a second" if count > 1 else "1 event within a second"

@@ -2,17 +2,19 @@
 
     handshake ──► same host ──► session, asked of the broker ──► 101 ──► {"hour"}, then {"top"} each second
 
-What the page sends and gets is JSON, an object a message (docs/inside.md). The figures come through the channel
-LIVE_CHANNEL, which the broker publishes to while anybody is in it; a trace is read from the broker and passed on. The
-session is asked for again and again: a connection does not outlive it.
+    page ──► server    {"trace": {"user": U} or {"channel": C}, "seconds": S}, {"untrace": I}
+    server ──► page    {"hour": [Point, …]}, {"top": Top}, {"trace": {"id": I, "ends_seconds": T}}, {"error": text},
+                       {"traced": {"id": I, "events": […], "left_out": N, "is_over": B}}; see protocol/insight.py
+
+The figures come through the channel LIVE_CHANNEL, to which the broker publishes while anybody is in it; a trace is read
+from the broker and passed on. The session is asked for again and again: a connection does not outlive it.
 """
 
 import asyncio
 import contextlib
 import logging
-import re
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Coroutine
+from typing import Any, cast
 
 import msgspec
 import orjson
@@ -20,20 +22,14 @@ import orjson
 from fastpush import errors
 from fastpush.applications.interface import Application, Connection, Options, Request
 from fastpush.config import Config
-from fastpush.errors import CloseCode, ConnectionClosed
-from fastpush.http.admin import ASK_SECONDS, Ask, check_same_host, no_session, session_id
-from fastpush.http.head import Head
-from fastpush.log import fields
-from fastpush.protocol.insight import LIVE_CHANNEL
+from fastpush.errors import CloseCode, ConnectionClosed, RequestError
+from fastpush.http.admin import ASK_SECONDS, HEADERS, Ask, check_same_host, no_session, session_id
 from fastpush.protocol.push import NO_OPTIONS
 from fastpush.worker.application_server import ApplicationServer
 from fastpush.worker.connection import Connection as OwnConnection
 from fastpush.worker.mount import NO_PARAMETERS, Asked, Mount
+from fastpush.worker.overload import OVERLOADED
 from fastpush.worker.upgrade import Handshake, check_handshake
-
-if TYPE_CHECKING:
-    from fastpush.worker.dispatch import HttpConnection
-    from fastpush.worker.services import Services
 
 log = logging.getLogger("fastpush.admin")
 
@@ -44,14 +40,13 @@ TRACE_SECONDS = 60
 MESSAGE_BYTES = 4096
 MESSAGES_PER_SECOND = 20
 SEND_QUEUE_BYTES = 4 * 1024 * 1024  # an hour's figures, and then some
-_GONE = "The broker that kept this trace is gone: start it again."
-_NO_ANSWER = "the broker does not answer"
 _WRONG = 'send {"trace": {"user": U} or {"channel": C}, "seconds": S} or {"untrace": I}'
 
 
 class Operator:
-    """What a page's connection has. session: its id.  work: what is under way for it, and ends with it.
-    traces: by id, each read by a task.
+    """What a page's connection has as its data.
+
+    session: its id.  work: what is under way for it, and ends with it.  traces: those of it that read one, by id.
     """
 
     def __init__(self, session: str) -> None:
@@ -61,10 +56,7 @@ class Operator:
 
 
 class AdminLive(Application):
-    """Tells pages what happens. ask: puts a question of protocol/insight.py to the broker.
-
-    Each connection has an Operator as `data`.
-    """
+    """Tells pages what happens. ask: puts a question of protocol/insight.py to the broker."""
 
     def __init__(self, server: ApplicationServer, ask: Ask) -> None:
         super().__init__(server, Options())
@@ -80,18 +72,31 @@ class AdminLive(Application):
         match _read(data):
             case {"trace": {"user": str(name)} | {"channel": str(name)} as target, **more} if name and len(target) == 1:
                 await self._trace(connection, target, more.get("seconds", TRACE_SECONDS))
-            case {"untrace": int(number)}:
-                task = _operator(connection).traces.pop(number, None)
-                if task is not None:
-                    task.cancel()
+            case {"untrace": int(number)} if number in _operator(connection).traces:
+                _operator(connection).traces[number].cancel()
+                await self._ask(ask="untrace", trace=number)
+            case {"untrace": int()}:
+                pass  # it has come to its end meanwhile
             case _:
                 _send(connection, {"error": _WRONG})
 
-    def on_close(self, connection: Connection, code: int, reason: str) -> None:
-        for task in _operator(connection).work:
+    async def on_close(self, connection: Connection, code: int, reason: str) -> None:
+        operator = _operator(connection)
+        traces = list(operator.traces)
+        for task in operator.work:
             task.cancel()
+        for number in traces:
+            await self._ask(ask="untrace", trace=number)
 
     # -- the session ---------------------------------------------------------------
+
+    async def check(self, session: str) -> None:
+        """Raise RequestError unless there is such a session: 401, or 503 where nobody can tell."""
+        answer = await self._ask(ask="session", session=session)
+        if "error" in answer:
+            raise errors.unavailable(answer["error"])
+        if "csrf" not in answer:
+            raise no_session()
 
     async def _watch_session(self, connection: Connection) -> None:
         """Close the connection when its session has ended; while nobody can tell, it stays."""
@@ -106,43 +111,34 @@ class AdminLive(Application):
     async def _trace(self, connection: Connection, target: dict[str, str], seconds: Any) -> None:
         traces = _operator(connection).traces
         if len(traces) >= TRACES_MAX:
-            _send(connection, {"error": f"{TRACES_MAX} traces are open already: stop one first"})
+            _send(connection, {"error": f"{TRACES_MAX} traces are open here already: stop one first"})
             return
         answer = await self._ask(ask="trace", **target, seconds=seconds)
-        if "error" in answer or not connection.is_open:
-            _send(connection, {"error": str(answer.get("error"))})
+        if "error" in answer:
+            _send(connection, {"error": answer["error"]})
             return
         number = answer["trace"]
         _send(connection, {"trace": {"id": number, "ends_seconds": answer["ends_seconds"]}})
         traces[number] = self._spawn(connection, self._read_trace(connection, number))
 
     async def _read_trace(self, connection: Connection, number: int) -> None:
-        """Pass on what a trace brings until it is over, as fast as the page takes it; ended early, end the trace."""
+        """Pass on what a trace brings until it is over, as fast as the page takes it."""
         after = left_out = 0
         is_over = False
         try:
             while not is_over:
+                await asyncio.sleep(READ_SECONDS)
                 await connection.drain()
                 told = await self._ask(ask="traced", trace=number, after=after)
-                if "error" in told:
-                    _send(connection, {"error": _GONE})
+                if "error" in told:  # of a new broker, which knows nothing of it
                     told = {"events": [], "left_out": left_out, "is_over": True}
                 is_over = told["is_over"]
                 if told["events"] or told["left_out"] != left_out or is_over:
                     _send(connection, {"traced": {"id": number, **told}})
                 after = told["events"][-1][0] if told["events"] else after
                 left_out = told["left_out"]
-                await asyncio.sleep(READ_SECONDS)
-        except ConnectionClosed:
-            pass
         finally:
-            _operator(connection).traces.pop(number, None)
-            if not is_over:
-                # Not awaited by who is being cancelled: a question is on its way at once, and nobody needs its answer.
-                self._forget(number)
-
-    def _forget(self, number: int) -> None:
-        asyncio.get_running_loop().create_task(self._ask(ask="untrace", trace=number))
+            del _operator(connection).traces[number]
 
     # -- the rest ------------------------------------------------------------------
 
@@ -152,13 +148,98 @@ class AdminLive(Application):
             async with asyncio.timeout(ASK_SECONDS):
                 return await self._ask_broker(question)
         except TimeoutError:
-            return {"error": _NO_ANSWER}
+            return {"error": "the broker does not answer"}
 
     @staticmethod
-    def _spawn(connection: Connection, work: Any) -> asyncio.Task[None]:
-        """Have something go on for as long as the connection is open; not among what a worker waits for to end."""
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+    def _spawn(connection: Connection, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Have something go on as long as the connection is open; a worker that drains does not wait for it."""
+        task = asyncio.get_running_loop().create_task(work)
         tasks = _operator(connection).work
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        task.add_done_callback(_log_failure)
         return task
+
+
+class AdminHandshake(Handshake):
+    """One request for the page's WebSocket. Nothing but a session that is not there is told to who has none."""
+
+    __slots__ = ("_session",)
+
+    def _check(self) -> None:
+        if not self._services.environment.config.admin.key:
+            raise errors.not_found(self._head.path)
+        self._session = session_id(self._head.headers)
+        if not self._session:
+            raise no_session()
+        self._services.spawn(self._await_session())
+
+    async def _await_session(self) -> None:
+        try:
+            await cast("AdminMount", self._mount).application.check(self._session)
+        except RequestError as error:
+            self._fail(error)
+        else:
+            self._take(self._begin_live)
+
+    def _begin_live(self) -> None:
+        http, head = self._http, self._head
+        if http is None:
+            return  # the client is gone
+        check_handshake(head)
+        check_same_host(head.headers, is_tls=http.is_tls)
+        if self._services.overload.is_draining:
+            raise OVERLOADED["draining"]
+        self._asked = Asked(None, NO_PARAMETERS, NO_OPTIONS)
+        self._announce()
+
+    def _hand_over(self, mount: Mount) -> tuple[OwnConnection, bytes] | None:
+        taken = super()._hand_over(mount)
+        if taken is not None:
+            taken[0].data = Operator(self._session)
+        return taken
+
+    def _answer(self, error: RequestError) -> RequestError:
+        headers = (*error.headers, *HEADERS.items())
+        return RequestError(error.status, error.code, error.reason, text=error.text, headers=headers)
+
+
+class AdminMount(Mount):
+    """Where pages listen: on the addresses of back-ends, and within no limit of clients."""
+
+    application: AdminLive
+    roles = ("all", "api")
+    request_class = AdminHandshake
+
+    def configure(self, config: Config) -> None:
+        super().configure(config)
+        self.limits = msgspec.structs.replace(
+            self.limits,
+            message_bytes=MESSAGE_BYTES,
+            messages_per_second=MESSAGES_PER_SECOND,
+            send_queue_bytes=SEND_QUEUE_BYTES,
+            slow_policy="disconnect",
+        )
+
+
+def _operator(connection: Connection) -> Operator:
+    return cast(Operator, connection.data)
+
+
+def _read(data: str | bytes) -> Any:
+    """Return what a page has sent; None for what is no JSON."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _send(connection: Connection, told: dict[str, Any]) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        connection.send(orjson.dumps(told).decode())
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if task.cancelled() or (error := task.exception()) is None or isinstance(error, ConnectionClosed):
+        return
+    log.error("page not told", exc_info=error)

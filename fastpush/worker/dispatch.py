@@ -38,11 +38,10 @@ from fastpush.http.push import Outcome, Reply, internal_error, outcome_name, pus
 from fastpush.http.window import Window
 from fastpush.log import fields
 from fastpush.worker.overload import OVERLOADED
-from fastpush.worker.stream_request import StreamRequest
 from fastpush.worker.timers import ticks
-from fastpush.worker.upgrade import Handshake
 
 if TYPE_CHECKING:
+    from fastpush.worker.mount import Mount
     from fastpush.worker.services import Services
 
 log = logging.getLogger("fastpush.http")
@@ -312,8 +311,8 @@ class HttpConnection(asyncio.Protocol):
         refusal = services.guard.refusal(head.headers, is_tls=self.is_tls)
         if refusal is not None:
             self._refuse(refusal, as_json=wants_json(head.headers, head.path))
-        elif head.path in services.mounts and self.role != "api":
-            self._upgrade(head)
+        elif (mount := services.mounts.get(head.path)) is not None and self.role in mount.roles:
+            self._upgrade(head, mount)
         elif self.role == "public":
             self._refuse(errors.not_found(head.path), as_json=True)
         elif (
@@ -381,14 +380,13 @@ class HttpConnection(asyncio.Protocol):
         if self._held:
             self._services.call_soon(self._advance)
 
-    def _upgrade(self, head: Head) -> None:
+    def _upgrade(self, head: Head, mount: "Mount") -> None:
         self._stage = BUSY
         services = self._services
         address = host_of(self.peer)
         if services.trusted_proxies:
             self._peer = address = services.trusted_proxies.client(address, head.headers)
-        kind = StreamRequest if services.mounts[head.path].streams else Handshake
-        kind(services, self, head, address).begin()
+        mount.request_class(services, self, head, address).begin()
 
     def _open_window(self, head: Head, data: bytes) -> None:
         assert self.transport is not None

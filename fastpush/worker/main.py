@@ -38,7 +38,8 @@ from fastpush.memory import Trimmer
 from fastpush.metrics import Counters
 from fastpush.protocol import control
 from fastpush.protocol.bus import split_connection_number
-from fastpush.protocol.insight import pack_notes, unpack_targets
+from fastpush.protocol.insight import LIVE_CHANNEL, pack_notes, unpack_targets
+from fastpush.worker.admin_mount import AdminLive, AdminMount
 from fastpush.worker.admission import Admission
 from fastpush.worker.application_server import ApplicationServer
 from fastpush.worker.client_mount import CLIENT_PATH, ClientHost, ClientMount, client_handler
@@ -155,7 +156,7 @@ class Worker:
             served=lambda: [
                 Served(mount.path, mount.kind, mount.anonymous)
                 for mount in services.mounts.values()
-                if not mount.form  # else it is of clients of channels
+                if not mount.form and "public" in mount.roles  # else it is of clients of channels, or of operators
             ],
             look_up=self._serve_application(self._config.server.websocket_path).look_up,
             api=api.respond,
@@ -215,7 +216,8 @@ class Worker:
             EventsMount(EVENTS_PATH, self._push, config, self._clients, host),
             UnidirectionalMount(UNIDIRECTIONAL_PATH, self._clients, config, self._clients, host),
         ]
-        services.serve([PushMount(path, self._push, config), clients, *streams, *mounts], nowhere)
+        live = AdminMount(LIVE_CHANNEL, AdminLive(self._serve_application(LIVE_CHANNEL), self._operators.ask), config)
+        services.serve([PushMount(path, self._push, config), clients, *streams, *mounts, live], nowhere)
         return services
 
     def _build_clients(self, config: Config, token_auth: TokenAuth, admission: Admission) -> ClientProtocol:

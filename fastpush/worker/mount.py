@@ -11,6 +11,7 @@ from multidict import MultiDict, MultiDictProxy
 from fastpush.applications.interface import Application, Request
 from fastpush.applications.loading import Loaded, load, make
 from fastpush.applications.push import Push
+from fastpush.child import ListenerRole
 from fastpush.config import Config
 from fastpush.fanout import ENVELOPE, GZIP, PLAIN
 from fastpush.http.auth import Identity
@@ -33,6 +34,7 @@ from fastpush.worker.application_server import ApplicationServer, checked_channe
 from fastpush.worker.codec import Codecs
 from fastpush.worker.connection import Connection
 from fastpush.worker.environment import ConnectionTicks
+from fastpush.worker.upgrade import Handshake
 
 log = logging.getLogger("fastpush.application")
 
@@ -62,6 +64,7 @@ class Mount:
     guard: decides who counts as of this machine.
     hears_open, hears_close: whether it has such a method.  longest: seconds that a call of it has held the loop.
     form: of what its connections are sent.  admits_first: who needs a token shows it by message, later.
+    request_class: what a request for it is.  roles: of the listeners that it is served on.
     streams: whether its connections are event streams, not WebSockets.
     shown_as: as what a client shows its token, in words.
     counts_pings: whether its clients give up a server that has not pinged for a while, however much they say.
@@ -72,6 +75,8 @@ class Mount:
     counts_pings = False
     admits_first = False
     streams = False
+    request_class: type[Handshake] = Handshake
+    roles: tuple[ListenerRole, ...] = ("all", "public")
 
     def __init__(self, path: str, application: Application, config: Config, loaded: Loaded | None = None) -> None:
         self.path = path

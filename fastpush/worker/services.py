@@ -47,7 +47,7 @@ class Services:
     lean:              the paths whose POST requests are answered without aiohttp.
     lean_body_bytes:   a larger one goes to aiohttp.
     mounts:            the applications by path.  nowhere: for clients that are told only why they may not come in.
-    handshake_starts:  how the request lines of the applications' handshakes begin.
+    handshake_starts:  how the request lines of clients' handshakes begin, which an overloaded worker turns away.
     trusted_proxies:   whose X-Forwarded-For is believed.
     tls:               None without [tls] certificate.
     now():             seconds of the loop's clock.
@@ -99,7 +99,8 @@ class Services:
         """Serve these applications."""
         self.mounts = {mount.path: mount for mount in mounts}
         self.nowhere = nowhere
-        self.handshake_starts = tuple(f"GET {path}{end}".encode() for path in self.mounts for end in "? ")
+        of_clients = [mount.path for mount in self.mounts.values() if "public" in mount.roles]
+        self.handshake_starts = tuple(f"GET {path}{end}".encode() for path in of_clients for end in "? ")
 
     def date_header(self) -> bytes:
         """Return the Date header's line, made once a second."""

@@ -31,6 +31,7 @@ from fastpush.protocol.server_sent import (
 from fastpush.worker.connection import Connection
 from fastpush.worker.event_stream import EventStream
 from fastpush.worker.mount import NO_PARAMETERS, Asked, Mount
+from fastpush.worker.stream_request import StreamRequest
 
 EVENTS_PATH = "/sse"
 UNIDIRECTIONAL_PATH = "/connection/uni_sse"
@@ -43,6 +44,7 @@ class StreamMount(Mount):
     """
 
     streams = True
+    request_class = StreamRequest
 
     def __init__(
         self, path: str, application: Application, config: Config, clients: ClientProtocol, host: Host

@@ -73,13 +73,19 @@ class Page:
             self.do("press", key=key)
 
     def texts(self, selector: str) -> list[str]:
-        return self.do("texts", selector=selector)
+        """Texts of all such elements; none of a page that is just being left."""
+        try:
+            return self.do("texts", selector=selector)
+        except AssertionError as error:
+            if "Execution context was destroyed" in str(error):
+                return []
+            raise
 
     def text(self, selector: str) -> str:
         return " ".join("".join(self.texts(selector)).split())
 
     def count(self, selector: str) -> int:
-        return self.do("count", selector=selector)
+        return len(self.texts(selector))
 
     def evaluate(self, expression: str) -> Any:
         return self.do("evaluate", expression=expression)
@@ -219,7 +225,7 @@ def test_figures_equal_metrics(server: Server, page: OpenPage) -> None:
         for _ in range(200):
             assert server.push("crowd", "e", "m")["sent"] == len(clients)
         eventually(lambda: [p for p in newer(operator, start) if p[PUSHES]] and not operator.points()[-1][PUSHES], 20)
-        after = eventually(lambda: server.metrics())
+        after = server.metrics()
         shown = f"{after['fastpush_connections']:,.0f}"
         assert operator.has("#now-connections", shown) == shown
         assert operator.text("#plot-connections .values") == shown
@@ -256,18 +262,14 @@ def test_percentiles_equal_the_buckets(server: Server, page: OpenPage) -> None:
         seconds = quantile(rise, q)
         assert seconds is not None and point[column] == round(seconds * 1000, 2)
     operator.evaluate("document.querySelector('#plot-latency .plot').focus()")
-    operator.press("End")
-    seconds_back = [p[SECONDS] for p in operator.points()][::-1].index(point[SECONDS])
-    operator.press(*["ArrowLeft"] * seconds_back)
-    values = f"p50{as_shown(point[P50])}p99{as_shown(point[P99])}"
-    eventually(lambda: _near(operator, values), what=f"{values} shown")
+    operator.press("End")  # a point without pushes; going back from there the cursor comes by
+    values = f"p50{as_shown(point[P50])}p99{as_shown(point[P99])}".replace(" ", "")
 
+    def back() -> bool:
+        operator.press("ArrowLeft")
+        return operator.text("#plot-latency .values").replace(" ", "") == values
 
-def _near(operator: Page, values: str) -> bool:
-    """Whether a plot shows these values where the cursor is, or one point before: time goes on while keys are pressed."""
-    shown = "".join(operator.text("#plot-latency .values").split())
-    operator.press("ArrowLeft")
-    return shown == "".join(values.split())
+    eventually(back, what=f"{values} shown")
 
 
 def test_ranges_and_text(server: Server, page: OpenPage) -> None:
@@ -313,7 +315,7 @@ def test_a_restarted_server_asks_for_the_key(serve: Serve, page: OpenPage) -> No
 
 
 def test_look_up(server: Server, page: OpenPage) -> None:
-    """A connected user's connection, worker and last push are shown; of an unknown one it is said that nothing is known."""
+    """A connected user's connection and last push are shown; of an unknown one it is said that nothing is known."""
     operator = page(server)
     with ExitStack() as stack:
         client = listen(stack, server, "alice", "news")
@@ -424,7 +426,7 @@ def test_looking_only(serve: Serve, page: OpenPage) -> None:
 
 
 def test_hostile_names_are_text(server: Server, page: OpenPage) -> None:
-    """Markup in users, events and messages shows as text in every part of the page, control characters by their number."""
+    """Markup in users, events and messages shows as text wherever it comes up; control characters by their number."""
     operator = page(server)
     title = operator.evaluate("document.title")
     with ExitStack() as stack:
@@ -479,8 +481,7 @@ def test_keyboard_alone(server: Server, page: OpenPage) -> None:
     assert operator.evaluate("document.activeElement.closest('#workers') !== null")
     operator.tab_to("nav a[href='#user']")
     operator.press("Enter")
-    operator.tab_to("#user-name")
-    operator.do("type", text="dora")
+    operator.do("type", text="dora")  # the field has the focus
     operator.press("Enter")
     operator.has("#report", "None is open.")
     operator.tab_to("#log-out")

@@ -21,7 +21,15 @@ from fastpush.errors import CloseCode, RequestError, TokenRejected
 from fastpush.fanout import CLIENT, ENVELOPE, EVENTS, LINES, PLAIN, Hub, batch, pump
 from fastpush.fanout.batch import Batch
 from fastpush.metrics import Counters
-from fastpush.protocol.bus import NO_POSITION, Kind, Position, Publication, Status, encode_publication
+from fastpush.protocol.bus import (
+    NO_POSITION,
+    Kind,
+    Position,
+    Publication,
+    Status,
+    decode_publication,
+    encode_publication,
+)
 from fastpush.protocol.frames import text_frame
 from fastpush.protocol.insight import Target, Traced, unpack_seen
 from fastpush.protocol.push import EVERYBODY, channel_key, user_key
@@ -75,6 +83,7 @@ def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     clock = Clock()
     monkeypatch.setattr(pump, "perf_counter", clock)
     monkeypatch.setattr(pump, "monotonic", clock)
+    monkeypatch.setattr(pump, "Batch", Batch)  # what a test leaves behind ends with it
     monkeypatch.setattr(batch, "os", Kernel())
     monkeypatch.setattr(Mount, "slow_policy", lambda _, key: POLICIES.get(key, "disconnect"))
     monkeypatch.setattr(logging.getLogger("fastpush"), "propagate", True)
@@ -344,5 +353,370 @@ def test_what_is_told_is_what_was_received(seed: int, policy: str) -> None:
             # What the send queue of one that was closed as too slow held is told in one number.
             assert {tuple(fate) for fate in fates.values()} <= whole | ({("queued",)} if not connection.is_open else set())
         assert stage.steps("queued") and stage.steps("slow") and stage.steps("dropped")
+
+    run(scenario())
+
+
+def body_of(*keys: bytes, message: bytes = b"secret", taken: float = 5.0) -> bytes:
+    return encode_publication(list(keys), b"e", text_frame(message), taken_seconds=taken)
+
+
+def told_of(stage: Stage, *steps: str) -> list[tuple[str, str, str]]:
+    return [(event.step, event.what, event.detail) for event in stage.told if not steps or event.step in steps]
+
+
+def test_a_push_from_its_accept_to_its_answer() -> None:
+    """A push is told when it is accepted, arrives, is written and answered, with its event and size, in that order,
+    all steps named alike, and never with its contents; another user's push is not told.
+    """
+
+    async def scenario() -> None:
+        stage = Stage()
+        stage.open("u", PLAIN, [USER_EVENT])
+        stage.trace(user="u")
+        taken = asyncio.get_running_loop().time()
+        body = body_of(USER_EVENT, taken=taken)
+        answers: list[tuple[Any, ...]] = []
+        stage.bus.publish(body, lambda *answer: answers.append(answer))
+        stage.bus.publish(body_of(OTHER_EVENT), lambda *answer: answers.append(answer))
+        stage.hub.deliver(decode_publication(body), stage.counts.append)
+        stage.bus.asked[0](Status.DONE, 2, 1, NO_POSITION)
+        stage.bus.asked[1](Status.DONE, 9, 0, NO_POSITION)
+        await turns()
+        assert answers == [(Status.DONE, 2, 1, NO_POSITION), (Status.DONE, 9, 0, NO_POSITION)]
+        assert told_of(stage, "accepted", "arrived", "written", "answered") == [
+            ("accepted", "e", "6 bytes, to 1 user"),
+            ("arrived", "e", "1 connection here"),
+            ("written", "e", "8 bytes"),
+            ("answered", "e", "sent to 2 clients, 1 worker did not confirm in time"),
+        ]
+        steps = [event for event in stage.told if event.push]
+        assert {event.push for event in steps} == {round(taken * 1e6)}
+        assert steps[0].seconds == taken and steps[0].after_ms == 0
+        assert [event.seconds for event in steps] == sorted(event.seconds for event in steps)
+        assert all(event.after_ms == round((event.seconds - taken) * 1000, 3) for event in steps)
+        assert "secret" not in repr(stage.told)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("status", "step", "words"),
+    [
+        (Status.NOT_READY, "refused", "being replaced"),
+        (Status.OVERLOADED, "refused", "overloaded"),
+        (Status.UNKNOWN, "answered", "unknown"),
+    ],
+)
+def test_a_push_that_is_not_taken(status: Status, step: str, words: str) -> None:
+    """What the broker did not take is told as refused, and what nobody knows as unknown; the publisher is answered."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        stage.trace(user="u")
+        answers: list[tuple[Any, ...]] = []
+        stage.bus.publish(body_of(USER_EVENT), lambda *answer: answers.append(answer))
+        stage.bus.asked[0](status, 0, 0, NO_POSITION)
+        await turns()
+        assert answers == [(status, 0, 0, NO_POSITION)]
+        assert stage.told[-1].step == step and words in stage.told[-1].detail
+
+    run(scenario())
+
+
+def test_a_push_that_is_not_handed_over() -> None:
+    """Without a broker the publisher sees the same error as ever, and the trace tells of it."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        stage.bus.failure = "the broker is being restarted"
+        stage.trace(user="u")
+        with pytest.raises(BusUnavailable):
+            stage.bus.publish(body_of(USER_EVENT), lambda *_: None)
+        await turns()
+        assert told_of(stage)[-1] == ("refused", "e", "not handed over: the broker is being restarted")
+
+    run(scenario())
+
+
+def test_several_messages_in_one_write() -> None:
+    """What a busy channel has gathered and writes at once is told message by message, as one write."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        key = channel_key("keeps")
+        for _ in range(9):
+            stage.open("x", PLAIN, [key])
+        stage.trace(channel="keeps")
+        group = stage.hub.join(stage.connections[0], key)
+        flow = group.flow = pump.Flow()
+        flow.wake = asyncio.get_running_loop().call_soon(stage.hub._pump._wake, group, flow)
+        first, second = stage.deliver([key]), stage.deliver([key])
+        await turns()
+        written = [event for event in stage.steps("written") if event.connection == stage.connections[3].id]
+        assert [event.push for event in written] == [round(each.taken_seconds * 1e6) for each in (first, second)]
+        assert all("in a write of 2 messages" in event.detail for event in written)
+
+    run(scenario())
+
+
+def test_connections_tell_what_happens_to_them() -> None:
+    """A connection that was there is told at the start; of one that comes during the trace its opening, each event and
+    channel, when it falls behind and catches up, and its end with code, reason and by whom.
+    """
+
+    async def scenario() -> None:
+        stage = Stage()
+        stage.open("u", PLAIN, [USER_EVENT])
+        stage.trace(user="u")
+        await turns()
+        assert [event.step for event in stage.told] == ["opened"] and "for e" in stage.told[0].detail
+        late = stage.open("u", PLAIN, [EVERYBODY, USER_EVENT, channel_key("keeps")])
+        wire = stage.wires[-1]
+        wire.room = 5
+        stage.deliver([USER_EVENT])
+        stage.deliver([USER_EVENT])
+        wire.read(FOREVER)
+        late.close(1000, "bye")
+        late.connection_lost(None)
+        await turns()
+        of_late = [(event.step, event.what) for event in stage.told if event.connection == late.id]
+        assert of_late == [
+            ("opened", ""), ("registered", "e"), ("subscribed", "keeps"), ("slow", ""), ("written", "e"),
+            ("queued", "e"), ("written", "e"), ("caught up", ""), ("closed", ""),
+        ]  # fmt: skip
+        assert stage.steps("closed")[0].detail == "1000 bye, by the server"
+        assert "in the send queue" in stage.steps("written")[-1].detail
+        assert late not in stage.tracing._records
+
+    run(scenario())
+
+
+def test_a_message_of_no_push_is_told_without_one() -> None:
+    """What an application sends to a traced user's connection is told as a write, of no push."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        connection = stage.open("u", PLAIN, [USER_EVENT])
+        stage.trace(user="u")
+        connection.send("hello")
+        await turns()
+        written = stage.steps("written")
+        assert [(event.push, event.after_ms, event.what) for event in written] == [(0, 0, "")]
+
+    run(scenario())
+
+
+def test_refusals() -> None:
+    """A refusal is told to its user's trace, also where the user is only what a token claims, and one that names
+    nobody to all users' traces; another user's is not told, and no channel's trace hears of them.
+    """
+
+    async def scenario() -> None:
+        stage = Stage()
+        notebook = stage.environment.notebook
+        stage.tracing.set([Target(id="t", user="u", seconds=60), Target(id="c", channel="keeps", seconds=60)])
+        claimed = TokenRejected("token has expired")
+        claimed.user, claimed.is_claimed = "u", True
+        notebook.refused(claimed, 401, "/ws", "1.2.3.4:5")
+        notebook.refused(RequestError(403, "forbidden", "this Origin is not in [server] origins"), 403, "/ws", "peer")
+        notebook.refused(TokenRejected("not yours"), 401, "/ws", "peer", "other")
+        await turns()
+        assert {trace for trace, _ in stage.bus.seen} == {"t"}
+        assert [event.detail for event in stage.steps("refused")] == [
+            "/ws from 1.2.3.4:5: 401 token has expired; the user is what its token claims",
+            "/ws from peer: 403 this Origin is not in [server] origins; of an unknown user",
+        ]
+        assert len(notebook.notes) == 3
+
+    run(scenario())
+
+
+def test_a_connection_of_two_traces_tells_each_what_is_its_own() -> None:
+    """A user's trace has all writes of its connections, a channel's those of that channel alone, of all its members."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        key = channel_key("keeps")
+        stage.open("u", PLAIN, [USER_EVENT, key])
+        stage.open("other", PLAIN, [key])
+        stage.tracing.set([Target(id="t", user="u", seconds=60), Target(id="c", channel="keeps", seconds=60)])
+        stage.deliver([key])
+        stage.deliver([USER_EVENT])
+        await turns()
+        written = sorted((trace, event.what) for trace, event in stage.bus.seen if event.step == "written")
+        assert written == [("c", "keeps"), ("c", "keeps"), ("t", "e"), ("t", "keeps")]
+
+    run(scenario())
+
+
+def test_a_trace_that_ends_leaves_the_others_messages_that_wait() -> None:
+    """When one of two traces of a connection ends, the other still tells when a message that waited is written."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        stage.open("u", PLAIN, [USER_EVENT, channel_key("keeps")])
+        both = [Target(id="t", user="u", seconds=60), Target(id="c", channel="keeps", seconds=60)]
+        stage.tracing.set(both)
+        stage.wires[0].room = 5
+        stage.deliver([USER_EVENT])
+        stage.deliver([USER_EVENT])
+        stage.tracing.set(both[:1])
+        stage.wires[0].read(FOREVER)
+        await turns()
+        assert [event.push for event in stage.steps("written")] == [1_000_000, 2_000_000]
+        assert len(stage.steps("opened")) == 2  # of each trace, once
+
+    run(scenario())
+
+
+# Bounds
+
+
+def test_events_are_bounded_and_the_rest_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more events than a second may have, the rest is counted, and told once for all of them; deliveries go on."""
+    monkeypatch.setattr(traces, "LEFT_OUT_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        stage = Stage(per_second=10)
+        stage.open("u", PLAIN, [USER_EVENT])
+        stage.trace(user="u")
+        for _ in range(100):
+            stage.deliver([USER_EVENT])
+        async with asyncio.timeout(10):
+            while not stage.bus.left_out:
+                await asyncio.sleep(0.005)
+        assert stage.counts == [1] * 100
+        assert stage.bus.left_out + len(stage.told) - len(stage.steps("left out")) == 201
+        assert 10 <= len(stage.told) < 30
+        assert stage.steps("left out")[0].detail.startswith(f"{stage.bus.left_out:,} events")
+
+    run(scenario())
+
+
+def test_a_large_channel_is_traced_in_part() -> None:
+    """Of a channel with many members only so many connections are traced; all get the publication."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        key = channel_key("keeps")
+        for _ in range(traces.CONNECTIONS_MAX + 20):
+            stage.open("x", PLAIN, [key])
+        stage.trace(channel="keeps")
+        stage.open("x", PLAIN, [key])
+        stage.deliver([key])
+        await turns()
+        assert stage.counts == [traces.CONNECTIONS_MAX + 21]
+        assert len(stage.steps("written")) == traces.CONNECTIONS_MAX
+        assert stage.steps("arrived")[0].detail == "121 connections here, 100 of them traced"
+        stage.tracing.set(())
+        stage.check_clean()
+
+    run(scenario())
+
+
+def test_a_trace_that_nobody_ends_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker whose broker has forgotten a trace gives it up when its time is over."""
+    monkeypatch.setattr(traces, "GRACE_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        stage = Stage()
+        stage.open("u", PLAIN, [USER_EVENT])
+        stage.tracing.set([Target(id="t", user="u", seconds=0)])
+        assert stage.tracing._records
+        async with asyncio.timeout(10):
+            while stage.tracing._records:
+                await asyncio.sleep(0.005)
+        stage.check_clean()
+
+    run(scenario())
+
+
+# Nothing stays
+
+
+def test_nobody_traced_nothing_replaced() -> None:
+    """Before a trace and after its end every function and class is the original one; during it they are not."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        for form in (PLAIN, CLIENT, EVENTS):
+            stage.open("u", form, [USER_EVENT])
+            stage.wires[-1].room = 5
+        stage.deliver([USER_EVENT])
+        stage.check_clean()
+        before = [(type(connection), type(connection._queue)) for connection in stage.connections]
+        stage.trace(user="u")
+        assert pump.Batch is not Batch and {"deliver", "join"} <= vars(stage.hub).keys()
+        assert not {(type(each), type(each._queue)) for each in stage.connections} & set(before)
+        stage.tracing.set(())
+        assert [(type(connection), type(connection._queue)) for connection in stage.connections] == before
+        stage.check_clean()
+        stage.tracing.set(())
+        stage.check_clean()
+
+    run(scenario())
+
+
+def test_what_fails_while_it_is_told_harms_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When telling fails, pushes are published, delivered, counted and answered as ever, and the trace ends."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("telling failed")
+
+    async def scenario() -> None:
+        stage = Stage()
+        connection = stage.open("u", PLAIN, [USER_EVENT])
+        stage.trace(user="u")
+        monkeypatch.setattr(traces, "name_of", fail)
+        monkeypatch.setattr(stage.tracing, "_traces_of", fail)
+        answers: list[Any] = []
+        stage.bus.publish(body_of(USER_EVENT), lambda *answer: answers.append(answer))
+        stage.bus.asked[0](Status.DONE, 1, 0, NO_POSITION)
+        stage.wires[0].room = 25
+        for _ in range(3):
+            stage.deliver([USER_EVENT])
+        stage.wires[0].read(FOREVER)
+        late = stage.open("u", PLAIN, [USER_EVENT])
+        late.close(1000, "bye")
+        assert len(answers) == 1 and stage.counts == [1, 1, 1]
+        assert connection.is_open and stage.wires[0].sent.count(b"xxxxxxxxxx") == 3
+        await turns()
+        stage.check_clean()
+
+    run(scenario())
+    assert "tracing failed" in caplog.text
+
+
+def test_the_last_events_of_a_worker_that_ends() -> None:
+    """What has not been told yet is told at the end of a drain."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        connection = stage.open("u", PLAIN, [USER_EVENT])
+        stage.trace(user="u")
+        connection.close(CloseCode.SERVICE_RESTART, "server is restarting")
+        stage.tracing.end()
+        assert [event.step for event in stage.told] == ["opened", "closed"]
+        stage.check_clean()
+        await turns()
+        assert len(stage.told) == 2
+
+    run(scenario())
+
+
+def test_reading_goes_on() -> None:
+    """A traced connection takes its client's messages, pings and close frame."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        connection = stage.open("u", PLAIN, [USER_EVENT])
+        stage.trace(user="u")
+        connection._feed(memoryview(build(TEXT, b"hi") + build(9, b"ping") + build(8, b"\x03\xe8")))
+        assert stage.wires[0].sent == b"\x8a\x04ping\x88\x02\x03\xe8"
+        await turns()
+        assert stage.steps("closed")[0].detail == "1000, by the client"
 
     run(scenario())

@@ -322,7 +322,11 @@ function start() {
   $("confirm-cancel").addEventListener("click", () => $("confirm").close());
   $("ranges").addEventListener("change", ({ target }) => board.setRange(Number(target.value)));
   $("log-out").addEventListener("click", () => post("/admin/logout", {}).then(leave, ({ message }) => tell($("acted"), message, "bad")));
-  window.addEventListener("hashchange", showView);
+  window.addEventListener("hashchange", () => {
+    showView();
+    // Whoever comes to ask types at once.
+    document.querySelector(".view:not([hidden]) input:is([type=text], :not([type]))")?.focus();
+  });
   setInterval(watch, WATCH_MS);
   showView();
   live.connect();
