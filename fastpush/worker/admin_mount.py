@@ -52,7 +52,7 @@ class Operator:
     def __init__(self, session: str) -> None:
         self.session = session
         self.work: set[asyncio.Task[None]] = set()
-        self.traces: dict[int, asyncio.Task[None]] = {}
+        self.traces: dict[str, asyncio.Task[None]] = {}
 
 
 class AdminLive(Application):
@@ -72,10 +72,10 @@ class AdminLive(Application):
         match _read(data):
             case {"trace": {"user": str(name)} | {"channel": str(name)} as target, **more} if name and len(target) == 1:
                 await self._trace(connection, target, more.get("seconds", TRACE_SECONDS))
-            case {"untrace": int(number)} if number in _operator(connection).traces:
+            case {"untrace": str(number)} if number in _operator(connection).traces:
                 _operator(connection).traces[number].cancel()
                 await self._ask(ask="untrace", trace=number)
-            case {"untrace": int()}:
+            case {"untrace": str()}:
                 pass  # it has come to its end meanwhile
             case _:
                 _send(connection, {"error": _WRONG})
@@ -121,7 +121,7 @@ class AdminLive(Application):
         _send(connection, {"trace": {"id": number, "ends_seconds": answer["ends_seconds"]}})
         traces[number] = self._spawn(connection, self._read_trace(connection, number))
 
-    async def _read_trace(self, connection: Connection, number: int) -> None:
+    async def _read_trace(self, connection: Connection, number: str) -> None:
         """Pass on what a trace brings until it is over, as fast as the page takes it."""
         after = left_out = 0
         is_over = False

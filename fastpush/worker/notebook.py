@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 NOTES_A_SECOND = 2000  # a drain closes half as many; more are left out, and counted
 REFUSALS_A_SECOND = 100  # of clients that nobody has let in: they cost a flood nothing
-_BUSY_PUSHES = 1000  # looked at to find the busiest: a millisecond
+_BUSY_PUSHES = 500  # looked at to find the busiest: a millisecond
 _BUSY_KEYS = 200  # whose names are made out
 _USERS_NOTED = 10  # of a refused push
 _SHOWN_BYTES = 4 * TEXT_CHARACTERS_MAX

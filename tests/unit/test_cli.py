@@ -22,8 +22,8 @@ from fastpush.http.auth.jwt import JwtAuth
 from tests.server import toml
 
 COMMANDS = (
-    "serve", "check", "install-service", "status", "debug", "reload", "drain", "restart",
-    "push", "drop", "listen", "token", "bench",
+    "serve", "check", "install-service", "status", "why", "trace", "top", "debug", "reload", "drain",
+    "restart", "push", "drop", "listen", "token", "bench",
 )  # fmt: skip
 PUSH = ("push", "jack", "topic1", "hello")
 SECRET = "0123456789abcdef0123456789abcdef"

@@ -78,6 +78,7 @@ class Stage:
     def __init__(self) -> None:
         self.worker = Worker()
         self.bus = self.worker.bus
+        self.noted: list[tuple[int, str, str]] = []
         self.counters = Counters()
         service = ChannelService(cast(Any, self.bus), CONFIG.limits, self.counters, lambda *_: None)
         self.endpoint = ClientProtocol(
@@ -93,6 +94,9 @@ class Stage:
         self.worker.memberships.leave(connection, key)
 
     def cancel(self, client: Client) -> None: ...
+
+    def note_refusal(self, connection: Any, code: int, error: Exception, what: str) -> None:
+        self.noted.append((code, str(error), what))
 
     # What the test does.
 

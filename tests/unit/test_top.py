@@ -354,11 +354,12 @@ def test_pause_holds_the_figures() -> None:
     async def steps(screen: Screen) -> None:
         await screen.press("p")
         await screen.shows("paused")
+        await until(lambda: not screen.app._is_asking, what="the answer to what was asked before")
         screen.server.change(point=point(NOON_SECONDS + 1, connections=4711))
-        await asyncio.sleep(5 * EVERY_SECONDS)
         asked = len(screen.server.asked)
-        await asyncio.sleep(5 * EVERY_SECONDS)
-        assert len(screen.server.asked) == asked and "4,711" not in screen.text
+        screen.app._look()
+        assert len(screen.server.asked) == asked and not screen.app._is_asking
+        assert "4,711" not in screen.text
         await screen.press("p")
         await screen.shows("4,711")
         assert "paused" not in screen.text
