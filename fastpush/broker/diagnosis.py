@@ -25,6 +25,7 @@ _NAMES_SHOWN = 5
 _LENGTHS = ((172800, 86400, "days"), (7200, 3600, "h"), (120, 60, "min"))
 _PRECISE_SECONDS = 10
 _SAME_DAY_SECONDS = 43200  # what is older is told with its day
+_ENDING_SECONDS = 1  # a push that comes as a connection is closed is answered a little earlier
 _FRESH_TOKEN_CODES = {CloseCode.TOKEN_EXPIRED, DisconnectCode.EXPIRED, DisconnectCode.SUBSCRIPTION_EXPIRED}
 _WHO = {"client": "by the client", "server": "by this server", "back-end": "by your back-end"}
 
@@ -42,6 +43,7 @@ class Weight(IntEnum):
     AWAY = 7  # pushes came while it was not connected
     PAST = 8  # it is over, or concerns other connections
     WELL = 9
+    DISTANT = 10  # it may concern others altogether
 
 
 class Finding(NamedTuple):
@@ -70,7 +72,9 @@ class Case:
         self.why = why
         self.user = f"user {quoted(why.user)}"
         self.is_here = bool(why.connections)
-        self.closed = [note for note in why.notes if note.kind == "closed"]
+        killed = {(lost.worker, lost.seconds) for lost in why.lost}  # those are told of by worker
+        closed = [note for note in why.notes if note.kind == "closed"]
+        self.closed = [note for note in closed if (note.worker, note.seconds) not in killed]
         self.dropped = [note for note in why.notes if note.kind == "dropped"]
         self.refused = [note for note in why.notes if note.kind == "refused" and not _is_push(note)]
         self.not_taken = [note for note in why.notes if _is_push(note)]
@@ -85,12 +89,25 @@ class Case:
 
     @property
     def last_delivered(self) -> Push | None:
-        """The last push that reached a connection."""
-        return next((push for push in reversed(self.why.pushes) if push.sent), None)
+        """The last push that has reached the user, as far as can be told."""
+        return next((push for push in reversed(self.why.pushes) if push.sent and self._has_reached(push)), None)
+
+    def _has_reached(self, push: Push) -> bool:
+        is_for_it = push.users != 1 and (push.users == 0 or push.event in self.events)
+        return push.users == 1 or (is_for_it and self.was_here(push.seconds))
 
     def was_here(self, seconds: float) -> bool:
         """Tell whether the user had a connection at that time."""
         return any(stay.start <= seconds <= stay.end for stay in self._stays)
+
+    def has_missed(self, push: Push) -> bool:
+        """Tell whether a push to the user alone came while it was not connected, or just as it was closed."""
+        if not _reached_nobody(push):
+            return False
+        return not self.was_here(push.seconds) or any(
+            0 <= note.seconds - push.seconds < _ENDING_SECONDS and push.event in note.what.split(", ")
+            for note in self.closed
+        )
 
     def was_here_beside(self, seconds: float) -> bool:
         """Tell whether a connection stayed when another one ended at that time."""
@@ -214,7 +231,7 @@ def ended(case: Case) -> Iterator[Finding]:
         )
         if end.advice and (is_last or end is not STOPPED):
             text += f" {end.advice}"
-        weight = Weight.LOST if end is SLOW or waited else Weight.PAST
+        weight = Weight.LOST if end is SLOW or waited or _missed(case, note.seconds) else Weight.PAST
         yield Finding(Weight.ABSENT if is_last else weight, note.seconds, text)
 
 
@@ -226,7 +243,8 @@ def killed(case: Case) -> Iterator[Finding]:
             f"the connections of {case.user} there and what was on its way to them. The log says more of that worker."
             f"{_return(case, lost.seconds)}"
         )
-        yield Finding(Weight.ABSENT if case.is_last(lost.seconds) else Weight.PAST, lost.seconds, text)
+        weight = Weight.LOST if _missed(case, lost.seconds) else Weight.PAST
+        yield Finding(Weight.ABSENT if case.is_last(lost.seconds) else weight, lost.seconds, text)
 
 
 def _return(case: Case, seconds: float, code: int = 1006, end: Cause | None = None) -> str:
@@ -235,13 +253,21 @@ def _return(case: Case, seconds: float, code: int = 1006, end: Cause | None = No
         return " Another connection of it stayed open."
     back = case.returned(seconds)
     if back is not None:
-        missed = sum(_reached_nobody(push) and seconds <= push.seconds <= back for push in case.why.pushes)
+        missed = _missed(case, seconds)
         meanwhile = f", and {_count(missed, 'push', 'pushes')} meanwhile reached nobody" if missed else ""
         return f" It connected again {length(back - seconds)} later{meanwhile}."
     unseen = next((lost.worker for lost in case.why.lost if lost.seconds > seconds), None)
     if unseen is not None:  # what a worker noted in its last second has gone with it
         return f" It connected again, to worker-{unseen}, before that one ended."
+    if any(note.seconds > seconds and not note.connection and not note.is_claimed for note in case.refused):
+        return " It has tried to come back since, and was not let in."
     return f" It has not come back since{_expected(code, end)}"
+
+
+def _missed(case: Case, seconds: float) -> int:
+    """Count the pushes that reached nobody from that time on, until the user came back."""
+    back = case.returned(seconds) or case.why.asked_seconds
+    return sum(case.has_missed(push) and seconds - _ENDING_SECONDS <= push.seconds <= back for push in case.why.pushes)
 
 
 def _expected(code: int, end: Cause | None) -> str:
@@ -289,7 +315,8 @@ def refused(case: Case) -> Iterator[Finding]:
             text += f" {_capital(case.user)} was let in {length(back - note.seconds)} later."
         is_without = note.what != "" and note.what not in case.events and note.what not in case.channels
         weight = Weight.ELSEWHERE if case.is_here and note.connection and is_without else Weight.PAST
-        yield Finding(weight if case.is_here or back is not None else Weight.ABSENT, note.seconds, text)
+        absent = Weight.STRANGERS if note.is_claimed else Weight.ABSENT
+        yield Finding(weight if case.is_here or back is not None else absent, note.seconds, text)
 
 
 def strangers(case: Case) -> Iterator[Finding]:
@@ -319,7 +346,7 @@ def not_taken(case: Case) -> Iterator[Finding]:
             f"A push to {case.user}{_event(note.what)} was refused at {case.at(note.seconds)}{case.times(alike)} with "
             f"{note.code}{_reason(note)}. {push_advice(note)}"
         )
-        yield Finding(_weight_of_push(case, note), note.seconds, text)
+        yield Finding(_weight_of_push(case, note, Weight.LOST), note.seconds, text)
 
 
 def unread(case: Case) -> Iterator[Finding]:
@@ -330,12 +357,13 @@ def unread(case: Case) -> Iterator[Finding]:
             f"A push was refused at {case.at(note.seconds)}{case.times(alike)} with {note.code}, before anybody knew "
             f"for whom it was{_reason(note)}. It may have been for {case.user}. {push_advice(note)}"
         )
-        yield Finding(_weight_of_push(case, note), note.seconds, text)
+        yield Finding(_weight_of_push(case, note, Weight.DISTANT), note.seconds, text)
 
 
-def _weight_of_push(case: Case, note: Note) -> Weight:
+def _weight_of_push(case: Case, note: Note, else_weight: Weight) -> Weight:
+    """Return how much a refused push explains: less where a later one has reached the user."""
     delivered = case.last_delivered
-    return Weight.LOST if delivered is not None and delivered.seconds > note.seconds else Weight.NOT_TAKEN
+    return else_weight if delivered is not None and delivered.seconds > note.seconds else Weight.NOT_TAKEN
 
 
 def unconfirmed(case: Case) -> Iterator[Finding]:
@@ -368,11 +396,20 @@ def elsewhere(case: Case) -> Iterator[Finding]:
 def _passed_by(case: Case, push: Push) -> bool:
     """Tell whether a push went past the user's connections."""
     if push.users == 1:
-        return _reached_nobody(push) and case.was_here(push.seconds)
+        return _reached_nobody(push) and not case.has_missed(push)
     # Of a push to several nobody knows whom it reached: what the connections are registered for now has to tell.
     is_whole = not (case.why.connections_left_out or case.why.missing or any(map(_is_cut, case.why.connections)))
     is_known = push.event in case.events or any(push.event == held.path for held in case.why.connections)
     return push.users > 1 and is_whole and not is_known and case.is_here and case.was_here(push.seconds)
+
+
+def _is_told(case: Case, push: Push) -> bool:
+    """Tell whether a missed push is counted where the end of a connection is told, and that the user came back."""
+    back = case.returned(push.seconds)
+    ends = [note.seconds for note in case.closed if end_of(note) is not LEFT] + [lost.seconds for lost in case.why.lost]
+    return back is not None and any(
+        case.returned(end) == back and end - _ENDING_SECONDS <= push.seconds for end in ends
+    )
 
 
 def _registered_for(case: Case, event: str) -> str:
@@ -389,6 +426,8 @@ def _registered_for(case: Case, event: str) -> str:
 
 def _hint(event: str, events: Sequence[str]) -> str:
     """Name the event that was probably meant."""
+    if event in events:
+        return ""
     for meant in events:
         if meant.casefold() == event.casefold():
             return f": {quoted(meant)} differs in upper and lower case only"
@@ -400,12 +439,12 @@ def _hint(event: str, events: Sequence[str]) -> str:
 
 def away(case: Case) -> Iterator[Finding]:
     """Pushes that came while the user was not connected."""
-    pushes = [push for push in case.why.pushes if _reached_nobody(push) and not case.was_here(push.seconds)]
+    pushes = [push for push in case.why.pushes if case.has_missed(push) and not _is_told(case, push)]
     if not pushes:
         return
     last, count = pushes[-1], len(pushes)
     text = (
-        f"{_count(count, 'push', 'pushes')} to {case.user} came while it was not connected and reached nobody, "
+        f"{_count(count, 'push', 'pushes')} to {case.user} came while it was not connected, and reached nobody, "
         f"{'the last one ' if count > 1 else ''}at {case.at(last.seconds)}{_event(last.event)}. Pushes are not kept "
         "for who is away; channels with history_messages keep theirs (docs/channels.md)."
     )

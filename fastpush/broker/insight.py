@@ -135,7 +135,7 @@ class Insight:
         self.journal.expire(now)
         self.lost.expire(now)
         if self._is_watched():
-            self._top({}, lambda top: self._publish_live(b'{"top":%b}' % top))
+            self._inquire(["busiest"], lambda told: b'{"top":%b}' % self._tell_top(told), self._publish_live)
 
     # -- what is asked -----------------------------------------------------------------
 
@@ -149,7 +149,7 @@ class Insight:
             on_answer(orjson.dumps({"error": str(error)}))
         except Exception as error:
             log.exception("question failed")
-            on_answer(orjson.dumps({"error": f"the broker could not answer: {type(error).__name__}"}))
+            on_answer(_failed(error))
 
     def _refuse(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
         raise Unanswerable(f"this cannot be asked; there are {', '.join(self._answers)}")
@@ -158,10 +158,22 @@ class Insight:
         user = _text(question, "user")
         if not user:
             raise Unanswerable("user must not be empty")
-        body = orjson.dumps(["why", user])
-        self._inquiries.ask(NO_LINK, self._peers(), bus.INQUIRE, body, partial(self._tell_why, user, on_answer))
+        self._inquire(["why", user], partial(self._tell_why, user), on_answer)
 
-    def _tell_why(self, user: str, on_answer: OnAnswer, inquiry: Inquiry) -> None:
+    def _inquire(self, question: list[str], tell: Callable[[Inquiry], bytes], on_answer: OnAnswer) -> None:
+        """Ask all workers; `tell` makes the answer of what they say, and may fail without harm."""
+
+        def on_over(inquiry: Inquiry) -> None:
+            try:
+                answer = tell(inquiry)
+            except Exception as error:
+                log.exception("question failed")
+                answer = _failed(error)
+            on_answer(answer)
+
+        self._inquiries.ask(NO_LINK, self._peers(), bus.INQUIRE, orjson.dumps(question), on_over)
+
+    def _tell_why(self, user: str, inquiry: Inquiry) -> bytes:
         now = self._wall_clock()
         known = [msgspec.json.decode(found, type=Known) for found in inquiry.found]
         held = sorted((held for each in known for held in each.connections), key=lambda held: held.since_seconds)
@@ -180,12 +192,10 @@ class Insight:
             lost=self.lost.of(user, now),
             findings=[],
         )
-        on_answer(msgspec.json.encode(msgspec.structs.replace(why, findings=findings(why))))
+        return msgspec.json.encode(msgspec.structs.replace(why, findings=findings(why)))
 
     def _top(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
-        self._inquiries.ask(
-            NO_LINK, self._peers(), bus.INQUIRE, b'["busiest"]', lambda inquiry: on_answer(self._tell_top(inquiry))
-        )
+        self._inquire(["busiest"], self._tell_top, on_answer)
 
     def _tell_top(self, inquiry: Inquiry) -> bytes:
         found = [msgspec.json.decode(each, type=tuple[list[Busy], list[Busy]]) for each in inquiry.found]
@@ -219,6 +229,10 @@ class Insight:
     def _logout(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
         self._sessions.logout(_text(question, "session"))
         on_answer(b"{}")
+
+
+def _failed(error: Exception) -> bytes:
+    return orjson.dumps({"error": f"the broker could not answer: {type(error).__name__}"})
 
 
 def _text(question: Mapping[str, Any], name: str) -> str:

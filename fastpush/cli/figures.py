@@ -22,11 +22,14 @@ _AGES = ((86400, "d"), (3600, "h"), (60, "m"))
 
 
 def number(value: float, width: int) -> str:
-    """Return a figure as exactly as `width` characters, four or more, allow: 0.4, 12,345, 12.3k, 12k."""
-    text = f"{value:.1f}" if 0 < value < 9.95 and not float(value).is_integer() else f"{value:,.0f}"  # noqa: PLR2004 - 9.95 reads 10
-    if len(text) <= width:
-        return text
-    return _scaled(value, width)
+    """Return a figure as exactly as `width` characters, four or more, allow: 0.4, 12,345, 12.3k, 12k.
+
+    Only measured ones, floats, have a decimal, below ten.
+    """
+    if isinstance(value, float) and 0 < value < 9.95:  # noqa: PLR2004 - 9.95 reads 10
+        return f"{value:.1f}"
+    text = f"{value:,.0f}"
+    return text if len(text) <= width else _scaled(value, width)
 
 
 def decimal(value: float, width: int) -> str:
@@ -53,7 +56,7 @@ def age(seconds: float) -> str:
     for unit_seconds, unit in _AGES:
         if seconds >= unit_seconds:
             return f"{seconds // unit_seconds:.0f}{unit}"
-    return f"{seconds:.0f}s"
+    return f"{int(seconds)}s"
 
 
 def milliseconds(value: float | None) -> str:

@@ -354,7 +354,7 @@ class TopApp(App[None]):
         self._has_hour = False
         self._is_paused = False
         self._is_asking = False
-        self._lost: tuple[float, str] | None = None  # since when nothing is answered, and why
+        self._missed = ""  # why nothing is answered
         self._to_drain: WorkerFigures | None = None  # until the question is answered
         self._said = Text()
         self._title, self._health, self._notice = Static(id="title"), Static(id="health"), Static(id="notice")
@@ -404,7 +404,7 @@ class TopApp(App[None]):
 
     def on_told(self, told: Told) -> None:
         """Show it."""
-        self._is_asking, self._lost = False, None
+        self._is_asking, self._missed = False, ""
         if told.hour:
             self._points = deque(told.hour, maxlen=POINTS_MAX)
             self._has_hour = True
@@ -416,8 +416,7 @@ class TopApp(App[None]):
     def on_missed(self, missed: Missed) -> None:
         """Say so. What is not answered meanwhile is asked for when there are answers again."""
         self._is_asking, self._has_hour = False, False
-        since = time.time() if self._lost is None else self._lost[0]
-        self._lost = (since, missed.text)
+        self._missed = missed.text
         self._tell()
 
     def on_said(self, said: Said) -> None:
@@ -455,15 +454,14 @@ class TopApp(App[None]):
             *("  paused", "bold reverse") if self._is_paused else (f"  every {self._every_seconds:g} s", "dim")
         )
         self._title.update(title)
-        self.set_class(self._lost is not None, "-lost")
+        self.set_class(bool(self._missed), "-lost")
         notice = self._said
         if self._to_drain is not None:
             worker = self._to_drain
             clients = count_of(worker.connections, "connection")
             notice = Text(f"drain worker {worker.slot} (worker-{worker.worker}, {clients})? y/n", _QUESTION)
-        elif self._lost is not None:
-            since, text = self._lost
-            notice = Text(f"no answer since {_clock(since)}, figures are of {at}: {printable(text)}", ALARM)
+        elif self._missed:
+            notice = Text(f"no answer since {at}: {printable(self._missed)}", ALARM)
         self._notice.update(notice)
 
     def _say(self, text: str, style: Style = PLAIN) -> None:

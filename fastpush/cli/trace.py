@@ -42,18 +42,20 @@ def trace(user: str | None, channel: str | None, seconds: float, as_json: bool, 
     accepted    a worker took the push and handed it to the broker
     ordered     the broker sent it to the workers that want it
     arrived     a worker has it, for so many connections
-    written     it was written to a connection; queued: the client is behind; dropped: it does not get it
+    written     it was written to a connection
+    queued      it waits there: the client is behind
+    dropped     that client does not get it
     answered    the back-end was told how many clients took it
     refused     a push, a handshake or a registration was not taken
     opened, registered, subscribed, slow, caught up, closed: of connections
     left out    there was more than [admin] trace_events_per_second
 
     A line has the time, the milliseconds since the push was accepted, the process, what happened, the event or
-    channel, a short form of the connection's id, and more. Contents are never shown. Nobody pays for it who does not trace.
+    channel, a short form of the connection's id, and more. Contents are never shown, and its end leaves no costs.
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
     if (user is None) == (channel is None):
         fail("name a user, or a channel with --channel", EXIT_USAGE)
-    target = {"user": user} if channel is None else {"channel": channel}
+    target: dict[str, str | None] = {"user": user} if channel is None else {"channel": channel}
     reader = _Reader(config_path, _printer(as_json=as_json))
     try:
         reader.start(target, seconds)

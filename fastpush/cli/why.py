@@ -22,10 +22,14 @@ from fastpush.protocol.insight import Held, Note, Push, Why
 _WIDTH = 120  # where no terminal tells its own
 _NAMES_SHOWN = 10  # of a connection; --json has more
 _STRANGERS_SHOWN = 5
+_MESSAGE_CHARACTERS = 40
 _SAME_DAY_SECONDS = 43200
 _STATES = {"open": "green", "slow": "red", "paused": "red", "closing": "yellow"}
-_KINDS = {"opened": "green", "closed": "yellow", "dropped": "red", "refused": "red", "killed": "red"}
-_OUTCOMES = {"unconfirmed": "yellow", "nobody": "yellow"}
+_KINDS = {
+    **dict.fromkeys(("opened", "delivered"), "green"),
+    **dict.fromkeys(("closed", "nobody", "unconfirmed"), "yellow"),
+    **dict.fromkeys(("dropped", "refused", "killed"), "red"),
+}
 
 
 @click.command(short_help="Show why a user did not get its pushes.")
@@ -66,7 +70,7 @@ def print_report(console: Console, report: Why) -> None:
     console.print(findings)
     _print_connections(console, report)
     _print_part(console, report, "lately", _past(report))
-    _print_pushes(console, report)
+    _print_part(console, report, "last pushes", [_pushed(push) for push in report.pushes])
     _print_part(console, report, "refused on this host, of users that nobody knows", _strangers(report))
 
 
@@ -156,10 +160,9 @@ def _print_part(console: Console, report: Why, heading: str, events: Sequence[_E
 
 def _past(report: Why) -> list[_Event]:
     """Return what has happened to the user's connections, in its order."""
-    events = [_noted(note) for note in report.notes]
-    events += [
-        _Event(lost.seconds, "killed", "with connections of it", f"worker-{lost.worker}") for lost in report.lost
-    ]
+    killed = {(lost.worker, lost.seconds) for lost in report.lost}
+    events = [_noted(note) for note in report.notes if (note.worker, note.seconds) not in killed]
+    events += [_Event(seconds, "killed", "with connections of it", f"worker-{worker}") for worker, seconds in killed]
     return sorted(events, key=lambda event: event.seconds)
 
 
@@ -173,7 +176,7 @@ def _noted(note: Note) -> _Event:
     describe = _DESCRIBE.get(note.kind)
     words = [describe(note) if describe else "", printable(note.reason) if note.reason else ""]
     if note.is_claimed:
-        words.append("(its token only says so)")
+        words.append("(so its token says)")
     where = [f"worker-{note.worker}", printable(note.path), f"from {printable(note.peer)}" if note.peer else ""]
     return _Event(note.seconds, note.kind, " ".join(filter(None, words)), " ".join(filter(None, where)))
 
@@ -200,36 +203,20 @@ _DESCRIBE: dict[str, Callable[[Note], str]] = {"closed": _closed, "dropped": _dr
 # -- pushes --------------------------------------------------------------------------------
 
 
-def _print_pushes(console: Console, report: Why) -> None:
-    if not report.pushes:
-        return
-    _print_heading(console, "last pushes")
-    shows_messages = any(push.message is not None for push in report.pushes)
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("  answered", "", "event", "to", "bytes", "took", "sent", "by", "outcome"):
-        is_figure = column in {"", "bytes", "took", "sent"}
-        table.add_column(column, justify="right" if is_figure else "left", overflow="fold", no_wrap=is_figure)
-    if shows_messages:
-        table.add_column("message", overflow="fold")
-    for push in report.pushes:
-        ago = f"{duration(max(report.asked_seconds - push.seconds, 0))} ago"
-        table.add_row(
-            f"  {_clock(report, push.seconds)}", Text(ago, "dim"), Text(_event(push)), _addressed(push),
-            f"{push.size_bytes:,}", f"{push.duration_ms:.1f} ms", Text(f"{push.sent:,}", "" if push.sent else "red"),
-            f"worker-{push.worker}", Text(push.outcome, _OUTCOMES.get(push.outcome, "")),
-            *([Text(printable(push.message or ""))] if shows_messages else ()),
-        )  # fmt: skip
-    console.print(table)
-
-
-def _event(push: Push) -> str:
-    return printable(push.event) if push.event else "-"
-
-
-def _addressed(push: Push) -> str:
-    if push.users == 0:
-        return "everybody"
-    return "the user" if push.users == 1 else f"{push.users:,} users"
+def _pushed(push: Push) -> _Event:
+    event = printable(push.event) if push.event else f"({push.source})"
+    whom = "" if push.users == 1 else " for everybody" if push.users == 0 else f" for {push.users:,} users"
+    reached = f"{count_of(push.sent, 'connection')} in {push.duration_ms:.1f} ms"
+    words = {
+        "delivered": f"{event}{whom} to {reached}",
+        "nobody": f"wanted {event}{whom}",
+        "unconfirmed": f"{event}{whom}: {reached}, and {count_of(push.unconfirmed, 'worker')} did not count",
+    }
+    where = f"worker-{push.worker} {count_of(push.size_bytes, 'byte')}"
+    if push.message is not None:
+        is_long = len(push.message) > _MESSAGE_CHARACTERS
+        where += f" {printable(push.message[:_MESSAGE_CHARACTERS])}{'…' if is_long else ''}"
+    return _Event(push.seconds, push.outcome, words.get(push.outcome, event), where)
 
 
 # -- times ---------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from joserfc import jws as joserfc_jws
 from joserfc import jwt as joserfc_jwt
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
@@ -183,6 +184,65 @@ def test_a_public_key_is_never_a_secret(tmp_path: Path) -> None:
         token = raw_token(header, {"sub": "alice"}, hmac_with(Path(path).read_bytes()))
         with pytest.raises(TokenRejected):
             auth.authenticate(token, {})
+
+
+def refused(auth: JwtAuth, token: str) -> tuple[str, bool]:
+    """Whom a token that is not taken names, and whether anybody could have written that."""
+    with pytest.raises(TokenRejected) as caught:
+        auth.authenticate(token, {})
+    return caught.value.user, caught.value.is_claimed
+
+
+@pytest.mark.parametrize(
+    ("claims", "user"),
+    [
+        ({"sub": "jack", "exp": NOW - 1}, "jack"),
+        ({"sub": "jack", "nbf": NOW + 100}, "jack"),
+        ({"sub": "jack", "expire_at": NOW - 1}, "jack"),
+        ({"sub": 17, "exp": "soon"}, "17"),
+        ({"sub": "jack", "channel": "chat:1"}, "jack"),
+        ({"sub": "jack", "params": 7}, "jack"),
+        ({"sub": "jäck", "aud": "others"}, "jäck"),
+        ({"exp": NOW - 1}, ""),
+        ({"sub": ["jack"]}, ""),
+        ({"sub": "x" * (NAME_BYTES + 1)}, ""),
+    ],
+)
+def test_a_signed_token_that_is_not_taken_names_its_user(claims: dict[str, Any], user: str) -> None:
+    """For operators: it is verified, so who it is of is known, whatever is wrong with it."""
+    assert refused(hs256(audience="us" if "aud" in claims else ""), signed(claims)) == (user, False)
+
+
+@pytest.mark.parametrize(
+    ("claims", "user"),
+    [
+        ({"sub": "jack"}, "jack"),
+        ({"sub": 17, "exp": 0}, "17"),
+        ({"sub": "jack", "exp": NOW - 1}, "jack"),
+        ({"sub": True}, ""),
+        ({"user": "jack"}, ""),
+        ({"sub": "x" * (NAME_BYTES + 1)}, ""),
+        ({"sub": "ö" * NAME_BYTES}, "ö" * NAME_BYTES),
+    ],
+)
+def test_a_token_with_a_wrong_signature_claims_its_user(claims: dict[str, Any], user: str) -> None:
+    """Anybody may have written that, so it is marked; nothing long is taken over."""
+    assert refused(hs256(), signed(claims, OTHER_SECRET)) == (user, True)
+    assert refused(hs256(), signed(claims, kid="another")) == (user, True)
+
+
+@pytest.mark.parametrize("payload", [b"", b"jack", b"[1]", b"\xff", b"null", b'{"sub":', b"[" * 2000])
+def test_a_payload_that_is_no_object_names_nobody(payload: bytes) -> None:
+    """Signed or not: it is refused as before, and nothing fails."""
+    for secret in (SECRET, OTHER_SECRET):
+        token = joserfc_jws.serialize_compact({"alg": "HS256"}, payload, OctKey.import_key(secret))
+        assert refused(hs256(), token) == ("", True)
+
+
+def test_a_token_that_is_none_names_nobody() -> None:
+    """What cannot be taken apart says nothing of a user."""
+    for token in ("jack", "a.b.c", "\N{GRINNING FACE}", "." * 1000):
+        assert refused(hs256(), token) == ("", True)
 
 
 def test_a_key_is_used_with_its_own_algorithm_only() -> None:

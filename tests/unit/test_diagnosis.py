@@ -128,6 +128,17 @@ def test_event_of_a_list() -> None:
     assert len(said(why(connections=[held(path="news")], pushes=pushes))) == 1
 
 
+def test_push_as_a_connection_is_closed() -> None:
+    """A push that reached nobody because its connection was just then closed is not taken for one to a wrong event."""
+    notes = [note("opened", 60, "a"), note("closed", 9, "a", code=1013, by="server", reason="too slow", what="a, chat")]
+    first, second = said(why(notes=notes, pushes=[push(9.01, sent=0)]))
+    assert "too slow" in first and second.startswith('1 push to user "42" came while it was not connected')
+    wrong = said(why(notes=notes, pushes=[push(9.01, "Chat", sent=0)]))[1]
+    assert wrong.endswith(
+        'Its last connection was registered for "a", "chat": "chat" differs in upper and lower case only.'
+    )
+
+
 def test_registered_later() -> None:
     """An event that was registered after the push is said to be registered now."""
     first, _ = said(why(connections=[held()], pushes=[push(9, sent=0)]))
@@ -145,7 +156,7 @@ def test_channels_only() -> None:
 def test_away() -> None:
     """Pushes from before the user came are said to have reached nobody, and when it came."""
     first, _ = said(why(connections=[held(ago=5)], pushes=[push(30, sent=0), push(25, sent=0)]))
-    assert first.startswith('2 pushes to user "42" came while it was not connected and reached nobody')
+    assert first.startswith('2 pushes to user "42" came while it was not connected, and reached nobody')
     assert first.endswith("It connected 20 s later.")
 
 
@@ -196,6 +207,14 @@ def test_closed_and_back(told: dict[str, Any], meaning: str, advice: str) -> Non
     end = next(text for text in texts if meaning in text)
     assert "It connected again 8.0 s later, and 1 push meanwhile reached nobody." in end
     assert texts[-1].startswith('User "42" is connected')
+
+
+def test_tried_to_come_back() -> None:
+    """Who was not let in again is said to have tried."""
+    notes = [note("opened", 60, "a"), note("closed", 20, "a", code=4502, by="server")]
+    notes.append(note("refused", 9, code=401, reason="token expired at 2026"))
+    first, second = said(why(notes=notes))
+    assert "was not let in" in first and "It has tried to come back since, and was not let in." in second
 
 
 def test_left_and_back() -> None:
@@ -256,6 +275,7 @@ def test_killed() -> None:
     assert text.startswith(f"worker-1 ended without a drain, killed or crashed, at {clock(9)}")
     assert "though clients should" in text
     notes.append(note("opened", 8, "b", worker=2))
+    notes.append(note("closed", 9, "a", reason="worker ended", **NETWORK))  # which the broker notes then
     first, second = said(why(connections=[held("b", 8, worker=2)], notes=notes, lost=[Lost(1, NOW - 9)]))
     assert "It connected again 1.0 s later." in first and second.startswith('User "42" is connected')
 
@@ -367,6 +387,20 @@ def test_push_refused_unread() -> None:
         'with 413, before anybody knew for whom it was: body is larger than 1024 bytes. It may have been for user "42".'
         in first
     )
+
+
+def test_push_refused_unread_and_others_delivered() -> None:
+    """Where a later push has reached the user, what may have been anybody's comes last."""
+    strangers = [push_refusal(9, 413, "body is larger than 1024 bytes", user="", what="")]
+    first, second = said(why(connections=[held()], strangers=strangers, pushes=[push(5)]))
+    assert first.startswith('User "42" is connected') and "it may have been for" in second.lower()
+
+
+def test_pushes_to_many_from_before() -> None:
+    """A push to everybody, or to several users, from before the user came is not said to have reached it."""
+    pushes = [push(50, "e", 7, users=0), push(40, "chat", 7, users=9), push(3, "else", 7, users=9)]
+    texts = said(why(connections=[held(ago=10)], pushes=pushes))
+    assert 'event "else"' in texts[0] and "No push has reached it since" in texts[-1]
 
 
 def test_unconfirmed() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +18,19 @@ from rich.console import Console
 from fastpush import inspection
 from fastpush.cli.debug import _print_connections, _print_stacks, _print_tasks, printable
 from fastpush.inspection import FRAMES_MAX, NAMES_MAX, TEXT_CHARACTERS_MAX, Report, cut, encode_entries
-from fastpush.protocol import control
+from fastpush.protocol import control, insight
+from fastpush.protocol.insight import KEYS_TOLD
+from fastpush.protocol.push import EVERYBODY, channel_key, user_key
 from fastpush.supervisor.control import CommandError
 from fastpush.supervisor.inspections import ANSWER_SECONDS, Inspections
 from fastpush.worker.connection import State
-from fastpush.worker.inspection import connections
+from fastpush.worker.environment import Environment
+from fastpush.worker.inspection import connections, held
+from fastpush.worker.timers import ticks
 from tests.programs import FASTPUSH, run
+from tests.unit.test_connection import REQUEST
+from tests.unit.test_connection_limits import backlog, environment, numbered, opened
+from tests.unit.test_connection_limits import run as run_scenario
 
 PRIVATE = "\x1b[2J\x07\x9b\u202e\ud800"  # of which nothing may reach a terminal, and the last one no JSON
 
@@ -312,6 +320,80 @@ def test_nothing_moves_the_cursor() -> None:
     assert printable("jäck ✓") == "jäck ✓"
 
 
+@asynccontextmanager
+async def holding(*keys: bytes) -> AsyncIterator[tuple[Any, Environment]]:
+    """A real connection with these routing keys, whose client reads nothing."""
+    shared = environment()
+    async with opened(shared) as (connection, _):
+        connection.open(REQUEST)
+        connection.user = "jack"
+        for key in keys:
+            shared.hub.join(connection, key)
+        try:
+            yield connection, shared
+        finally:
+            connection._abort("the test is over")
+
+
+def test_what_operators_are_told_of_a_connection() -> None:
+    """Who and where it is, since when, when it was heard last, its events and channels, and how it is doing."""
+
+    async def scenario() -> None:
+        keys = [EVERYBODY, user_key("jack", "news"), user_key("jack", ""), channel_key("chat:1")]
+        async with holding(*keys) as (connection, shared):
+            for _ in range(ticks(5)):
+                shared.wheel.advance()
+            told = held(connection)
+            assert (told.id, told.worker, told.path, told.peer) == (connection.id, 1, "/app", "peer")
+            assert (told.transport, told.state, told.expires_seconds) == ("websocket", "open", None)
+            assert (told.events, told.channels, told.keys) == (["news", ""], ["chat:1"], 3)
+            assert told.heard_seconds_ago == pytest.approx(5, abs=0.2)
+            assert told.since_seconds == pytest.approx(shared.clock() - 5, abs=2)
+            queue = (told.queued_messages, told.queued_bytes, told.worst_queued_bytes, told.dropped_messages)
+            assert (queue, told.unhandled_messages) == ((0, 0, 0, 0), 0)
+
+    run_scenario(scenario())
+
+
+def test_the_queue_now_and_at_its_worst() -> None:
+    """What waits for a client that has fallen behind; once it has caught up, the most that ever did is still told."""
+
+    async def scenario() -> None:
+        shared = environment()
+        async with opened(shared) as (connection, client):
+            connection.open(REQUEST)
+            backlog(connection, 50_000)
+            connection.send_frame(numbered(0, 50_000))
+            behind = held(connection)
+            assert behind.state == "slow"
+            assert behind.queued_messages >= 2
+            assert behind.queued_bytes == behind.worst_queued_bytes == connection.queued_bytes > 100_000
+            client.setblocking(False)
+            while held(connection).state == "slow":
+                await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1 << 20), 10)
+            caught_up = held(connection)
+            assert (caught_up.state, caught_up.queued_messages, caught_up.queued_bytes) == ("open", 0, 0)
+            assert caught_up.worst_queued_bytes == behind.worst_queued_bytes
+            connection._abort("the test is over")
+
+    run_scenario(scenario())
+
+
+def test_a_connection_with_many_keys() -> None:
+    """KEYS_TOLD events and as many channels are told, and how many keys there are; names are cut."""
+
+    async def scenario() -> None:
+        events = [user_key("jack", f"{number:03}" + "x" * 400) for number in range(2 * KEYS_TOLD)]
+        channels = [channel_key(f"chat:{number}") for number in range(2 * KEYS_TOLD)]
+        async with holding(EVERYBODY, *events, *channels) as (connection, _):
+            told = held(connection)
+            assert (len(told.events), len(told.channels), told.keys) == (KEYS_TOLD, KEYS_TOLD, 4 * KEYS_TOLD)
+            assert {len(event) for event in told.events} == {insight.TEXT_CHARACTERS_MAX}
+            assert msgspec.json.decode(msgspec.json.encode(told), type=insight.Held) == told
+
+    run_scenario(scenario())
+
+
 # -- The supervisor's part ----------------------------------------------------------
 
 
@@ -437,6 +519,51 @@ def test_a_process_that_ends_meanwhile(inspections: Inspections, children: Child
     inspections.attend(0)
     text = "worker 0 (worker-2 in logs) ended before it answered; its last log lines say why"
     assert replies == [{"error": text, "code": 1}]
+
+
+def ask_insight(inspections: Inspections, question: Any) -> list[dict[str, Any]]:
+    replies: list[dict[str, Any]] = []
+    inspections.insight({"command": "insight", "question": question}, replies.append)
+    return replies
+
+
+def test_a_question_to_the_broker(inspections: Inspections, children: Children) -> None:
+    """It goes there as it is, and each answer to who has asked, once, beside those of `debug`."""
+    first = ask_insight(inspections, {"ask": "why", "user": "jäck"})
+    second = ask_insight(inspections, {"ask": "top"})
+    tasks = ask(inspections, "broker")
+    broker = children.processes[0]
+    assert broker.sent[:2] == [
+        control.Ask(1, msgspec.Raw('{"ask":"why","user":"jäck"}'.encode())),
+        control.Ask(2, msgspec.Raw(b'{"ask":"top"}')),
+    ]
+    for number in (2, 2, 77):
+        inspections.on_inspected(broker, control.Told(number, msgspec.Raw(b'{"users":[]}')))
+    assert (first, second, tasks) == ([], [{"answer": msgspec.Raw(b'{"users":[]}')}], [])
+    inspections.on_inspected(broker, control.Told(1, msgspec.Raw(b"{}")))
+    assert first == [{"answer": msgspec.Raw(b"{}")}]
+
+
+@pytest.mark.parametrize("question", [None, "why", ["why"], 7])
+def test_what_is_no_question(inspections: Inspections, children: Children, question: Any) -> None:
+    """Anything but a JSON object is wrong usage, and the broker is not asked."""
+    with pytest.raises(CommandError, match="insight needs a question, a JSON object") as caught:
+        ask_insight(inspections, question)
+    assert caught.value.code == 2
+    assert children.processes[0].sent == []
+
+
+def test_a_silent_broker_is_told_of(inspections: Inspections, children: Children) -> None:
+    """After ANSWER_SECONDS, or at once when it does not read or there is none."""
+    replies = ask_insight(inspections, {"ask": "top"})
+    inspections.attend(inspections.deadline)
+    assert replies[0]["code"] == 1 and "the broker has not answered within" in replies[0]["error"]
+    children.processes[0].reads = False
+    with pytest.raises(CommandError, match="the broker has not answered"):
+        ask_insight(inspections, {"ask": "top"})
+    del children.processes[0]
+    with pytest.raises(CommandError, match="there is no process 'broker'"):
+        ask_insight(inspections, {"ask": "top"})
 
 
 # -- The signal ---------------------------------------------------------------------

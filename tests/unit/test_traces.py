@@ -220,7 +220,7 @@ def test_workers_are_told_what_is_traced() -> None:
 
 
 def test_a_trace_in_the_broker_ends_by_itself() -> None:
-    """At the end of its time, or when nobody reads it, workers are told, and the router's handlers are its own again."""
+    """At the end of its time, or when nobody reads it, workers are told, and the router has its own handlers again."""
     for seconds, wait in ((2, 2.0), (60, UNREAD_SECONDS)):
         broker = Broker()
         before = handlers(broker.router)

@@ -15,6 +15,7 @@ from fastpush.protocol.insight import Held, Lost, Note, Push, Why
 
 NOW = 1_800_000_000.0
 EVIL = "\x1b[2J\u202e\nevil"
+COUNTS = "did not count  worker-2 5"
 ESCAPED = '"\\u001b[2J\\u202e\\nevil"'
 
 
@@ -54,9 +55,10 @@ def told(text: str = "chat") -> Why:
             Note(NOW - 15, "refused", "", 3, "", text, text, 413, text, "back-end", text),
         ],
         pushes=[
-            Push(NOW - 20, "push", text, 1234, 1, 2, "delivered", 1, 0, 1.25, text),
+            Push(NOW - 20, "push", text, 1234, 1, 2, "delivered", 1, 0, 1.25, text * 41),
+            Push(NOW - 15, "push", text, 5, 1, 2, "nobody", 0, 0, 0.25),
             Push(NOW - 10, "push all", text, 5, 0, 2, "unconfirmed", 9, 1, 1000.0, text),
-            Push(NOW - 5, "application", "", 5, 12, 2, "delivered", 0, 0, 0.1, None),
+            Push(NOW - 5, "application", "", 5, 12, 2, "delivered", 2, 0, 0.1, None),
         ],
         lost=[Lost(2, NOW - 35)],
     )  # fmt: skip
@@ -106,16 +108,17 @@ def test_everything_known(monkeypatch: pytest.MonkeyPatch) -> None:
         "",
         "lately",
         f"  {clock(90)}  1.5 min ago  opened  worker-3 chat from chat",
-        f"  {clock(50)}     50 s ago  refused registration chat: chat (its token only says so)  worker-3 chat from chat",
+        f"  {clock(50)}     50 s ago  refused registration chat: chat (so its token says)  worker-3 chat from chat",
         f"  {clock(40)}     40 s ago  dropped 7 messages: oldest  worker-3 chat from chat",
         f"  {clock(35)}     35 s ago  killed with connections of it  worker-2",
         f"  {clock(30)}     30 s ago  closed by server (chat): 1013 chat  worker-3 chat from chat",
         "",
         "last pushes",
-        "  answered            event  to         bytes       took  sent  by        outcome      message",
-        f"  {clock(20)}  20 s ago  chat   the user   1,234     1.2 ms     1  worker-2  delivered    chat",
-        f"  {clock(10)}  10 s ago  chat   everybody      5  1000.0 ms     9  worker-2  unconfirmed  chat",
-        f"  {clock(5)}   5 s ago  -      12 users       5     0.1 ms     0  worker-2  delivered",
+        f"  {clock(20)}  20 s ago  delivered chat to 1 connection in 1.2 ms  worker-2 1234 bytes {'chat' * 10}…",
+        f"  {clock(15)}  15 s ago  nobody wanted chat  worker-2 5 bytes",
+        f"  {clock(10)}  10 s ago  unconfirmed chat for everybody: 9 connections in 1000.0 ms, and 1 worker {COUNTS}",
+        "                      bytes chat",
+        f"  {clock(5)}   5 s ago  delivered (application) for 12 users to 2 connections in 0.1 ms  worker-2 5 bytes",
         "",
         "refused on this host, of users that nobody knows",
         f"  {clock(15)}  15 s ago  refused push chat: 413 chat  worker-3 chat from chat",

@@ -251,9 +251,11 @@ async function push() {
 // -- Looking up -----------------------------------------------------------------------
 
 let asked = 0; // number of the last look-up; the answer to an older one is not shown
+let lookedUp = ""; // the user; a field would take line ends out of the name
 
 async function lookUp(user) {
   const number = ++asked;
+  lookedUp = user;
   $("user-name").value = user;
   $("user-empty").hidden = true;
   tell($("user-outcome"), "Asking every worker…");
@@ -308,10 +310,9 @@ function start() {
     else window.location.hash = hash;
   });
   $("user-trace").addEventListener("click", () => {
-    const user = $("user-name").value;
     window.location.hash = "#trace";
-    trace.name({ user });
-    trace.start({ user }, Number($("trace-seconds").value));
+    trace.name({ user: lookedUp });
+    trace.start({ user: lookedUp }, Number($("trace-seconds").value));
   });
   $("push-form").addEventListener("submit", (event) => {
     event.preventDefault();

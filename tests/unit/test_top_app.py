@@ -243,7 +243,7 @@ def test_colours_only_where_they_mean_something(environ: dict[str, str], monkeyp
                 assert style is None or style.bgcolor is None or style.bgcolor.is_default
                 if style is not None and style.color is not None and not style.color.is_default:
                     coloured[text.strip()] = style.color.name
-        lags = {"60.0": "yellow", "700": "red", "3": "red"}
+        lags = {"60.0": "yellow", "700": "red", "3.0": "red"}
         assert coloured == ({} if environ else lags)
 
     workers = [worker(0), worker(1, lag_ms=60.0), worker(2, lag_ms=700.0), worker(3, drops=3.0)]
@@ -412,7 +412,7 @@ def test_a_server_that_is_away_is_waited_for() -> None:
     async def steps(screen: Screen) -> None:
         await screen.look()
         screen.server.failure = "no server answers at /run/x: Connection refused"
-        await screen.shows("no answer since", "figures are of", "12,345", "worker-3")
+        await screen.shows("no answer since", "Connection refused", "12,345", "worker-3")
         since = next(line for line in screen.lines if "no answer" in line)
         await screen.look()
         assert next(line for line in screen.lines if "no answer" in line) == since
@@ -514,7 +514,8 @@ def test_other_commands_do_not_load_what_it_needs() -> None:
 @pytest.mark.parametrize(
     ("value", "width", "text"),
     [
-        (0, 5, "0"), (0.4, 5, "0.4"), (7, 5, "7"), (9.96, 5, "10"), (12.3, 5, "12"), (9999, 5, "9,999"),
+        (0, 5, "0"), (0.0, 5, "0"), (0.4, 5, "0.4"), (7, 5, "7"), (7.0, 5, "7.0"), (9.96, 5, "10"),
+        (12.3, 5, "12"), (9999, 5, "9,999"),
         (12345, 6, "12,345"), (12345, 5, "12.3k"), (12345, 4, "12k"), (999_960, 5, "1.00M"), (123_456, 5, "123k"),
         (1_234_567, 5, "1.23M"), (5e9, 5, "5.00G"), (1.5e13, 5, "15.0T"),
     ],
