@@ -226,8 +226,9 @@ def ended(case: Case) -> Iterator[Finding]:
         who = f" {_WHO[note.by]}" if note.by in _WHO else ""
         reason = f", {quoted(note.reason)}" if note.reason else ""
         text = (
-            f"A connection of {case.user}{_place(note)} was closed{who} at {case.at(note.seconds)}{case.times(alike)}, "
-            f"with {note.code}{reason}: {end.why}.{_lost(waited)}{_return(case, note.seconds, note.code, end)}"
+            f"A connection of {case.user}{_place(note)} was closed{who} at {case.at(note.seconds)}, with "
+            f"{note.code}{reason}: {end.why}.{_lost(waited)}{_again(case, alike)}"
+            f"{_return(case, note.seconds, note.code, end)}"
         )
         if end.advice and (is_last or end is not STOPPED):
             text += f" {end.advice}"
@@ -285,6 +286,10 @@ def _waited(case: Case, note: Note) -> int:
     """Count the messages that waited for a connection when it was closed, and were never written."""
     drops = [drop for drop in case.dropped if drop.connection == note.connection]
     return sum(drop.messages for drop in drops if drop.reason in {"slow", "lost"})
+
+
+def _again(case: Case, alike: Sequence[Note]) -> str:
+    return f" {len(alike)} of its connections ended so since {case.clock(alike[0].seconds)}." if len(alike) > 1 else ""
 
 
 def _lost(waited: int) -> str:

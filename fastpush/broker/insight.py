@@ -32,6 +32,7 @@ from fastpush.protocol.insight import (
     Top,
     Why,
     WorkerFigures,
+    cut,
 )
 from fastpush.protocol.push import channel_key, is_user_key, parse_user_key
 from fastpush.state.journal import Journal, LostWorkers
@@ -186,7 +187,7 @@ class Insight:
             missing=len(inquiry.missing),
             connections=held[-CONNECTIONS_TOLD:],
             connections_left_out=sum(each.connections_left_out for each in known) + len(held[:-CONNECTIONS_TOLD]),
-            notes=self.journal.of(user, now),
+            notes=self.journal.of(cut(user), now),
             strangers=self.journal.of("", now),
             pushes=pushes[-PUSHES_TOLD:],
             lost=self.lost.of(user, now),

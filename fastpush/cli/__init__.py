@@ -29,6 +29,7 @@ def main() -> None:
 
 
 for command in (
-    serve, check, status, why, trace, top, debug, reload, drain, restart, push, drop, listen, token, bench, install_service,
+    serve, check, status, why, trace, top, debug, reload, drain, restart, push, drop, listen, token, bench,
+    install_service,
 ):  # fmt: skip
     main.add_command(command)

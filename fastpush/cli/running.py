@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from fastpush import config as configuration
-from fastpush.cli.common import count_of, fail, load_config, read_config
+from fastpush.cli.common import count_of, fail, read_config
 from fastpush.config import Config
 from fastpush.control_client import ControlError, ask
 from fastpush.errors import EXIT_USAGE, ConfigError
@@ -28,9 +28,12 @@ def ask_server(config: Config, request: dict[str, Any], timeout_seconds: float =
 
 
 def ask_insight(config_path: str | None, question: dict[str, Any]) -> dict[str, Any]:
-    """Return what the running server's broker answers to a question; see protocol/insight.py. Raises: ControlError."""
-    config = load_config(config_path)
-    answer: dict[str, Any] = ask_server(config, {"command": "insight", "question": question}, INSIGHT_SECONDS)["answer"]
+    """Return what the running server's broker answers to a question; see protocol/insight.py.
+
+    Raises: ControlError: nobody answers, or not so.  ConfigError: it cannot be told where the server would be.
+    """
+    request = {"command": "insight", "question": question}
+    answer: dict[str, Any] = ask(find_server(config_path), request, INSIGHT_SECONDS)["answer"]
     if "error" in answer:
         raise ControlError(str(answer["error"]))
     return answer

@@ -21,8 +21,8 @@ from fastpush.cli.figures import (
     number,
     row_style,
 )
-from fastpush.cli.running import INSIGHT_SECONDS, TIMEOUT_SECONDS, find_server
-from fastpush.control_client import ControlError, ask
+from fastpush.cli.running import TIMEOUT_SECONDS, ask_insight, find_server
+from fastpush.control_client import ask
 from fastpush.errors import EXIT_USAGE, ConfigError, FastpushError
 from fastpush.protocol.insight import Top
 
@@ -38,10 +38,7 @@ class Server:
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a question of protocol/insight.py. Blocks for seconds. Raises: FastpushError."""
-        reply = ask(find_server(self._config_path), {"command": "insight", "question": question}, INSIGHT_SECONDS)
-        if "error" in reply["answer"]:
-            raise ControlError(str(reply["answer"]["error"]))
-        return dict(reply["answer"])
+        return ask_insight(self._config_path, question)
 
     def drain(self, slot: int) -> float:
         """Have a worker drained; return over how many seconds. Blocks for seconds. Raises: FastpushError."""

@@ -14,11 +14,12 @@ from fastpush.cli.common import INTERVAL, TEXT, config_option, count_of, fail
 from fastpush.cli.debug import printable
 from fastpush.cli.running import ask_insight
 from fastpush.control_client import ControlError
-from fastpush.errors import EXIT_USAGE
+from fastpush.errors import EXIT_USAGE, ConfigError
 from fastpush.protocol.insight import Trace, Traced
 
 READ_SECONDS = 0.25
 _WIDTH = 250  # where no terminal tells its own
+_PUSH_DIGITS = 6  # by which pushes of the same time are told apart
 _STYLES = {
     "refused": "bold red", "dropped": "bold red", "closed": "red", "slow": "yellow", "queued": "yellow",
     "left out": "yellow", "written": "green", "caught up": "green", "accepted": "cyan", "answered": "cyan",
@@ -50,8 +51,8 @@ def trace(user: str | None, channel: str | None, seconds: float, as_json: bool, 
     opened, registered, subscribed, slow, caught up, closed: of connections
     left out    there was more than [admin] trace_events_per_second
 
-    A line has the time, the milliseconds since the push was accepted, the process, what happened, the event or
-    channel, a short form of the connection's id, and more. Contents are never shown, and its end leaves no costs.
+    A line has the time, the milliseconds since the push was accepted and the end of its number, the process, what
+    happened, the event or channel, a short form of the connection's id, and more. Contents are never shown.
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
     if (user is None) == (channel is None):
         fail("name a user, or a channel with --channel", EXIT_USAGE)
@@ -63,6 +64,8 @@ def trace(user: str | None, channel: str | None, seconds: float, as_json: bool, 
             whom = f"channel {printable(channel)}" if channel is not None else f"user {printable(user or '')}"
             click.echo(f"tracing {whom} for {seconds:g} s; Ctrl-C ends it", err=True)
         reason = reader.follow()
+    except ConfigError as error:
+        fail(str(error), EXIT_USAGE)
     except ControlError as error:
         fail(str(error), error.code)
     if not as_json:
@@ -124,10 +127,10 @@ def _print_json(event: Traced) -> None:
 def _line(event: Traced) -> Text:
     """Return an event as a line."""
     moment = time.strftime("%H:%M:%S", time.localtime(event.seconds)) + f".{int(event.seconds * 1000) % 1000:03d}"
-    after = f"+{event.after_ms:.3f}" if event.push else ""
+    after = f"+{event.after_ms:.3f} #{event.push % 10**_PUSH_DIGITS:0{_PUSH_DIGITS}}" if event.push else ""
     style = _STYLES.get(event.step, "")
     line = Text.assemble(
-        (f"{moment} ", "dim"), f"{after:>10}  ", (f"{printable(event.process):<9} ", "dim"),
+        (f"{moment} ", "dim"), f"{after:>17}  ", (f"{printable(event.process):<9} ", "dim"),
         (f"{printable(event.step):<10} ", style),
     )  # fmt: skip
     if event.what:

@@ -17,6 +17,7 @@ from fastpush.cli.debug import printable
 from fastpush.cli.running import ask_insight
 from fastpush.cli.status import duration
 from fastpush.control_client import ControlError
+from fastpush.errors import EXIT_USAGE, ConfigError
 from fastpush.protocol.insight import Held, Note, Push, Why
 
 _WIDTH = 120  # where no terminal tells its own
@@ -45,6 +46,8 @@ def why(user: str, as_json: bool, config_path: str | None) -> None:
     """
     try:
         answer = ask_insight(config_path, {"ask": "why", "user": user})
+    except ConfigError as error:
+        fail(str(error), EXIT_USAGE)
     except ControlError as error:
         fail(str(error), error.code)
     if as_json:

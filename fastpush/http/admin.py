@@ -58,6 +58,7 @@ HEADERS = {
     "Content-Security-Policy": _POLICY.format(""),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 _ALERT = "<!-- alert -->"  # its place in login.html

@@ -26,12 +26,14 @@ class SendQueue:
     """Frames waiting for one connection, oldest first.
 
     `queued_bytes` is the real cost: bytes plus `entry_bytes` for each frame.  dropped: frames that made room.
+    replaced: of its kind none is.
     since: tick since which the client has taken nothing.
     """
 
     __slots__ = ("_frames", "dropped", "queued_bytes", "since")
 
     entry_bytes: ClassVar[int] = ENTRY_BYTES
+    replaced: ClassVar[int] = 0
 
     def __init__(self, since: int) -> None:
         self.since = since
@@ -90,6 +92,7 @@ class ChannelQueue:
 
     Args: gap(key, dropped): returns the frame that says how many frames of a channel are missing.
     queued_bytes: bytes plus `entry_bytes` for each frame and for each gap.  dropped: frames that made room.
+    replaced: frames that newer ones have taken the places of.
     since: tick since which the client has taken nothing.
 
     Frames stand in a dict by serial number: it keeps their order, and one in the middle leaves at no cost.
@@ -97,7 +100,7 @@ class ChannelQueue:
     or of the frame that a newer one replaces.
     """
 
-    __slots__ = ("_droppable", "_frames", "_gap", "_messages", "_open", "_serial", "dropped", "queued_bytes", "since")
+    __slots__ = ("_droppable", "_frames", "_gap", "_messages", "_open", "_serial", "dropped", "queued_bytes", "replaced", "since")
 
     entry_bytes: ClassVar[int] = CHANNEL_ENTRY_BYTES
 
@@ -111,6 +114,7 @@ class ChannelQueue:
         self._messages = 0
         self.queued_bytes = 0
         self.dropped = 0
+        self.replaced = 0
 
     def __len__(self) -> int:
         """Return the number of frames waiting; a gap is none."""
@@ -136,6 +140,7 @@ class ChannelQueue:
         else:
             assert isinstance(frame, ChannelFrame)
             serial = self._open[frame.key]
+            self.replaced += 1
         self._frames[serial] = frame
         self._messages += messages
         self.queued_bytes += cost

@@ -9,7 +9,7 @@ stand in the order of their times: what is younger than HELD_BACK_SECONDS waits 
 
 import secrets
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -52,6 +52,11 @@ class Targets:
     def ids(self) -> frozenset[str]:
         """Which traces there are."""
         return frozenset(target.id for target in self.targets)
+
+    @property
+    def users(self) -> Collection[str]:
+        """Traced users."""
+        return self._users.keys()
 
     @property
     def channels(self) -> Iterable[bytes]:

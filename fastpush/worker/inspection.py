@@ -44,7 +44,7 @@ def held(connection: Connection) -> Held:
         queued_messages=len(queue) if queue is not None else 0,
         queued_bytes=connection.queued_bytes,
         worst_queued_bytes=connection.worst_queued_bytes,
-        dropped_messages=queue.dropped if queue is not None else 0,
+        dropped_messages=queue.dropped + queue.replaced if queue is not None else 0,
         unhandled_messages=len(inbox) if inbox is not None else 0,
         expires_seconds=connection.expires_at,
     )

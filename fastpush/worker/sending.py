@@ -283,10 +283,11 @@ class Sender(asyncio.BufferedProtocol, ABC):
 
     def _tell_dropped(self, queue: SendQueue | ChannelQueue) -> None:
         """Say how many messages a slow client has missed, when that is over."""
-        if queue.dropped:
-            told = fields(connection=self.id, user=self.user, reason="oldest", messages=queue.dropped)
-            log.info("messages dropped", extra=told)
-            self.environment.notebook.dropped(self, "oldest", queue.dropped)
+        for reason, messages in (("oldest", queue.dropped), ("latest", queue.replaced)):
+            if messages:
+                told = fields(connection=self.id, user=self.user, reason=reason, messages=messages)
+                log.info("messages dropped", extra=told)
+                self.environment.notebook.dropped(self, reason, messages)
 
     def _give_up_queue(self, reason: str) -> None:
         queue, self._queue = self._queue, None

@@ -26,7 +26,7 @@ from fastpush.protocol import bus
 from fastpush.protocol.bus import Kind, Position, Publication, Status
 from fastpush.protocol.frames import payload_of
 from fastpush.protocol.insight import Note, Target, pack_seen
-from fastpush.protocol.push import EVERYBODY, channel_of, is_channel_key, parse_user_key
+from fastpush.protocol.push import EVERYBODY, channel_key, channel_of, is_channel_key, parse_user_key
 from fastpush.state.send_queue import ChannelQueue, SendQueue
 from fastpush.state.swaps import Swaps
 from fastpush.state.traces import Outbox, Targets, name_of
@@ -173,12 +173,11 @@ class Tracing:
         swaps.attribute(pump, "Batch", lambda _: self._batch)
 
     def _found(self) -> Iterable[Connection]:
-        """Yield the connections that are traced."""
+        """Yield the connections that are traced. Cost: with a user one pass over all, a tenth of a microsecond each."""
         environment, targets = self._environment, self._targets
-        if targets.of_users():
-            for connection in environment.connections.values():
-                if targets.of_user(connection.user):
-                    yield connection
+        users = targets.users
+        if users:
+            yield from (connection for connection in environment.connections.values() if connection.user in users)
         for key in targets.channels:
             for receiver in environment.hub.members(key):
                 yield cast("Connection", receiver)
@@ -401,6 +400,8 @@ class Tracing:
         if note.kind != "refused":
             return
         traces = self._targets.of_user(note.user) if note.user else self._targets.of_users()
+        if note.what and note.connection and note.code:  # else it is about an event
+            traces = (*traces, *self._targets.of_channels((channel_key(note.what),)))
         whom = "; the user is what its token claims" if note.is_claimed else "" if note.user else "; of an unknown user"
         told = f"{note.code or ''} {note.reason}".strip()
         detail = f"{note.path} from {note.peer}: {told}{whom}"

@@ -239,7 +239,7 @@ def test_figures_equal_metrics(server: Server, page: OpenPage, stack: ExitStack)
     before = server.metrics()
     clients = [listen(stack, server, "crowd") for _ in range(6)]
     # Over several seconds: what a second lacks by the beat of its measuring, the next one has more.
-    while sum(point[PUSHES] > 0 for point in newer(operator.points(), start)) < 6:
+    while sum(point[PUSHES] > 0 for point in newer(operator.points(), start)) < 8:
         for _ in range(20):
             assert server.push("crowd", "e", "m")["sent"] == len(clients)
     eventually(lambda: (new := newer(operator.points(), start)) and any(p[PUSHES] for p in new) and not new[-1][PUSHES])
@@ -253,7 +253,7 @@ def test_figures_equal_metrics(server: Server, page: OpenPage, stack: ExitStack)
         # The live figures are deliveries to the page itself.
         own = len(points) if column == DELIVERIES else 0
         counted = after[counter] - before[counter]
-        assert abs(told - counted) <= 0.1 * counted + own, (counter, told, counted)
+        assert abs(told - counted) <= 0.15 * counted + own, (counter, told, counted)
     assert all(len(point[LAGS]) == 2 for point in points)
 
 

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,6 +19,7 @@ from fastpush.control_client import ask
 from fastpush.protocol.insight import Trace, Traced
 from fastpush.state.traces import TRACES_MAX, UNREAD_SECONDS
 from tests.applications import Client, ending, open_client, read, workers
+from tests.certificates import make_certificate, trusting
 from tests.programs import FASTPUSH, Program, run
 from tests.raw import RawClient
 from tests.sdk import KEY, PythonClient, Way, sections, token
@@ -383,6 +385,17 @@ def test_a_channel_with_subscribers_of_both_kinds(server: Server, watch: Begin) 
             assert {event.what for event in trace.events if event.push == answered.push} == {"room:1"}
         (closed,) = trace.find("closed")
         assert closed.process == f"worker-{two}"
+
+
+def test_tls(serve: Serve, tmp_path: Path) -> None:
+    """Over TLS a connection is traced as without."""
+    certificate = make_certificate(tmp_path / "certificate.pem")
+    tls = {"tls": {"certificate": str(certificate)}}
+    server = serve(workers=2, tls=trusting(certificate), sections=sections(**tls))
+    with connect(server.ws_url(urlencode({"token": token("safe"), "event": "e"})), ssl=server.tls) as client:
+        trace = Watch(server, user="safe")
+        assert push(server, "safe", "e", "x")["sent"] == 1 and read(client) == "x"
+        assert trace.find("written")[0].detail == "3 bytes" and trace.find("answered", "sent to 1 client")
 
 
 def test_a_user_in_channels(server: Server, watch: Begin) -> None:

@@ -264,6 +264,18 @@ def test_a_full_bus_refuses_for_now(caplog: pytest.LogCaptureFixture, monkeypatc
 
 
 @on_stage
+async def test_who_is_not_let_in_is_noted(stage: Stage) -> None:
+    """For operators: a refused subscribe with its channel; not what asks for something else, nor what is taken."""
+    client, connection = await stage.connect()
+    await stage.subscribe(client, "chat:1")
+    await stage.send(client, subscribe={"channel": "unknown:1"})
+    await stage.send(client, publish={"channel": "chat:1", "data": {}})
+    await stage.send(client, rpc={"method": "sum"})
+    assert sum("error" in line for line in connection.taken()) == 3
+    assert [(code, what) for code, _, what in stage.noted] == [(ErrorCode.UNKNOWN_CHANNEL, "unknown:1")]
+
+
+@on_stage
 async def test_a_position_that_is_gone_may_be_refused(stage: Stage) -> None:
     """If the client asks for that: it is not in the channel then, here and for the broker; it may subscribe anew."""
     client, connection = await stage.connect()

@@ -240,7 +240,7 @@ def test_closed_again_and_again() -> None:
         for each in (note("opened", ago + 5, f"c{ago}"), note("closed", ago, f"c{ago}", **NETWORK))
     ]  # fmt: skip
     (text,) = said(why(notes=notes))
-    assert f", 3 times since {clock(50)}," in text
+    assert f"3 of its connections ended so since {clock(50)}." in text
 
 
 def test_another_connection_stays() -> None:

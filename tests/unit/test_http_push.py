@@ -12,6 +12,7 @@ from fastpush.errors import RequestError, not_found, unavailable
 from fastpush.http.push import Outcome, PushService, header_text, internal_error, render
 from fastpush.metrics import Counters
 from fastpush.protocol.bus import NO_POSITION, Status, decode_publication
+from fastpush.protocol.push import user_key
 from tests.http_parts import Broker, http_parts, turns
 from tests.wire import push, request
 
@@ -48,6 +49,49 @@ def test_push_becomes_one_publication() -> None:
     one, two = (decode_publication(body) for body in broker.taken)
     assert len(one.keys) == 1 and len(two.keys) == 2 and two.keys[0] == one.keys[0]
     assert one.event == b"e" and one.frame == b"\x81\x05hello"
+
+
+def test_what_was_taken_is_remembered() -> None:
+    """With its keys, its size and what became of it; what was refused or got lost is not."""
+    broker = waiting_broker()
+    remembered: list[tuple[Any, ...]] = []
+    pushes = PushService(
+        Limits(), Counters(), publish=broker.ask, drop=broker.ask, remember=lambda *told: remembered.append(told)
+    )
+    ask(pushes.push, BODY | {"userId": ["jack", "jill"]})
+    ask(pushes.push_all, {"event": "e", "message": "hello"})
+    ask(pushes.push, BODY | {"event": 7})
+    for status in (Status.NOT_READY, Status.OVERLOADED, Status.UNKNOWN):
+        ask(pushes.push, BODY)
+        broker.waiting.pop()(status, 0, 0, NO_POSITION)
+    assert remembered == []
+    broker.waiting[1](Status.DONE, 0, 1, NO_POSITION)
+    broker.waiting[0](Status.DONE, 3, 0, NO_POSITION)
+    taken = [told[4] for told in remembered]
+    assert taken[0] > taken[1] > 0
+    assert remembered == [
+        ("push", [b"*"], "e", b"hello", taken[0], 0, 1),
+        ("push", [user_key("jack", "e"), user_key("jill", "e")], "e", b"hello", taken[1], 3, 0),
+    ]
+
+
+def test_a_refused_push_says_whom_it_was_for() -> None:
+    """As far as the request was read; one that the broker refused, too."""
+    broker = waiting_broker()
+    (wrong,) = ask(service(broker, pushes_per_second=1).push, BODY | {"event": 7})
+    assert isinstance(wrong, RequestError) and (wrong.users, wrong.event) == ((), "")
+    limited = service(broker, pushes_per_second=1)
+    ask(limited.push, BODY)
+    (refused,) = ask(limited.push, BODY | {"userId": ["jack", "jill"]})
+    assert isinstance(refused, RequestError)
+    assert (refused.status, refused.users, refused.event) == (429, ("jack", "jill"), "e")
+    outcomes = ask(service(broker).push, BODY)
+    broker.waiting.pop()(Status.OVERLOADED, 0, 0, NO_POSITION)
+    (late,) = outcomes
+    assert isinstance(late, RequestError) and (late.users, late.event) == (("jack",), "e")
+    outcomes = ask(service(broker).push_all, {"event": "e", "message": "hello"})
+    broker.waiting.pop()(Status.OVERLOADED, 0, 0, NO_POSITION)
+    assert isinstance(outcomes[0], RequestError) and (outcomes[0].users, outcomes[0].event) == ((), "e")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from fastpush.protocol.insight import (
     Push,
     Top,
     Why,
+    cut,
     pack_notes,
 )
 from fastpush.protocol.push import channel_key, user_key
@@ -161,6 +162,15 @@ def test_why_tells_notes_of_the_user_and_of_strangers() -> None:
     unknown = why(broker, "nobody \N{GRINNING FACE}")
     assert (unknown.notes, unknown.strangers, unknown.connections) == ([], [stranger], [])
     assert unknown.findings
+
+
+def test_notes_of_a_long_user() -> None:
+    """A name that notes hold the beginning of is asked for as it is."""
+    broker = Broker()
+    link = broker.join(1)
+    user = "x" * 500
+    note(broker, link, opened(1, cut(user)))
+    assert [each.kind for each in why(broker, user).notes] == ["opened"]
 
 
 def test_notes_grow_old() -> None:

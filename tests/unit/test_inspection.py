@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
+import orjson
 import pytest
 from rich.console import Console
 
@@ -19,13 +20,14 @@ from fastpush import inspection
 from fastpush.cli.debug import _print_connections, _print_stacks, _print_tasks, printable
 from fastpush.inspection import FRAMES_MAX, NAMES_MAX, TEXT_CHARACTERS_MAX, Report, cut, encode_entries
 from fastpush.protocol import control, insight
-from fastpush.protocol.insight import KEYS_TOLD
+from fastpush.protocol.insight import CONNECTIONS_TOLD, KEYS_TOLD
 from fastpush.protocol.push import EVERYBODY, channel_key, user_key
 from fastpush.supervisor.control import CommandError
 from fastpush.supervisor.inspections import ANSWER_SECONDS, Inspections
 from fastpush.worker.connection import State
 from fastpush.worker.environment import Environment
 from fastpush.worker.inspection import connections, held
+from fastpush.worker.orders import Orders
 from fastpush.worker.timers import ticks
 from tests.programs import FASTPUSH, run
 from tests.unit.test_connection import REQUEST
@@ -390,6 +392,30 @@ def test_a_connection_with_many_keys() -> None:
             assert (len(told.events), len(told.channels), told.keys) == (KEYS_TOLD, KEYS_TOLD, 4 * KEYS_TOLD)
             assert {len(event) for event in told.events} == {insight.TEXT_CHARACTERS_MAX}
             assert msgspec.json.decode(msgspec.json.encode(told), type=insight.Held) == told
+
+    run_scenario(scenario())
+
+
+def test_what_a_worker_knows_of_a_user() -> None:
+    """Its connections, the newest CONNECTIONS_TOLD, and its pushes; what is noted goes to the broker before."""
+
+    async def scenario() -> None:
+        keys = [EVERYBODY, user_key("jack", "news")]
+        async with holding(*keys) as (connection, shared):
+            shared.notebook.remember("push", keys[1:], "news", b"hello", 0.0, 1, 0)
+            left: list[str] = []
+            orders = Orders(shared, cast(Any, None), cast(Any, None), lambda: left.append("notes"))
+            known = msgspec.json.decode(orders.answer(b'["why","jack"]'), type=insight.Known)
+            assert (known.worker, known.connections, known.connections_left_out) == (1, [held(connection)], 0)
+            assert [(push.event, push.outcome) for push in known.pushes] == [("news", "delivered")]
+            assert left == ["notes"]
+            nobody = msgspec.json.decode(orders.answer(b'["why","jac"]'), type=insight.Known)
+            assert nobody == insight.Known(worker=1, connections=[], connections_left_out=0, pushes=[])
+            shared.hub.connections = lambda *_: [connection] * (CONNECTIONS_TOLD + 3)
+            many = msgspec.json.decode(orders.answer(b'["why","jack"]'), type=insight.Known)
+            assert (len(many.connections), many.connections_left_out) == (CONNECTIONS_TOLD, 3)
+            users, channels = orjson.loads(orders.answer(b'["busiest"]'))
+            assert ([user[0] for user in users], channels) == (["jack"], [])
 
     run_scenario(scenario())
 

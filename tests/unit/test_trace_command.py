@@ -57,10 +57,10 @@ Run = Callable[..., tuple[Result, Server]]
 
 
 def test_a_line_has_all_of_an_event() -> None:
-    """Time to the millisecond, time since the accept, process, step, event, short form of the id, and the detail."""
+    """Time to the millisecond, since the accept, push, process, step, event, short form of the id, and the detail."""
     line = _line(WRITTEN).plain
     assert line[8:12] == ".250" and line.split()[1:] == [
-        "+1.500", "worker-2", "written", "news", "0123…002a", "12", "bytes",
+        "+1.500", "#000077", "worker-2", "written", "news", "0123…002a", "12", "bytes",
     ]  # fmt: skip
     assert _line(CLOSED).plain[8:12] == ".999" and "+" not in _line(CLOSED).plain
 

@@ -472,6 +472,63 @@ def test_several_messages_in_one_write() -> None:
     run(scenario())
 
 
+def test_who_joins_while_a_channel_gathers_is_told_what_it_gets() -> None:
+    """Of what is written together, a newcomer's part is named by the pushes that it is of."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        key = channel_key("keeps")
+        for _ in range(9):
+            stage.open("x", PLAIN, [key])
+        stage.trace(channel="keeps")
+        group = stage.hub.join(stage.connections[0], key)
+        flow = group.flow = pump.Flow()
+        flow.wake = asyncio.get_running_loop().call_soon(stage.hub._pump._wake, group, flow)
+        stage.deliver([key])
+        newcomer = stage.open("new", PLAIN, [key])
+        stage.deliver([key])
+        stage.deliver([key])
+        await turns()
+        written = [event.push for event in stage.steps("written") if event.connection == newcomer.id]
+        assert written == [2_000_000, 3_000_000]
+
+    run(scenario())
+
+
+def test_the_message_that_a_full_queue_does_not_take() -> None:
+    """The push that did not fit is told as dropped, at once; those that waited are told in one number at the end."""
+
+    async def scenario() -> None:
+        stage = Stage(send_queue_messages=2)
+        connection = stage.open("u", PLAIN, [USER_EVENT])
+        stage.trace(user="u")
+        stage.wires[0].room = 5
+        for _ in range(4):
+            stage.deliver([USER_EVENT])
+        await turns()
+        assert fates_of(stage, connection) == {1: ("written",), 2: ("queued",), 3: ("queued",), 4: ("dropped",)}
+        assert [event.detail for event in stage.steps("dropped", "closed")] == [
+            "16 bytes, not taken: the send queue is full", "1013 too slow, by the server", "2 messages in all: slow",
+        ]  # fmt: skip
+
+    run(scenario())
+
+
+def test_what_is_sent_during_a_delivery_is_not_taken_for_it() -> None:
+    """A message that an application sends while a push is delivered is not told as the push."""
+
+    async def scenario() -> None:
+        stage = Stage()
+        connection = stage.open("u", PLAIN, [USER_EVENT])
+        stage.trace(user="u")
+        publication = stage.deliver([USER_EVENT])
+        stage.hub.deliver(publication, lambda _: connection.send("own"))
+        await turns()
+        assert [event.push for event in stage.steps("written")] == [1_000_000, 1_000_000, 0]
+
+    run(scenario())
+
+
 def test_connections_tell_what_happens_to_them() -> None:
     """A connection that was there is told at the start; of one that comes during the trace its opening, each event and
     channel, when it falls behind and catches up, and its end with code, reason and by whom.
@@ -521,7 +578,7 @@ def test_a_message_of_no_push_is_told_without_one() -> None:
 
 def test_refusals() -> None:
     """A refusal is told to its user's trace, also where the user is only what a token claims, and one that names
-    nobody to all users' traces; another user's is not told, and no channel's trace hears of them.
+    nobody to all users' traces; another user's is not told. A channel's trace hears of subscriptions alone.
     """
 
     async def scenario() -> None:
@@ -540,6 +597,12 @@ def test_refusals() -> None:
             "/ws from peer: 403 this Origin is not in [server] origins; of an unknown user",
         ]
         assert len(notebook.notes) == 3
+        connection = stage.open("other", CLIENT, [])
+        notebook.turned_down(connection, 0, ValueError("token rejected"), "keeps")
+        notebook.turned_down(connection, 103, ValueError("permission denied"), "keeps")
+        await turns()
+        refused = [(trace, event.connection, event.what) for trace, event in stage.bus.seen[2:]]
+        assert refused == [("c", connection.id, "keeps")]
 
     run(scenario())
 

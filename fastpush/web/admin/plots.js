@@ -8,6 +8,7 @@ const LINES = 24; // of workers drawn; of more, the worst within the shown time
 const HUES = 6; // colours of lines, in the style sheet
 const TEXT_MS = 5000; // between two changes of the texts under the plots
 const HEIGHT = 150;
+const NEAR = 8; // pixels from a point on which the cursor is still on it
 const AXIS = 52; // width of the numbers beside every plot, so that all plots are aligned
 const RIGHT = 44; // … and of those on the right side
 
@@ -122,6 +123,13 @@ function series([label, hue, , isRight]) {
   return { label, scale: isRight ? "right" : "y", stroke, width: 1.5, dash: hue < HUES ? undefined : [6, 3], points };
 }
 
+/** The point that a cursor is on: null where the next one is far, before the first or in a gap. */
+function near(plot, at) {
+  if (at === null || at === undefined) return null;
+  const away = Math.abs(plot.valToPos(plot.data[0][at], "x") - plot.cursor.left);
+  return away <= NEAR ? at : null;
+}
+
 let colours = {};
 
 function readColours() {
@@ -210,12 +218,13 @@ class Card {
           y: false,
           drag: { x: false, y: false },
           points: { size: 6 },
+          dataIdx: (plot, _, at) => near(plot, at),
           sync: { key: "hour", scales: ["x", null], setSeries: false },
         },
         scales: { x: { range: () => this.range }, y: { range: () => [0, this.tops[0]] }, right: { range: () => [0, this.tops[1]] } },
         axes,
         series: [{}, ...lines.map(series)],
-        hooks: { setCursor: [({ over, cursor }) => board.onPointer(this, over.matches(":hover") ? cursor.idx : null)] },
+        hooks: { setCursor: [({ over, cursor }) => board.onPointer(this, over.matches(":hover") ? near(this.plot, cursor.idx) : null)] },
       },
       data,
       this.box,

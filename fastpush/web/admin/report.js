@@ -42,22 +42,22 @@ function connections(why, asked) {
 
 function connection(held, asked) {
   const size = (value) => joined(bytes(value));
+  const left = held.keys - held.events.length - held.channels.length;
   const facts = [
     ["Application", named(held.path)],
     ["From", named(held.peer)],
     ["By", held.transport === "sse" ? "server-sent events" : "WebSocket"],
     ["Open for", `${span(asked - held.since_seconds)}, since ${moment(held.since_seconds)}`],
     ["Last heard", `${span(held.heard_seconds_ago)} ago`],
-    ["Queue now", `${countOf(held.queued_messages, "message")}, ${size(held.queued_bytes)}`],
-    ["Queue at its worst", size(held.worst_queued_bytes)],
-    ["Dropped", countOf(held.dropped_messages, "message")],
-    ["Not handled yet", countOf(held.unhandled_messages, "message")],
-    ["Token ends", held.expires_seconds === null ? "never" : moment(held.expires_seconds)],
+    ["Queue", `${countOf(held.queued_messages, "message")}, ${size(held.queued_bytes)}; at its worst ${size(held.worst_queued_bytes)}`],
     ["Events", names(held.events)],
-    ["Channels", names(held.channels)],
   ];
-  const left = held.keys - held.events.length - held.channels.length;
+  // What is usual is not worth a line.
+  if (held.channels.length) facts.push(["Channels", names(held.channels)]);
   if (left > 0) facts.push(["Not shown", `${count(left)} more events and channels`]);
+  if (held.dropped_messages) facts.push(["Dropped", countOf(held.dropped_messages, "message")]);
+  if (held.unhandled_messages) facts.push(["Not handled yet", countOf(held.unhandled_messages, "message")]);
+  if (held.expires_seconds !== null) facts.push(["Token ends", moment(held.expires_seconds)]);
   const title = element("h4", {}, named(held.id), ` on worker-${held.worker} `, state(held.state));
   return element("article", { class: "card" }, title, list(facts));
 }
@@ -120,8 +120,8 @@ const GOOD = new Set(["delivered"]);
 
 function pushes(all) {
   const hasMessages = all.some((push) => push[10] !== null && push[10] !== undefined);
-  const columns = [["When", "text"], ["Source", "text"], ["Event", "text"], ["Outcome", "text"], ["Reached", ""], ["Took", ""], ["Size", ""], ["Addressed to", ""], ["Worker", ""]];
-  if (hasMessages) columns.push(["Message", "text"]);
+  const columns = [["When", "text"], ["Source", "text"], ["Event", "text event"], ["Outcome", "text"], ["Reached", ""], ["Took", ""], ["Size", ""], ["Addressed to", ""], ["Worker", ""]];
+  if (hasMessages) columns.push(["Message", "text message"]);
   const head = element("tr", { role: "row" }, ...columns.map(([title, kind]) => element("th", { scope: "col", role: "columnheader", class: kind }, title)));
   const body = [...all].reverse().map((push) => {
     const cells = pushCells(push, hasMessages);

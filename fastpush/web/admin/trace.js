@@ -5,6 +5,7 @@ import { $, clock, count, countOf, element, named, setText, tell } from "./dom.j
 const LINES = 500; // kept
 const HUES = 6; // colours of pushes, in the style sheet
 const TICK_MS = 1000; // of the time that is left
+const ID_END = 6; // characters of a connection's id that are shown: ids of one worker begin alike
 const NEAR_END = 40; // pixels from the end that count as the end
 
 /**
@@ -159,7 +160,7 @@ function words([, seconds, process, step, push, afterMs, what, connection, detai
 
 function row(traced) {
   const [at, process, step, after, push, what, connection, detail] = words(traced);
-  const cell = (name, text) => element("span", { class: name }, element("bdi", {}, text));
+  const cell = (name, text, title) => element("span", { class: name, title }, element("bdi", {}, text));
   return element(
     "li",
     { "data-step": step, "data-hue": push ? traced[4] % HUES : undefined, title: push || undefined },
@@ -167,8 +168,8 @@ function row(traced) {
     cell("process", process),
     cell("step", step),
     cell("after", after),
-    cell("what", what),
-    cell("connection", connection),
+    cell("what", what, what || undefined),
+    cell("connection", connection && `…${connection.slice(-ID_END)}`, connection || undefined),
     cell("detail", detail),
   );
 }
