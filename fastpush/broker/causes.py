@@ -143,7 +143,7 @@ _PUSHES: dict[int, str] = {
     HTTPStatus.TOO_MANY_REQUESTS: f"{_NOBODY} The back-end should push it again after Retry-After, a second; "
     "[limits] pushes_per_second says how many a worker takes, and `fastpush reload` takes another one over.",
     HTTPStatus.SERVICE_UNAVAILABLE: f"{_NOBODY} The back-end should push it again after Retry-After.",
-    HTTPStatus.GATEWAY_TIMEOUT: "Nobody knows whether it arrived: the broker was lost while it was under way.",
+    HTTPStatus.GATEWAY_TIMEOUT: "The back-end may push it again, where a double does no harm.",
 }
 _DROPS: dict[str, str] = {
     "oldest": 'slow_policy = "drop-oldest", of [limits] or of the channel\'s namespace, made room for newer ones',

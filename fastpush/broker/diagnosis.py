@@ -594,6 +594,5 @@ def _answer(note: Note) -> str:
 
 
 def _reason(note: Note) -> str:
-    if not note.reason:
-        return ""
-    return f": {note.reason if note.reason.isprintable() else quoted(note.reason)}"
+    reason = note.reason.removesuffix("; nobody received the push")  # which is said of all that are refused
+    return f": {reason if reason.isprintable() else quoted(reason)}" if reason else ""

@@ -54,7 +54,7 @@ class Connection(Protocol):
         """
         ...
 
-    def close(self, code: int = 1000, reason: str = "") -> None: ...
+    def close(self, code: int = 1000, reason: str = "", by: str = "server") -> None: ...
     def plan(self) -> None: ...
     def seal_channel(self, key: bytes) -> None: ...
     async def drain(self) -> None: ...
@@ -192,13 +192,16 @@ class Client:
         self.may_be_anonymous = False
         self.due = -1
 
-    def flush(self, positions: Mapping[bytes, Position] | None = None) -> None:
-        """Send what the session has to say, and close when it has ended. positions: see Connection.send_lines."""
+    def flush(self, positions: Mapping[bytes, Position] | None = None, by: str = "server") -> None:
+        """Send what the session has to say, and close when it has ended.
+
+        positions: see Connection.send_lines.  by: who has ended it, see protocol/insight.py.
+        """
         text = self.session.take()
         if text and self.connection.is_open:
             self.connection.send_lines(text, positions)
         if self.session.disconnect is not None:
-            self.connection.close(*self.session.disconnect)
+            self.connection.close(*self.session.disconnect, by)
 
     async def wait_for_room(self) -> None:
         """Send what there is, and wait until there is room for an answer that may be long: one after the other.

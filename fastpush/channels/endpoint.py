@@ -648,9 +648,9 @@ class ClientProtocol(Application):
         return is_over
 
     def disconnect(self, client: Client, code: int, reason: str) -> None:
-        """Close a client's connection with a code of the protocol."""
+        """Close a client's connection with a code of the protocol, as the back-end wants."""
         client.session.ended(code, reason)
-        client.flush()
+        client.flush(by="back-end")
 
     def refresh(self, client: Client, expires_at: float | None) -> None:
         """Say when a client's connection ends, and tell it."""

@@ -19,7 +19,7 @@ from fastpush.applications.loading import load, load_class
 from fastpush.cli.common import config_option, count_of, fail, read_config
 from fastpush.cli.host import Finding, Host, examine, listen_ports
 from fastpush.cli.running import ask_server
-from fastpush.config import Application, Config, check_exposure, open_keys
+from fastpush.config import Application, Config, addresses, check_exposure, is_loopback, open_keys
 from fastpush.config.tls import describe_certificate
 from fastpush.control_client import ControlError
 from fastpush.errors import EXIT_FAILED, EXIT_USAGE, ConfigError, StartError
@@ -84,6 +84,7 @@ def _look(config: Config) -> list[Finding]:
         _try("functions", _functions, config),
         *(_try("application", _application, *entry) for entry in enumerate(config.application, 1)),
         _try("channels", _channels, config),
+        _operators(config),
         _log_file(config),
     ]
     return [finding for finding in found if finding] + examine(config, host)
@@ -202,6 +203,17 @@ def _channels(config: Config) -> Finding | None:
         )
     text = f"namespaces {', '.join(config.channels)}, for {_ADMISSION[config.client.anonymous]}"
     return Finding("channels", text, advice)
+
+
+def _operators(config: Config) -> Finding | None:
+    """Tell who may look inside, and whether their key would cross a network as it is."""
+    if not config.admin.key:
+        return None
+    text = f"the page /admin, to look{', push, drain and restart' if config.admin.actions else ''}"
+    is_tls = config.tls.certificate and (config.tls.api or not config.api.listen)
+    reachable = [host for host, _ in addresses(config.api.listen or config.server.listen) if not is_loopback(host)]
+    advice = "without TLS the key can be read on its way: set [tls] certificate, or [api] listen to a loopback address"
+    return Finding("operators", text, advice if reachable and not is_tls else "")
 
 
 def _imported(name: str, key: str) -> Any:

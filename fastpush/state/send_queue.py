@@ -100,7 +100,18 @@ class ChannelQueue:
     or of the frame that a newer one replaces.
     """
 
-    __slots__ = ("_droppable", "_frames", "_gap", "_messages", "_open", "_serial", "dropped", "queued_bytes", "replaced", "since")
+    __slots__ = (
+        "_droppable",
+        "_frames",
+        "_gap",
+        "_messages",
+        "_open",
+        "_serial",
+        "dropped",
+        "queued_bytes",
+        "replaced",
+        "since",
+    )
 
     entry_bytes: ClassVar[int] = CHANNEL_ENTRY_BYTES
 

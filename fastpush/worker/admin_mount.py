@@ -119,26 +119,24 @@ class AdminLive(Application):
             return
         number = answer["trace"]
         _send(connection, {"trace": {"id": number, "ends_seconds": answer["ends_seconds"]}})
-        traces[number] = self._spawn(connection, self._read_trace(connection, number))
+        task = traces[number] = self._spawn(connection, self._read_trace(connection, number))
+        task.add_done_callback(lambda _: traces.pop(number))
 
     async def _read_trace(self, connection: Connection, number: str) -> None:
         """Pass on what a trace brings until it is over, as fast as the page takes it."""
         after = left_out = 0
         is_over = False
-        try:
-            while not is_over:
-                await asyncio.sleep(READ_SECONDS)
-                await connection.drain()
-                told = await self._ask(ask="traced", trace=number, after=after)
-                if "error" in told:  # of a new broker, which knows nothing of it
-                    told = {"events": [], "left_out": left_out, "is_over": True}
-                is_over = told["is_over"]
-                if told["events"] or told["left_out"] != left_out or is_over:
-                    _send(connection, {"traced": {"id": number, **told}})
-                after = told["events"][-1][0] if told["events"] else after
-                left_out = told["left_out"]
-        finally:
-            del _operator(connection).traces[number]
+        while not is_over:
+            await asyncio.sleep(READ_SECONDS)
+            await connection.drain()
+            told = await self._ask(ask="traced", trace=number, after=after)
+            if "error" in told:  # of a new broker, which knows nothing of it
+                told = {"events": [], "left_out": left_out, "is_over": True}
+            is_over = told["is_over"]
+            if told["events"] or told["left_out"] != left_out or is_over:
+                _send(connection, {"traced": {"id": number, **told}})
+            after = told["events"][-1][0] if told["events"] else after
+            left_out = told["left_out"]
 
     # -- the rest ------------------------------------------------------------------
 

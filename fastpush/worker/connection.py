@@ -59,6 +59,7 @@ FORGOTTEN = memoryview(bytearray(65536))  # where bytes go that nobody reads
 HEARTBEAT_FRAME = text_frame(b"heartbeat")
 _PING = ping_frame()
 _TURN_MESSAGES = 64  # handed over before others have their turn
+_NO_CLOSE_FRAME = 1006
 _CLOSE, _PING_OPCODE, _PONG = int(Opcode.CLOSE), int(Opcode.PING), int(Opcode.PONG)
 
 
@@ -314,7 +315,7 @@ class Connection(Sender):
     def eof_received(self) -> bool:
         """The client has closed its end of the TCP connection: without a close frame it is gone."""
         if self.state == State.OPEN:
-            self._leave(1006, "no close frame", "network")
+            self._leave(_NO_CLOSE_FRAME, "no close frame", "network")
             self._give_up_queue("lost")
         return False
 
@@ -622,13 +623,13 @@ class Connection(Sender):
         if self.standing is not None:
             self.standing.give_up(self)
         self._tell_of_room()
-        self._end_calls(code, "" if code == 1006 else reason)  # there, it is for operators: nobody has said it
+        self._end_calls(code, "" if code == _NO_CLOSE_FRAME else reason)  # only operators hear why
         self._close_due = environment.wheel.now + self.mount.times.close_timeout
         environment.wheel.schedule(self, self._close_due)
 
     def _abort(self, reason: str) -> None:
         if self.state == State.OPEN:
-            self._leave(1006, reason, "server")
+            self._leave(_NO_CLOSE_FRAME, reason, "server")
         log.debug("aborted", extra=fields(connection=self.id, reason=reason))
         if self._transport is not None:
             self._transport.abort()
@@ -637,7 +638,7 @@ class Connection(Sender):
         """The TCP connection is gone: forget everything about it, whatever the way."""
         environment = self.environment
         if self.state == State.OPEN:
-            self._leave(1006, "no close frame" if exc is None else str(exc), "network")
+            self._leave(_NO_CLOSE_FRAME, "no close frame" if exc is None else str(exc), "network")
         self.state = State.CLOSED
         environment.wheel.cancel(self)
         environment.connections.pop(self.serial, None)

@@ -21,8 +21,8 @@ Serve = Callable[..., Server]
 KEY = "the key of these tests"
 ADMIN = {"key": KEY, "actions": True, "show_messages": True}
 OPEN_CHANNELS = {"subscribe": "everybody", "publish": "everybody"}
-HOSTILE = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>\u202etxet\n"
-HOSTILE_SHOWN = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>\\u202etxet\\u000a"
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>\u202etxet"
+HOSTILE_SHOWN = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>\\u202etxet"
 POINTS = """(() => {
   const Plain = window.WebSocket;
   window.points = [];
@@ -339,25 +339,24 @@ def test_a_restarted_server_asks_for_the_key(serve: Serve, page: OpenPage) -> No
 # -- Looking up and tracing --------------------------------------------------------------
 
 
-def test_look_up(server: Server, page: OpenPage) -> None:
+def test_look_up(server: Server, page: OpenPage, stack: ExitStack) -> None:
     """A connected user's connection and last push are shown; of an unknown one it is said that nothing is known."""
     operator = page(server)
-    with ExitStack() as stack:
-        client = listen(stack, server, "alice", "news")
-        assert server.push("alice", "news", "hello alice")["sent"] == 1
-        assert client.recv(timeout=10 * SCALE) == "hello alice"
-        operator.click("nav a:has-text('Look up')")
-        operator.fill("#user-name", "alice")
-        operator.click("#user-ask")
-        operator.has("#report article h4", "on worker-")
-        assert operator.count("#report article") == 1
-        assert "news" in operator.text("#report article .chips")
-        address = "{}:{}".format(*client.local_address[:2])
-        assert address in operator.text("#report article")
-        assert operator.texts("#report .findings li")[0]
-        [row] = operator.texts("#report .pushes tbody tr")
-        assert all(text in row for text in ("news", "delivered", "1 connection", "hello alice"))
-        assert "opened" in operator.text("#report .timeline")
+    client = listen(stack, server, "alice", "news")
+    assert server.push("alice", "news", "hello alice")["sent"] == 1
+    assert client.recv(timeout=10 * SCALE) == "hello alice"
+    operator.click("nav a:has-text('Look up')")
+    operator.fill("#user-name", "alice")
+    operator.click("#user-ask")
+    operator.has("#report article h4", "on worker-")
+    assert operator.count("#report article") == 1
+    assert "news" in operator.text("#report article .chips")
+    address = "{}:{}".format(*client.local_address[:2])
+    assert address in operator.text("#report article")
+    assert operator.texts("#report .findings li")[0]
+    [row] = operator.texts("#report .pushes tbody tr")
+    assert all(text in row for text in ("news", "delivered", "1 connection", "hello alice"))
+    assert "opened" in operator.text("#report .timeline")
     operator.fill("#user-name", "nobody has this name")
     operator.press("Enter")
     operator.has("#report", "None is open.")
@@ -365,46 +364,44 @@ def test_look_up(server: Server, page: OpenPage) -> None:
     assert operator.texts("#report .findings li")[0]
 
 
-def test_trace(server: Server, page: OpenPage) -> None:
+def test_trace(server: Server, page: OpenPage, stack: ExitStack) -> None:
     """A trace that is started shows the steps of a push, each with its time; one that is stopped shows no more."""
     operator = page(server)
-    with ExitStack() as stack:
-        client = listen(stack, server, "bob", "news")
-        operator.click("nav a:has-text('Trace')")
-        operator.fill("#trace-name", "bob")
-        operator.click("#trace-start")
-        operator.has("#trace-outcome", "Tracing the user bob")
-        server.push("bob", "news", "a secret message")
-        assert client.recv(timeout=10 * SCALE) == "a secret message"
-        for step in ("accepted", "ordered", "arrived", "written"):
-            operator.has("#trace-list .step", step)
-        lines = operator.texts("#trace-list li")
-        assert all("secret" not in line for line in lines)
-        assert "ms" in operator.text("#trace-list .after")
-        operator.click("#trace-stop")
-        operator.has("#trace-outcome", "Stopped")
-        count = operator.count("#trace-list li")
-        server.push("bob", "news", "later")
-        assert client.recv(timeout=10 * SCALE) == "later"
-        operator.has("#trace-count", f"{count} line")
-        assert operator.count("#trace-list li") == count
+    client = listen(stack, server, "bob", "news")
+    operator.click("nav a:has-text('Trace')")
+    operator.fill("#trace-name", "bob")
+    operator.click("#trace-start")
+    operator.has("#trace-outcome", "Tracing the user bob")
+    server.push("bob", "news", "a secret message")
+    assert client.recv(timeout=10 * SCALE) == "a secret message"
+    for step in ("accepted", "ordered", "arrived", "written"):
+        operator.has("#trace-list .step", step)
+    lines = operator.texts("#trace-list li")
+    assert all("secret" not in line for line in lines)
+    assert "ms" in operator.text("#trace-list .after")
+    operator.click("#trace-stop")
+    operator.has("#trace-outcome", "Stopped")
+    count = operator.count("#trace-list li")
+    server.push("bob", "news", "later")
+    assert client.recv(timeout=10 * SCALE) == "later"
+    operator.has("#trace-count", f"{count} line")
+    assert operator.count("#trace-list li") == count
 
 
 # -- Doing -------------------------------------------------------------------------------
 
 
-def test_push_from_the_page(server: Server, page: OpenPage) -> None:
+def test_push_from_the_page(server: Server, page: OpenPage, stack: ExitStack) -> None:
     """A test push reaches who it is for, and the page says how many; to nobody, and why, it says so too."""
     operator = page(server)
     operator.click("nav a:has-text('Push')")
-    with ExitStack() as stack:
-        client = listen(stack, server, "carol", "news")
-        operator.fill("#push-user", "carol")
-        operator.fill("#push-event", "news")
-        operator.fill("#push-message", "by hand")
-        operator.click("#push-send")
-        operator.has("#push-outcome", "Sent to 1 connection.")
-        assert client.recv(timeout=10 * SCALE) == "by hand"
+    client = listen(stack, server, "carol", "news")
+    operator.fill("#push-user", "carol")
+    operator.fill("#push-event", "news")
+    operator.fill("#push-message", "by hand")
+    operator.click("#push-send")
+    operator.has("#push-outcome", "Sent to 1 connection.")
+    assert client.recv(timeout=10 * SCALE) == "by hand"
     operator.fill("#push-user", "nobody has this name")
     operator.click("#push-send")
     operator.has("#push-outcome", "Sent to nobody")
@@ -450,34 +447,39 @@ def test_looking_only(serve: Serve, page: OpenPage) -> None:
 # -- What others have written --------------------------------------------------------------
 
 
-def test_hostile_names_are_text(server: Server, page: OpenPage) -> None:
-    """Markup in users, events and messages shows as text wherever it comes up; control characters by their number."""
+def test_hostile_names_are_text(server: Server, page: OpenPage, stack: ExitStack) -> None:
+    """Markup in users, channels, events and messages shows as text wherever it comes up, control characters as such."""
     operator = page(server)
     title = operator.evaluate("document.title")
-    with ExitStack() as stack:
-        client = listen(stack, server, HOSTILE, HOSTILE)
+    user, user_shown = f"{HOSTILE}\n", f"{HOSTILE_SHOWN}\\u000a"
+    client = listen(stack, server, user, HOSTILE)
 
-        def busy() -> bool:
-            assert server.push(HOSTILE, HOSTILE, HOSTILE)["sent"] == 1
-            client.recv(timeout=10 * SCALE)
-            return HOSTILE_SHOWN in operator.texts("#users .name")
+    def busy() -> bool:
+        assert server.push(user, HOSTILE, HOSTILE)["sent"] == 1
+        assert client.recv(timeout=10 * SCALE) == HOSTILE
+        status, _, body = server.request("POST", "/api/publish", {"channel": f"open:{HOSTILE}", "data": HOSTILE})
+        assert status == 200 and b"error" not in body
+        shown = {*operator.texts("#users .name"), *operator.texts("#channels .name")}
+        return {user_shown, f"open:{HOSTILE_SHOWN}"} <= shown
 
-        eventually(busy, 20, "the user among the busiest")
-        operator.click("#users a:has-text('onerror')")
-        operator.has("#report .chips .name", HOSTILE_SHOWN)
-        assert any(HOSTILE_SHOWN in row for row in operator.texts("#report .pushes tbody tr"))
-        operator.click("#user-trace")
-        operator.has("#trace-outcome", HOSTILE_SHOWN)
-        server.push(HOSTILE, HOSTILE, HOSTILE)
-        operator.has("#trace-list .what", HOSTILE_SHOWN)
-        operator.click("#trace-stop")
-        operator.click("nav a:has-text('Push')")
-        for field in ("user", "event", "message"):
-            operator.fill(f"#push-{field}", HOSTILE)
-        operator.click("#push-send")
-        operator.has("#push-outcome", "Sent to nobody")  # a field takes line ends out of a user's id
-    assert operator.count("img, main script") == 0
-    assert operator.count("bdi *") == 0
+    eventually(busy, 20, "the user and the channel among the busiest")
+    operator.click("#channels a:has-text('onerror')")
+    eventually(lambda: "onerror" in operator.evaluate("document.querySelector('#trace-name').value"))
+    operator.click("nav a:has-text('Overview')")
+    operator.click("#users a:has-text('onerror')")
+    operator.has("#report .chips .name", HOSTILE_SHOWN)
+    assert any(HOSTILE_SHOWN in row for row in operator.texts("#report .pushes tbody tr"))
+    operator.click("#user-trace")
+    operator.has("#trace-outcome", user_shown)
+    server.push(user, HOSTILE, HOSTILE)
+    operator.has("#trace-list .what", HOSTILE_SHOWN)
+    operator.click("#trace-stop")
+    operator.click("nav a:has-text('Push')")
+    for field in ("user", "event", "message"):
+        operator.fill(f"#push-{field}", HOSTILE)
+    operator.click("#push-send")
+    operator.has("#push-outcome", "Sent to nobody")  # a field takes line ends out of a user's id
+    assert operator.evaluate("document.querySelectorAll('img, main script, bdi *, main b b').length") == 0
     assert operator.evaluate("document.title") == title
 
 
@@ -519,20 +521,19 @@ VIEWS = ("", "#user/erin", "#trace", "#push")
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1400])
-def test_accessible(server: Server, page: OpenPage, scheme: str, width: int) -> None:
+def test_accessible(server: Server, page: OpenPage, stack: ExitStack, scheme: str, width: int) -> None:
     """Every control has a name, axe finds nothing to object to, and nothing is wider than the window."""
     need_module("axe-core")
     operator = page(server, colorScheme=scheme, viewport={"width": width, "height": 900})
-    with ExitStack() as stack:
-        listen(stack, server, "erin", "news")
-        server.push("erin", "news", "m")
-        for view in VIEWS:
-            operator.open(server, view)
-            operator.has("#link-text", "Live")
-            operator.has("#now-connections", "")
-            if "erin" in view:
-                operator.has("#report article h4", "on worker-")
-            controls: Sequence[Sequence[str]] = operator.do("controls")
-            assert controls and [role for role, name in controls if not name] == []
-            assert operator.do("violations") == []
-            assert operator.evaluate("document.documentElement.scrollWidth") <= width
+    listen(stack, server, "erin", "news")
+    server.push("erin", "news", "m")
+    for view in VIEWS:
+        operator.open(server, view)
+        operator.has("#link-text", "Live")
+        operator.has("#now-connections", "")
+        if "erin" in view:
+            operator.has("#report article h4", "on worker-")
+        controls: Sequence[Sequence[str]] = operator.do("controls")
+        assert controls and [role for role, name in controls if not name] == []
+        assert operator.do("violations") == []
+        assert operator.evaluate("document.documentElement.scrollWidth") <= width

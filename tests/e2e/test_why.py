@@ -24,6 +24,7 @@ from tests.programs import FASTPUSH, run
 from tests.raw import RawClient
 from tests.sdk import KEY, PythonClient, Way, sections, token
 from tests.server import SCALE, Sections, Server, application, eventually
+from tests.streams import Stream
 
 Serve = Callable[..., Server]
 SECONDS = 10 * SCALE
@@ -234,7 +235,7 @@ def test_tokens_of_channels(server: Server, *, shown: str, code: int, is_claimed
         if code == 109:
             assert json.loads(client.recv(SECONDS))["error"]["code"] == code
         else:
-            assert ending(client)[0] == code  # type: ignore[arg-type]
+            assert ending(client)[0] == code
     report = why(server, user, lambda report: report.notes)
     note = last(report, "refused")
     assert (note.code, note.is_claimed, note.path) == (code, is_claimed, "/connection/websocket")
@@ -309,6 +310,19 @@ def test_dropped_by_the_back_end(server: Server) -> None:
         assert report.findings[-1].startswith('User "banned" is connected')
 
 
+def test_disconnected_by_the_server_api(server: Server) -> None:
+    """A disconnect of the server API is told as the back-end's, and that clients stay away after it."""
+    with connect(server.ws_url(path="/connection/websocket")) as client:
+        client.send(json.dumps({"id": 1, "connect": {"token": token("kicked")}}))
+        client.recv(SECONDS)
+        assert server.request("POST", "/api/disconnect", {"user": "kicked"}, {"X-API-Key": KEY})[0] == 200
+        assert ending(client)[0] == 3503
+    report = why(server, "kicked", lambda report: "closed" in kinds(report))
+    assert (last(report, "closed").code, last(report, "closed").by) == (3503, "back-end")
+    assert "a disconnect of the server API" in report.findings[0]
+    assert "after 3503 clients do not by themselves" in report.findings[0]
+
+
 def test_dropped_by_policy(serve: Serve) -> None:
     """Messages that made room for newer ones are told, while the client is behind and when it has caught up."""
     server = serve(workers=2, sections=guarded(limits=SMALL_QUEUE | {"slow_policy": "drop-oldest"}))
@@ -331,6 +345,27 @@ def test_dropped_by_policy(serve: Serve) -> None:
         assert f'{note.messages} messages for user "behind" were dropped' in report.findings[0]
         assert 'slow_policy = "drop-oldest"' in report.findings[0]
         assert report.connections[0].queued_messages == 0
+
+
+def test_dropped_for_newer_ones(serve: Serve) -> None:
+    """Publications that newer ones of their channel have replaced are told too, also of event streams."""
+    channels = {"channels.prices": {"subscribe": "users", "slow_policy": "latest"}}
+    server = serve(workers=2, sections=guarded(connections={"socket_send_bytes": 4096}, **channels))
+    with Stream(server, token=token("trader"), channel="prices:1", receive_bytes=4096) as stream:
+        number = 0
+        while number < 1000:
+            number += 1
+            published = {"channel": "prices:1", "data": [number, MESSAGE]}
+            assert server.request("POST", "/api/publish", published, {"X-API-Key": KEY})[0] == 200
+            (held,) = asked(server, "trader").connections
+            if held.dropped_messages > 5:
+                break
+        assert (held.transport, held.channels, held.state) == ("sse", ["prices:1"], "slow")
+        while stream.event().json()[0] != number:
+            pass
+        report = why(server, "trader", lambda report: "dropped" in kinds(report))
+        assert (last(report, "dropped").reason, last(report, "dropped").messages) == ("latest", held.dropped_messages)
+        assert 'slow_policy = "latest"' in report.findings[0]
 
 
 def test_replaced(server: Server) -> None:
@@ -372,6 +407,23 @@ def test_origin_refused_by_an_open_server(serve: Serve) -> None:
     assert [note.path for note in report.strangers] == ["/ws", "/websocket"]
     assert any("another site's page (Origin)" in text and "[auth] mode" in text for text in report.findings)
     assert any("(404: nothing is served at /websocket)" in text for text in report.findings)
+
+
+def test_too_many(serve: Serve) -> None:
+    """Whose user has too many connections is told so by name; whom a busy worker turns away nobody knows."""
+    limits = {"connections_per_user": 1, "connections": 2}
+    server = serve(workers=2, sections=guarded(limits=limits))
+    one, _ = workers(server)
+    with listen(server, "crowded", "chat", worker=one):
+        assert refused_with(server.ws_url(urlencode({"token": token("crowded"), "event": "chat"}))) == 429
+        report = why(server, "crowded", lambda report: "refused" in kinds(report))
+        text = next(text for text in report.findings if "429" in text)
+        assert text.startswith('User "crowded" was not let in') and "[limits] connections_per_user" in text
+        with listen(server, "second", "chat", worker=one), pytest.raises(InvalidStatus):
+            listen(server, "third", "chat", worker=one)
+        report = why(server, "third", lambda report: report.strangers)
+        assert (report.strangers[-1].code, report.strangers[-1].worker) == (503, one)
+        assert any("[limits] connections)" in text and 'may have been user "third"' in text for text in report.findings)
 
 
 def test_worker_killed(serve: Serve) -> None:

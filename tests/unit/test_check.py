@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from fastpush.cli import main
-from fastpush.cli.check import _address, _certificate, _log_file, _print, _server
+from fastpush.cli.check import _address, _certificate, _log_file, _operators, _print, _server
 from fastpush.cli.host import Finding, Host, examine
-from fastpush.config import Api, Bus, Config, Connections, Limits, Log, Server, Tls
+from fastpush.config import Admin, Api, Bus, Config, Connections, Limits, Log, Server, Tls
 from tests.server import toml
 
 GIB = 1 << 30
@@ -231,6 +231,24 @@ def test_an_application_that_no_worker_could_start(tmp_path: Path, application: 
     good, bad = [f for f in json.loads(result.stdout)["findings"] if f["name"] == "application"]
     assert (result.exit_code, good["severity"], bad["severity"]) == (2, "ok", "fails")
     assert bad["text"].startswith(f"[[application]] number 2, {text}")
+
+
+@pytest.mark.parametrize(
+    ("sections", "is_advised"),
+    [
+        ({}, False),
+        ({"server": Server(listen="0.0.0.0:8080")}, True),
+        ({"server": Server(listen="0.0.0.0:8080"), "api": Api(listen="127.0.0.1:8081")}, False),
+        ({"server": Server(listen="0.0.0.0:8080"), "tls": Tls(certificate="c.pem")}, False),
+        ({"api": Api(listen=["127.0.0.1:8081", "[::]:8081"]), "tls": Tls(certificate="c.pem", api=False)}, True),
+    ],
+)
+def test_operators(sections: dict[str, Any], *, is_advised: bool) -> None:
+    """A key that crosses a network without TLS is advised against; without a key there is nothing to say."""
+    finding = _operators(Config(admin=Admin(key="0123456789abcdef"), **sections))
+    assert finding is not None and ("without TLS the key" in finding.advice) == is_advised
+    assert finding.text == "the page /admin, to look"
+    assert _operators(Config(**sections)) is None
 
 
 def test_the_log_file(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class Connection(FakeConnection):
 
     def plan(self) -> None: ...
 
-    def close(self, code: int, reason: str) -> None:
+    def close(self, code: int, reason: str, by: str = "server") -> None:
         if self.is_open:  # again it does nothing
             super().close(code, reason)
 

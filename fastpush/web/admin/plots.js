@@ -8,6 +8,7 @@ const LINES = 24; // of workers drawn; of more, the worst within the shown time
 const HUES = 6; // colours of lines, in the style sheet
 const TEXT_MS = 5000; // between two changes of the texts under the plots
 const HEIGHT = 150;
+const TICKS = [60, 300, 600, 900, 1800, 3600]; // seconds between two times on the axis
 const NEAR = 8; // pixels from a point on which the cursor is still on it
 const AXIS = 52; // width of the numbers beside every plot, so that all plots are aligned
 const RIGHT = 44; // … and of those on the right side
@@ -202,9 +203,9 @@ class Card {
     const axis = { font: "11px system-ui, sans-serif", ticks: { show: false }, gap: 6, space: 32 };
     const numbers = { ...axis, values: (_, splits) => splits.map((at) => this.about.show(at).replace("/s", "").replace(/(\.\d*?)0+(?!\d)/, "$1").replace(/\.(?!\d)/, "")) };
     const ink = (line) => (right ? () => colours.hues[line[1] % HUES] : () => colours.soft);
-    const time = (_, splits, __, ___, step) => splits.map((at) => (step < 60 ? clock(at) : clock(at).slice(0, 5)));
+    const time = (_, splits) => splits.map((at) => clock(at).slice(0, 5));
     const axes = [
-      { ...axis, stroke: () => colours.soft, grid: { show: false }, size: 22, gap: 4, space: 64, values: time },
+      { ...axis, stroke: () => colours.soft, grid: { show: false }, size: 22, gap: 4, space: 48, incrs: TICKS, values: time },
       { ...numbers, stroke: ink(lines.find((line) => line !== right)), grid: { stroke: () => colours.grid, width: 1 }, size: AXIS },
     ];
     if (right) axes.push({ ...numbers, scale: "right", side: 1, stroke: ink(right), grid: { show: false }, size: RIGHT });
