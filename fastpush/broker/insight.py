@@ -24,7 +24,6 @@ from fastpush.protocol.insight import (
     BUSY_SECONDS,
     CONNECTIONS_TOLD,
     LIVE_CHANNEL,
-    PUSHES_TOLD,
     Busy,
     Known,
     Note,
@@ -33,6 +32,7 @@ from fastpush.protocol.insight import (
     Why,
     WorkerFigures,
     cut,
+    told_pushes,
 )
 from fastpush.protocol.push import channel_key, is_user_key, parse_user_key
 from fastpush.state.journal import Journal, LostWorkers
@@ -178,7 +178,6 @@ class Insight:
         now = self._wall_clock()
         known = [msgspec.json.decode(found, type=Known) for found in inquiry.found]
         held = sorted((held for each in known for held in each.connections), key=lambda held: held.since_seconds)
-        pushes = sorted((push for each in known for push in each.pushes), key=lambda push: push.seconds)
         why = Why(
             user=user,
             asked_seconds=now,
@@ -189,7 +188,7 @@ class Insight:
             connections_left_out=sum(each.connections_left_out for each in known) + len(held[:-CONNECTIONS_TOLD]),
             notes=self.journal.of(cut(user), now),
             strangers=self.journal.of("", now),
-            pushes=pushes[-PUSHES_TOLD:],
+            pushes=told_pushes(push for each in known for push in each.pushes),
             lost=self.lost.of(user, now),
             findings=[],
         )

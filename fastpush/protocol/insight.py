@@ -20,6 +20,7 @@ Structs that come in thousands are arrays in JSON, in the order of their members
 All times are Unix seconds, but where a name says otherwise.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -52,7 +53,8 @@ class Note(msgspec.Struct, array_like=True, frozen=True):
     user:    "" where nobody knows.  is_claimed: the user is what a token says that was not accepted.
     worker:  number of the process.  connection: its id; "" where there is none.  path: of the application, or of the
              request.  what: the event or channel that it was about; "" for none.
-    by:      of a closed one: "client", "server", "back-end", "network" (without a close frame). Of a refused push: "back-end".
+    by:      of a closed one: "client", "server", "back-end", "network" (without a close frame); of a refused push:
+             "back-end".
     """
 
     seconds: float
@@ -141,9 +143,10 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
 class Why(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known of a user.
 
-    asked_seconds: now.  since_seconds: nothing older is known.  workers: that were asked.  missing: that did not answer.
+    asked_seconds: now.  since_seconds: nothing older is known.  workers: that were asked.  missing: of them, those
+    that did not answer.
     notes: of the user, and those that a refused token names, oldest first.  strangers: the last refusals on this host
-    that name nobody, oldest first; of all users.  pushes: oldest first.
+    that name nobody, oldest first; of all users.  pushes: see `told_pushes`, oldest first.
     findings: what follows from all that, in sentences, the most important first; at least one.
     """
 
@@ -275,6 +278,14 @@ class Seen(msgspec.Struct, array_like=True, frozen=True):
 
     events: list[tuple[str, Traced]]
     left_out: dict[str, int]
+
+
+def told_pushes(pushes: Iterable[Push]) -> list[Push]:
+    """Return the pushes that are told of many: the newest, half of them kept free for those that went wrong."""
+    newest = sorted(pushes, key=lambda push: push.seconds, reverse=True)
+    wrong = [push for push in newest if push.outcome != "delivered"][: PUSHES_TOLD // 2]
+    others = [push for push in newest if push not in wrong][: PUSHES_TOLD - len(wrong)]
+    return sorted((*wrong, *others), key=lambda push: push.seconds)
 
 
 def cut(text: str) -> str:

@@ -1,6 +1,6 @@
 """The WebSocket of the administration page: live figures each second, the last hour at the start, and traces.
 
-    handshake ──► same host ──► session, asked of the broker ──► 101 ──► {"hour"}, then {"top"} each second
+    cookie ──► session, asked of the broker ──► handshake ──► same host ──► 101 ──► {"hour"}, then {"top"} each second
 
     page ──► server    {"trace": {"user": U} or {"channel": C}, "seconds": S}, {"untrace": I}
     server ──► page    {"hour": [Point, …]}, {"top": Top}, {"trace": {"id": I, "ends_seconds": T}}, {"error": text},

@@ -638,7 +638,8 @@ class Connection(Sender):
         """The TCP connection is gone: forget everything about it, whatever the way."""
         environment = self.environment
         if self.state == State.OPEN:
-            self._leave(_NO_CLOSE_FRAME, "no close frame" if exc is None else str(exc), "network")
+            reason = getattr(exc, "strerror", None) or "no close frame"
+            self._leave(_NO_CLOSE_FRAME, reason, "network")
         self.state = State.CLOSED
         environment.wheel.cancel(self)
         environment.connections.pop(self.serial, None)

@@ -25,6 +25,7 @@ from fastpush.protocol.insight import (
     NoteKind,
     Push,
     cut,
+    told_pushes,
 )
 from fastpush.protocol.push import EVERYBODY, channel_of, is_channel_key, is_user_key, parse_user_key, user_key_start
 
@@ -177,9 +178,8 @@ class Notebook:
         """
         start = user_key_start(user)
         found = [*_addressed(self.delivered, start)[:PUSHES_TOLD], *_addressed(self.undelivered, start)[:PUSHES_TOLD]]
-        found.sort(key=lambda record: record[_ANSWERED])
         offset_seconds = time.time() - time.monotonic()
-        return [self._told(record, offset_seconds) for record in found[-PUSHES_TOLD:]]
+        return told_pushes(self._told(record, offset_seconds) for record in found)
 
     def _told(self, record: Record, offset_seconds: float) -> Push:
         source, keys, event, size, message, taken, answered, sent, unconfirmed = record

@@ -134,9 +134,10 @@ class Orders:
     def _why(self, user: str) -> Known:
         """Return what this worker knows of a user; what it has noted comes before that."""
         self._leave_notes()
-        found = self._hub.connections(user, None)
-        shown = [held(cast(Connection, connection)) for connection in found[-CONNECTIONS_TOLD:]]
         environment = self._environment
+        # Not the hub's, which knows those alone that have joined something. Cost: 50 ns for each of this worker.
+        found = [connection for connection in environment.connections.values() if connection.user == user]
+        shown = [held(connection) for connection in found[-CONNECTIONS_TOLD:]]
         return Known(
             worker=environment.number,
             connections=shown,

@@ -516,6 +516,13 @@ def test_keyboard_alone(server: Server, page: OpenPage) -> None:
     eventually(lambda: operator.count("#key") == 1, what="the login form")
 
 
+def check(operator: Page, width: int) -> None:
+    controls: Sequence[Sequence[str]] = operator.do("controls")
+    assert controls and [role for role, name in controls if not name] == []
+    assert operator.do("violations") == []
+    assert operator.evaluate("document.documentElement.scrollWidth") <= width
+
+
 VIEWS = ("", "#user/erin", "#trace", "#push")
 
 
@@ -533,7 +540,8 @@ def test_accessible(server: Server, page: OpenPage, stack: ExitStack, scheme: st
         operator.has("#now-connections", "")
         if "erin" in view:
             operator.has("#report article h4", "on worker-")
-        controls: Sequence[Sequence[str]] = operator.do("controls")
-        assert controls and [role for role, name in controls if not name] == []
-        assert operator.do("violations") == []
-        assert operator.evaluate("document.documentElement.scrollWidth") <= width
+        check(operator, width)
+    operator.open(server)
+    eventually(operator.workers, what="workers")
+    operator.click("#restart")
+    check(operator, width)

@@ -371,9 +371,8 @@ def test_push_refused(code: int, reason: str, advice: str) -> None:
     """A push that was refused is told with status, reason and setting: first where it was the last one."""
     notes = [push_refusal(9, code, reason)]
     first, _ = said(why(connections=[held()], notes=notes, pushes=[push(20)]))
-    assert first.startswith(
-        f'A push to user "42" with event "chat" was refused at {clock(9)} (9.0 s ago) with {code}: {reason.partition(";")[0]}.'
-    )
+    told = f"{code}: {reason.partition(';')[0]}."
+    assert first.startswith(f'A push to user "42" with event "chat" was refused at {clock(9)} (9.0 s ago) with {told}')
     assert advice in first
     texts = said(why(connections=[held()], notes=notes, pushes=[push(12, "Chat", 0), push(5)]))
     assert "is registered for" in texts[0] and advice in texts[1]

@@ -411,7 +411,7 @@ def test_what_a_worker_knows_of_a_user() -> None:
             assert left == ["notes"]
             nobody = msgspec.json.decode(orders.answer(b'["why","jac"]'), type=insight.Known)
             assert nobody == insight.Known(worker=1, connections=[], connections_left_out=0, pushes=[])
-            shared.hub.connections = lambda *_: [connection] * (CONNECTIONS_TOLD + 3)
+            shared.connections.update(dict.fromkeys(range(-CONNECTIONS_TOLD - 2, 0), connection))
             many = msgspec.json.decode(orders.answer(b'["why","jack"]'), type=insight.Known)
             assert (len(many.connections), many.connections_left_out) == (CONNECTIONS_TOLD, 3)
             users, channels = orjson.loads(orders.answer(b'["busiest"]'))

@@ -130,6 +130,7 @@ export class TraceView {
 
   #draw() {
     const isRunning = this.#id !== null;
+    $("trace-start").disabled = this.#isAsked;
     $("trace-stop").disabled = !isRunning;
     setText($("trace-start"), isRunning ? "Start anew" : "Start");
     $("trace-save").disabled = $("trace-clear").disabled = this.#lines.length === 0;
