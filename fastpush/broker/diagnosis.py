@@ -26,6 +26,7 @@ _LENGTHS = ((172800, 86400, "days"), (7200, 3600, "h"), (120, 60, "min"))
 _PRECISE_SECONDS = 10
 _SAME_DAY_SECONDS = 43200  # what is older is told with its day
 _ENDING_SECONDS = 1  # a push that comes as a connection is closed is answered a little earlier
+_ENDING_STATES = {"closing", "closed"}
 _FRESH_TOKEN_CODES = {CloseCode.TOKEN_EXPIRED, DisconnectCode.EXPIRED, DisconnectCode.SUBSCRIPTION_EXPIRED}
 _WHO = {"client": "by the client", "server": "by this server", "back-end": "by your back-end"}
 
@@ -64,22 +65,24 @@ class Stay(NamedTuple):
 class Case:
     """A report, and what several rules ask of it.
 
-    user: in words.  is_here: whether it has a connection now.  refused: what clients were not let in for, or to.
+    user: in words.  held: its open connections; those that are being closed are none.  is_here: whether it has any.
+    refused: what clients were not let in for, or to.
     not_taken: refused pushes.  events, channels: of its connections now.
     """
 
     def __init__(self, why: Why) -> None:
         self.why = why
         self.user = f"user {quoted(why.user)}"
-        self.is_here = bool(why.connections)
+        self.held = [held for held in why.connections if held.state not in _ENDING_STATES]
+        self.is_here = bool(self.held)
         killed = {(lost.worker, lost.seconds) for lost in why.lost}  # those are told of by worker
         closed = [note for note in why.notes if note.kind == "closed"]
         self.closed = [note for note in closed if (note.worker, note.seconds) not in killed]
         self.dropped = [note for note in why.notes if note.kind == "dropped"]
         self.refused = [note for note in why.notes if note.kind == "refused" and not _is_push(note)]
         self.not_taken = [note for note in why.notes if _is_push(note)]
-        self.events = sorted({event for held in why.connections for event in held.events})
-        self.channels = sorted({channel for held in why.connections for channel in held.channels})
+        self.events = sorted({event for held in self.held for event in held.events})
+        self.channels = sorted({channel for held in self.held for channel in held.channels})
         self._stays = list(_stays(why))
 
     @property
@@ -182,7 +185,7 @@ def well(case: Case) -> Iterator[Finding]:
     """What works: its connections, and the last push that reached it."""
     if not case.is_here:
         return
-    held, push = case.why.connections, case.last_delivered
+    held, push = case.held, case.last_delivered
     since = min(connection.since_seconds for connection in held)
     count = len(held) + case.why.connections_left_out
     oldest = ", the oldest one" if count > 1 else ""
@@ -201,7 +204,7 @@ def _registrations(case: Case) -> str:
     told = [f"registered for {_names(case.events)}"] if case.events else []
     told += [f"in channel{'s'[: len(case.channels) > 1]} {_names(case.channels)}"] if case.channels else []
     if not told:
-        told = [f"at {_names(sorted({held.path for held in case.why.connections}))}"]
+        told = [f"at {_names(sorted({held.path for held in case.held}))}"]
     return f", {' and '.join(told)}"
 
 
@@ -403,8 +406,8 @@ def _passed_by(case: Case, push: Push) -> bool:
     if push.users == 1:
         return _reached_nobody(push) and not case.has_missed(push)
     # Of a push to several nobody knows whom it reached: what the connections are registered for now has to tell.
-    is_whole = not (case.why.connections_left_out or case.why.missing or any(map(_is_cut, case.why.connections)))
-    is_known = push.event in case.events or any(push.event == held.path for held in case.why.connections)
+    is_whole = not (case.why.connections_left_out or case.why.missing or any(map(_is_cut, case.held)))
+    is_known = push.event in case.events or any(push.event == held.path for held in case.held)
     return push.users > 1 and is_whole and not is_known and case.is_here and case.was_here(push.seconds)
 
 
@@ -477,7 +480,7 @@ def dropped(case: Case) -> Iterator[Finding]:
 
 def behind(case: Case) -> Iterator[Finding]:
     """Connections that messages wait for."""
-    for held in case.why.connections:
+    for held in case.held:
         if held.queued_messages:
             waiting = f"{_count(held.queued_messages, 'message')} ({held.queued_bytes:,} bytes)"
             text = (
@@ -520,7 +523,8 @@ def _stays(why: Why) -> Iterator[Stay]:
     opened = {note.connection: note for note in why.notes if note.kind == "opened"}
     ends = {note.connection: note.seconds for note in why.notes if note.kind == "closed"}
     for held in why.connections:  # by message a client may say late who it is
-        yield Stay(opened[held.id].seconds if held.id in opened else held.since_seconds, float("inf"))
+        if held.id not in ends:
+            yield Stay(opened[held.id].seconds if held.id in opened else held.since_seconds, float("inf"))
     for connection, end in ends.items():
         yield Stay(opened[connection].seconds if connection in opened else 0.0, end)
     known = ends.keys() | {held.id for held in why.connections}

@@ -233,6 +233,13 @@ def test_slow() -> None:
     assert "12 messages that waited for it were not delivered." in text
 
 
+def test_being_closed() -> None:
+    """A connection that waits for its client's close frame is none any more."""
+    notes = [note("opened", 60, "a"), note("closed", 9, "a", code=1013, by="server", reason="too slow", what="chat")]
+    first = said(why(connections=[held(state="closing", events=[])], notes=notes, pushes=[push(9.01, sent=0)]))[0]
+    assert 'with 1013, "too slow"' in first and "It has not come back since" in first
+
+
 def test_closed_again_and_again() -> None:
     """Ends of one kind are told once, with how often."""
     notes = [

@@ -3,7 +3,22 @@
 // Data flow one way: the server tells (live.js), and each message changes the parts that show it: figures and tables
 // here, plots.js, trace.js, report.js. Nothing here changes the server but the forms that say so.
 
-import { $, bytes, count, countOf, duration, element, joined, lag, lagLevel, named, rate, setText, span, tell } from "./dom.js";
+import {
+  $,
+  bytes,
+  count,
+  countOf,
+  duration,
+  element,
+  joined,
+  lag,
+  lagLevel,
+  named,
+  rate,
+  setText,
+  span,
+  tell,
+} from "./dom.js";
 import { Live, leave, post, request, session } from "./live.js";
 import { Board } from "./plots.js";
 import { showReport } from "./report.js";
@@ -58,16 +73,27 @@ function watch() {
   const isSilent = heard > 0 && silent > SILENT_MS;
   const isLive = link === "open" && heard > 0 && !isSilent;
   $("link").dataset.state = isLive ? "open" : isSilent ? "bad" : "idle";
-  setText($("link-text"), isLive ? "Live" : link === "open" ? "No data" : link === "waiting" ? "Reconnecting" : "Connecting");
+  setText(
+    $("link-text"),
+    isLive ? "Live" : link === "open" ? "No data" : link === "waiting" ? "Reconnecting" : "Connecting",
+  );
   document.body.classList.toggle("stale", isSilent);
   const since = isSilent ? `No live figures for ${span(silent / 1000)}: what is shown is old. ` : "";
   const wait = Math.max(0, Math.ceil((waitsUntil - now) / 1000));
-  const next = link === "waiting" ? `Next attempt in ${countOf(wait, "second")}.` : link === "open" ? "The server is connected but silent." : "Connecting…";
+  const next =
+    link === "waiting"
+      ? `Next attempt in ${countOf(wait, "second")}.`
+      : link === "open"
+        ? "The server is connected but silent."
+        : "Connecting…";
   const isFirst = heard === 0 && link === "waiting";
   setText($("stopped"), since ? since + next : isFirst ? `The server cannot be reached. ${next}` : "");
   $("stopped").hidden = !(isSilent || isFirst);
   // Said once a change; the seconds that go by are for the eye.
-  setText($("spoken"), isLive ? "Live figures" : isSilent ? "No live figures" : isFirst ? "The server cannot be reached" : "");
+  setText(
+    $("spoken"),
+    isLive ? "Live figures" : isSilent ? "No live figures" : isFirst ? "The server cannot be reached" : "",
+  );
   if (link === "open" && silent > RENEW_MS && heard > 0) live.renew();
 }
 
@@ -100,7 +126,8 @@ function showTop(top) {
   showWorkers(top.workers, top.actions);
   showBusy("users", top.users, "user");
   showBusy("channels", top.channels, "channel");
-  for (const node of document.querySelectorAll(".busy-seconds")) setText(node, `within the last ${count(top.busy_seconds)} s`);
+  for (const node of document.querySelectorAll(".busy-seconds"))
+    setText(node, `within the last ${count(top.busy_seconds)} s`);
   watch();
 }
 
@@ -116,7 +143,19 @@ function showServing(workers) {
 
 // -- Tables ---------------------------------------------------------------------------
 
-const COLUMNS = ["Slot", "Process", "Connections", "Slow", "Pushes/s", "Deliveries/s", "Gathering", "Lag", "Queued", "Drops/s", "Up"];
+const COLUMNS = [
+  "Slot",
+  "Process",
+  "Connections",
+  "Slow",
+  "Pushes/s",
+  "Deliveries/s",
+  "Gathering",
+  "Lag",
+  "Queued",
+  "Drops/s",
+  "Up",
+];
 
 /** Bring rows in line with items: rows stay what they are, so that a focused button stays focused. */
 function fillRows(body, items, keyOf, make, update) {
@@ -134,12 +173,29 @@ function fillRows(body, items, keyOf, make, update) {
 
 function showWorkers(workers, actions) {
   $("no-workers").hidden = workers.length > 0;
-  fillRows($("workers").tBodies[0], workers, (worker) => worker.worker, makeWorker, (row, worker) => updateWorker(row, worker, actions));
+  fillRows(
+    $("workers").tBodies[0],
+    workers,
+    (worker) => worker.worker,
+    makeWorker,
+    (row, worker) => updateWorker(row, worker, actions),
+  );
 }
 
 function makeWorker({ slot, worker }) {
-  const cells = COLUMNS.map((label) => element("td", { role: "cell", "data-label": label, class: label === "Process" && "text" }));
-  const drain = element("button", { type: "button", class: "small", "aria-label": `Drain slot ${slot}, worker-${worker}`, onclick: () => confirmDrain(slot, worker) }, "Drain…");
+  const cells = COLUMNS.map((label) =>
+    element("td", { role: "cell", "data-label": label, class: label === "Process" && "text" }),
+  );
+  const drain = element(
+    "button",
+    {
+      type: "button",
+      class: "small",
+      "aria-label": `Drain slot ${slot}, worker-${worker}`,
+      onclick: () => confirmDrain(slot, worker),
+    },
+    "Drain…",
+  );
   return element("tr", { role: "row" }, ...cells, element("td", { role: "cell", class: "act" }, drain));
 }
 
@@ -169,15 +225,25 @@ function updateWorker(row, worker, actions) {
 function showBusy(id, all, kind) {
   $(id).hidden = all.length === 0;
   $(`no-${id}`).hidden = all.length > 0;
-  fillRows($(id).tBodies[0], all, ([name]) => name, ([name]) => makeBusy(name, kind), (row, [, pushes, deliveries]) => {
-    setText(row.cells[1], rate(pushes));
-    setText(row.cells[2], rate(deliveries));
-  });
+  fillRows(
+    $(id).tBodies[0],
+    all,
+    ([name]) => name,
+    ([name]) => makeBusy(name, kind),
+    (row, [, pushes, deliveries]) => {
+      setText(row.cells[1], rate(pushes));
+      setText(row.cells[2], rate(deliveries));
+    },
+  );
 }
 
 function makeBusy(name, kind) {
   const title = kind === "user" ? "Look up this user" : "Trace this channel";
-  const link = element("a", { href: kind === "user" ? `#user/${encode(name)}` : `#trace/${encode(name)}`, title }, named(name));
+  const link = element(
+    "a",
+    { href: kind === "user" ? `#user/${encode(name)}` : `#trace/${encode(name)}`, title },
+    named(name),
+  );
   return element("tr", {}, element("th", { scope: "row", class: "text" }, link), element("td"), element("td"));
 }
 
@@ -200,23 +266,37 @@ function confirm(title, text, verb) {
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => {
-      const { value } = $("confirm-seconds");
-      resolve(dialog.returnValue === "do" ? { seconds: value === "" ? null : Number(value) } : null);
-    }, { once: true });
+    dialog.addEventListener(
+      "close",
+      () => {
+        const { value } = $("confirm-seconds");
+        resolve(dialog.returnValue === "do" ? { seconds: value === "" ? null : Number(value) } : null);
+      },
+      { once: true },
+    );
   });
 }
 
 async function confirmDrain(slot, worker) {
   const text = `A new process takes slot ${slot} first; then worker-${worker} tells its clients to come back elsewhere, evenly over the time given, and ends.`;
   const answer = await confirm(`Drain slot ${slot}?`, text, "Drain");
-  if (answer) await act("/admin/drain", { worker: slot, ...answer }, ({ seconds }) => `Slot ${slot} drains over ${span(seconds)}, once its new process is ready.`);
+  if (answer)
+    await act(
+      "/admin/drain",
+      { worker: slot, ...answer },
+      ({ seconds }) => `Slot ${slot} drains over ${span(seconds)}, once its new process is ready.`,
+    );
 }
 
 async function confirmRestart() {
   const text = `Each of the ${countOf(slots, "worker")} is replaced by a new process, one after the other, and the server goes on. Every client is told once to come back.`;
   const answer = await confirm("Restart all workers?", text, "Restart all");
-  if (answer) await act("/admin/restart", answer, ({ workers, seconds }) => `${countOf(workers, "worker")} are replaced one by one, ${span(seconds)} each.`);
+  if (answer)
+    await act(
+      "/admin/restart",
+      answer,
+      ({ workers, seconds }) => `${countOf(workers, "worker")} are replaced one by one, ${span(seconds)} each.`,
+    );
 }
 
 async function act(path, body, sentence) {
@@ -239,7 +319,12 @@ async function push() {
     const reply = await post("/admin/push", { userId, event, message });
     const missing = reply.unconfirmed ? ` ${countOf(reply.unconfirmed, "worker")} did not count in time.` : "";
     if (reply.sent) tell($("push-outcome"), `Sent to ${countOf(reply.sent, "connection")}.${missing}`, "good");
-    else tell($("push-outcome"), `Sent to nobody: no connection of this user is registered for this event.${missing}`, "warn");
+    else
+      tell(
+        $("push-outcome"),
+        `Sent to nobody: no connection of this user is registered for this event.${missing}`,
+        "warn",
+      );
     $("push-why").hidden = Boolean(reply.sent);
   } catch (error) {
     tell($("push-outcome"), error.message, "bad");
@@ -322,7 +407,9 @@ function start() {
   $("restart").addEventListener("click", confirmRestart);
   $("confirm-cancel").addEventListener("click", () => $("confirm").close());
   $("ranges").addEventListener("change", ({ target }) => board.setRange(Number(target.value)));
-  $("log-out").addEventListener("click", () => post("/admin/logout", {}).then(leave, ({ message }) => tell($("acted"), message, "bad")));
+  $("log-out").addEventListener("click", () =>
+    post("/admin/logout", {}).then(leave, ({ message }) => tell($("acted"), message, "bad")),
+  );
   window.addEventListener("hashchange", () => {
     showView();
     // Whoever comes to ask types at once.

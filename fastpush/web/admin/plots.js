@@ -22,8 +22,26 @@ const size = orNone((value) => joined(bytes(value)));
 // least: the end of the axis while there is little or nothing. Of each line: column, label ("" where there is but one), hue, and whether its numbers are on the right side.
 const PLOTS = [
   { name: "connections", title: "Connections", least: 10, show: plain, lines: [["connections", "", 0]] },
-  { name: "rates", title: "Per second", least: 10, show: orNone(rate), lines: [["pushes", "pushes", 1, true], ["deliveries", "deliveries", 0]] },
-  { name: "latency", title: "Latency", least: 1, show: ms, lines: [["p50", "p50", 0], ["p99", "p99", 1]] },
+  {
+    name: "rates",
+    title: "Per second",
+    least: 10,
+    show: orNone(rate),
+    lines: [
+      ["pushes", "pushes", 1, true],
+      ["deliveries", "deliveries", 0],
+    ],
+  },
+  {
+    name: "latency",
+    title: "Latency",
+    least: 1,
+    show: ms,
+    lines: [
+      ["p50", "p50", 0],
+      ["p99", "p99", 1],
+    ],
+  },
   { name: "drops", title: "Drops", least: 10, show: perSecond, lines: [["drops", "", 3]] },
   { name: "lag", title: "Worker lag", least: 1, show: orNone((value) => joined(lag(value))), lines: null },
   { name: "queue", title: "Queued", least: 1000, show: size, lines: [["queue", "", 2]] },
@@ -136,7 +154,11 @@ let colours = {};
 function readColours() {
   const style = getComputedStyle(document.documentElement);
   const read = (name) => style.getPropertyValue(name).trim();
-  colours = { soft: read("--soft"), grid: read("--grid"), hues: [...Array(HUES).keys()].map((hue) => read(`--hue-${hue}`)) };
+  colours = {
+    soft: read("--soft"),
+    grid: read("--grid"),
+    hues: [...Array(HUES).keys()].map((hue) => read(`--hue-${hue}`)),
+  };
 }
 
 /** One card: title, the numbers of now or under the cursor, the plot, its text. */
@@ -148,7 +170,12 @@ class Card {
     this.plot = null;
     this.values = element("p", { class: "values", "aria-hidden": "true" });
     this.text = element("figcaption", { id: `text-${about.name}` });
-    this.box = element("div", { class: "plot", tabindex: "0", role: "img", "aria-labelledby": `title-${about.name} text-${about.name}` });
+    this.box = element("div", {
+      class: "plot",
+      tabindex: "0",
+      role: "img",
+      "aria-labelledby": `title-${about.name} text-${about.name}`,
+    });
     this.tip = element("div", { class: "tip", hidden: true, "aria-hidden": "true" });
     this.root = element(
       "figure",
@@ -164,15 +191,21 @@ class Card {
   /** What is drawn: [label, hue, column, is on the right side] each. */
   lines() {
     const { points } = this.board;
-    if (this.about.lines) return this.about.lines.map(([name, label, hue, right]) => [label, hue, points.columns[name], right]);
+    if (this.about.lines)
+      return this.about.lines.map(([name, label, hue, right]) => [label, hue, points.columns[name], right]);
     return this.workers.map((worker, at) => [`worker-${worker}`, at, points.lags.get(worker)]);
   }
 
   #pickWorkers(from) {
     const { lags } = this.board.points;
-    const shown = [...lags].map(([worker, column]) => [worker, extremes(column, from).max]).filter(([, max]) => max !== null);
+    const shown = [...lags]
+      .map(([worker, column]) => [worker, extremes(column, from).max])
+      .filter(([, max]) => max !== null);
     if (shown.length > LINES) shown.sort((a, b) => b[1] - a[1]);
-    return shown.slice(0, LINES).map(([worker]) => worker).sort((a, b) => a - b);
+    return shown
+      .slice(0, LINES)
+      .map(([worker]) => worker)
+      .sort((a, b) => a - b);
   }
 
   draw(min, max) {
@@ -187,7 +220,16 @@ class Card {
       }
     }
     const lines = this.lines();
-    const top = (side) => roundUp(Math.max(0, ...lines.filter(([, , , right]) => Boolean(right) === side).map(([, , column]) => extremes(column, from).max ?? 0)), this.about.least);
+    const top = (side) =>
+      roundUp(
+        Math.max(
+          0,
+          ...lines
+            .filter(([, , , right]) => Boolean(right) === side)
+            .map(([, , column]) => extremes(column, from).max ?? 0),
+        ),
+        this.about.least,
+      );
     this.tops = [top(false), top(true)];
     this.range = [min, max];
     const data = [points.columns.seconds, ...lines.map(([, , column]) => column)];
@@ -201,14 +243,39 @@ class Card {
     const lines = this.lines();
     const right = lines.find(([, , , isRight]) => isRight);
     const axis = { font: "11px system-ui, sans-serif", ticks: { show: false }, gap: 6, space: 32 };
-    const numbers = { ...axis, values: (_, splits) => splits.map((at) => this.about.show(at).replace("/s", "").replace(/(\.\d*?)0+(?!\d)/, "$1").replace(/\.(?!\d)/, "")) };
+    const numbers = {
+      ...axis,
+      values: (_, splits) =>
+        splits.map((at) =>
+          this.about
+            .show(at)
+            .replace("/s", "")
+            .replace(/(\.\d*?)0+(?!\d)/, "$1")
+            .replace(/\.(?!\d)/, ""),
+        ),
+    };
     const ink = (line) => (right ? () => colours.hues[line[1] % HUES] : () => colours.soft);
     const time = (_, splits) => splits.map((at) => clock(at).slice(0, 5));
     const axes = [
-      { ...axis, stroke: () => colours.soft, grid: { show: false }, size: 22, gap: 4, space: 48, incrs: TICKS, values: time },
-      { ...numbers, stroke: ink(lines.find((line) => line !== right)), grid: { stroke: () => colours.grid, width: 1 }, size: AXIS },
+      {
+        ...axis,
+        stroke: () => colours.soft,
+        grid: { show: false },
+        size: 22,
+        gap: 4,
+        space: 48,
+        incrs: TICKS,
+        values: time,
+      },
+      {
+        ...numbers,
+        stroke: ink(lines.find((line) => line !== right)),
+        grid: { stroke: () => colours.grid, width: 1 },
+        size: AXIS,
+      },
     ];
-    if (right) axes.push({ ...numbers, scale: "right", side: 1, stroke: ink(right), grid: { show: false }, size: RIGHT });
+    if (right)
+      axes.push({ ...numbers, scale: "right", side: 1, stroke: ink(right), grid: { show: false }, size: RIGHT });
     this.plot = new window.uPlot(
       {
         width: this.box.clientWidth,
@@ -222,10 +289,18 @@ class Card {
           dataIdx: (plot, _, at) => near(plot, at),
           sync: { key: "hour", scales: ["x", null], setSeries: false },
         },
-        scales: { x: { range: () => this.range }, y: { range: () => [0, this.tops[0]] }, right: { range: () => [0, this.tops[1]] } },
+        scales: {
+          x: { range: () => this.range },
+          y: { range: () => [0, this.tops[0]] },
+          right: { range: () => [0, this.tops[1]] },
+        },
         axes,
         series: [{}, ...lines.map(series)],
-        hooks: { setCursor: [({ over, cursor }) => board.onPointer(this, over.matches(":hover") ? near(this.plot, cursor.idx) : null)] },
+        hooks: {
+          setCursor: [
+            ({ over, cursor }) => board.onPointer(this, over.matches(":hover") ? near(this.plot, cursor.idx) : null),
+          ],
+        },
       },
       data,
       this.box,
@@ -253,7 +328,8 @@ class Card {
   #showValues(values) {
     while (this.values.children.length > values.length) this.values.lastChild.remove();
     values.forEach(([label, hue, text], at) => {
-      const made = this.values.children[at] ?? this.values.appendChild(element("span", {}, element("span"), element("b")));
+      const made =
+        this.values.children[at] ?? this.values.appendChild(element("span", {}, element("span"), element("b")));
       made.dataset.hue = hue % HUES;
       made.classList.toggle("named", label !== "");
       setText(made.firstChild, label);
@@ -267,9 +343,16 @@ class Card {
     this.tip.hidden = !shown;
     if (!shown) return;
     const { left } = this.plot.cursor;
-    const rows = lines.filter(([, , value]) => value !== null).map(([label, hue, value]) =>
-      element("span", { "data-hue": hue % HUES, class: "named" }, element("span", {}, label || this.about.title), element("b", {}, this.about.show(value))),
-    );
+    const rows = lines
+      .filter(([, , value]) => value !== null)
+      .map(([label, hue, value]) =>
+        element(
+          "span",
+          { "data-hue": hue % HUES, class: "named" },
+          element("span", {}, label || this.about.title),
+          element("b", {}, this.about.show(value)),
+        ),
+      );
     this.tip.replaceChildren(element("span", { class: "when" }, clock(this.board.points.columns.seconds[at])), ...rows);
     const onRight = left + AXIS > this.box.clientWidth / 2;
     this.tip.style.left = onRight ? "" : `${left + AXIS + 12}px`;
@@ -379,7 +462,9 @@ export class Board {
 
   /** Index of the point under the cursor, or null. */
   get at() {
-    return this.#cursor === null || !this.points.length ? null : Math.min(this.points.since(this.#cursor), this.points.length - 1);
+    return this.#cursor === null || !this.points.length
+      ? null
+      : Math.min(this.points.since(this.#cursor), this.points.length - 1);
   }
 
   /** The pointer is on a point of a card; null: it is not on this card. */

@@ -2,7 +2,12 @@
 
 import { bytes, clock, count, countOf, duration, element, joined, moment, named, span } from "./dom.js";
 
-const BY = { client: "by the client", server: "by the server", "back-end": "by a back-end", network: "by the network, without a close frame" };
+const BY = {
+  client: "by the client",
+  server: "by the server",
+  "back-end": "by a back-end",
+  network: "by the network, without a close frame",
+};
 
 /** Put a report into `root`, in place of what it shows. */
 export function showReport(root, why) {
@@ -26,8 +31,17 @@ function part(title, size, content, empty) {
 }
 
 function provenance(why) {
-  const parts = [`Asked ${countOf(why.workers, "worker")} at ${clock(why.asked_seconds)}; nothing older than ${moment(why.since_seconds)} is known.`];
-  if (why.missing) parts.push(element("b", { class: "warn" }, ` ${countOf(why.missing, "worker")} did not answer: what they hold is missing here.`));
+  const parts = [
+    `Asked ${countOf(why.workers, "worker")} at ${clock(why.asked_seconds)}; nothing older than ${moment(why.since_seconds)} is known.`,
+  ];
+  if (why.missing)
+    parts.push(
+      element(
+        "b",
+        { class: "warn" },
+        ` ${countOf(why.missing, "worker")} did not answer: what they hold is missing here.`,
+      ),
+    );
   return parts;
 }
 
@@ -49,7 +63,10 @@ function connection(held, asked) {
     ["By", held.transport === "sse" ? "server-sent events" : "WebSocket"],
     ["Open for", `${span(asked - held.since_seconds)}, since ${moment(held.since_seconds)}`],
     ["Last heard", `${span(held.heard_seconds_ago)} ago`],
-    ["Queue", `${countOf(held.queued_messages, "message")}, ${size(held.queued_bytes)}; at its worst ${size(held.worst_queued_bytes)}`],
+    [
+      "Queue",
+      `${countOf(held.queued_messages, "message")}, ${size(held.queued_bytes)}; at its worst ${size(held.worst_queued_bytes)}`,
+    ],
     ["Events", names(held.events)],
   ];
   // What is usual is not worth a line.
@@ -63,7 +80,11 @@ function connection(held, asked) {
 }
 
 const list = (facts) =>
-  element("dl", { class: "facts" }, ...facts.map(([term, value]) => element("div", {}, element("dt", {}, term), element("dd", {}, value))));
+  element(
+    "dl",
+    { class: "facts" },
+    ...facts.map(([term, value]) => element("div", {}, element("dt", {}, term), element("dd", {}, value))),
+  );
 
 const names = (all) => (all.length ? element("span", { class: "chips" }, ...all.map((name) => named(name))) : "none");
 
@@ -74,7 +95,10 @@ const state = (name) => element("span", { class: "badge", "data-state": name ===
 function timeline(why) {
   const rows = why.notes.map((note) => [note[0], noteLine(note)]);
   for (const { worker, seconds } of why.lost) {
-    rows.push([seconds, line(seconds, "lost", ["worker-", String(worker), " ended without a drain; the user had connections there"])]);
+    rows.push([
+      seconds,
+      line(seconds, "lost", ["worker-", String(worker), " ended without a drain; the user had connections there"]),
+    ]);
   }
   rows.sort((a, b) => b[0] - a[0]);
   return element("ol", { class: "timeline" }, ...rows.map(([, row]) => row));
@@ -111,7 +135,13 @@ function strangers(notes) {
   if (!notes.length) return "";
   const title = element("summary", {}, `Last refusals on this host that name nobody (${notes.length})`);
   const about = element("p", { class: "soft" }, "The user may be among them: their requests did not say who they are.");
-  return element("details", {}, title, about, element("ol", { class: "timeline" }, ...[...notes].reverse().map(noteLine)));
+  return element(
+    "details",
+    {},
+    title,
+    about,
+    element("ol", { class: "timeline" }, ...[...notes].reverse().map(noteLine)),
+  );
 }
 
 // -- Pushes ---------------------------------------------------------------------------
@@ -120,21 +150,47 @@ const GOOD = new Set(["delivered"]);
 
 function pushes(all) {
   const hasMessages = all.some((push) => push[10] !== null && push[10] !== undefined);
-  const columns = [["When", "text"], ["Source", "text"], ["Event", "text event"], ["Outcome", "text"], ["Reached", ""], ["Took", ""], ["Size", ""], ["Addressed to", ""], ["Worker", ""]];
+  const columns = [
+    ["When", "text"],
+    ["Source", "text"],
+    ["Event", "text event"],
+    ["Outcome", "text"],
+    ["Reached", ""],
+    ["Took", ""],
+    ["Size", ""],
+    ["Addressed to", ""],
+    ["Worker", ""],
+  ];
   if (hasMessages) columns.push(["Message", "text message"]);
-  const head = element("tr", { role: "row" }, ...columns.map(([title, kind]) => element("th", { scope: "col", role: "columnheader", class: kind }, title)));
+  const head = element(
+    "tr",
+    { role: "row" },
+    ...columns.map(([title, kind]) => element("th", { scope: "col", role: "columnheader", class: kind }, title)),
+  );
   const body = [...all].reverse().map((push) => {
     const cells = pushCells(push, hasMessages);
-    return element("tr", { role: "row" }, ...cells.map((cell, at) => element("td", { role: "cell", class: columns[at][1], "data-label": columns[at][0] }, cell)));
+    return element(
+      "tr",
+      { role: "row" },
+      ...cells.map((cell, at) =>
+        element("td", { role: "cell", class: columns[at][1], "data-label": columns[at][0] }, cell),
+      ),
+    );
   });
-  const table = element("table", { role: "table", class: "figures-table stacks pushes", "aria-label": "Pushes to this user" });
+  const table = element("table", {
+    role: "table",
+    class: "figures-table stacks pushes",
+    "aria-label": "Pushes to this user",
+  });
   table.append(element("thead", { role: "rowgroup" }, head), element("tbody", { role: "rowgroup" }, ...body));
   return table;
 }
 
 function pushCells(push, hasMessages) {
   const [seconds, source, event, size, users, worker, outcome, sent, unconfirmed, ms, message] = push;
-  const reached = (sent ? countOf(sent, "connection") : "nobody") + (unconfirmed ? `, ${countOf(unconfirmed, "worker")} not counted` : "");
+  const reached =
+    (sent ? countOf(sent, "connection") : "nobody") +
+    (unconfirmed ? `, ${countOf(unconfirmed, "worker")} not counted` : "");
   const cells = [
     moment(seconds),
     source,

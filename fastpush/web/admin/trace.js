@@ -137,7 +137,9 @@ export class TraceView {
     $("trace-empty").hidden = this.#lines.length > 0;
     setText($("trace-empty"), isRunning ? "Waiting for the first push…" : this.#about);
     $("tracing").hidden = $("tracing-text").hidden = !isRunning;
-    const parts = [this.#seen > LINES ? `last ${count(LINES)} of ${countOf(this.#seen, "line")}` : countOf(this.#seen, "line")];
+    const parts = [
+      this.#seen > LINES ? `last ${count(LINES)} of ${countOf(this.#seen, "line")}` : countOf(this.#seen, "line"),
+    ];
     if (this.#leftOut) parts.push(`${count(this.#leftOut)} left out: there were too many`);
     if (isRunning) parts.push(`${Math.max(0, Math.round(this.#ends - Date.now() / 1000))} s left`);
     setText($("trace-count"), parts.join(" · "));
@@ -156,7 +158,9 @@ export class TraceView {
 /** A step as texts: time, process, step, milliseconds, push, what, connection, detail. */
 function words([, seconds, process, step, push, afterMs, what, connection, detail]) {
   const after = push ? `+${afterMs.toFixed(2)} ms` : "";
-  return [clock(seconds, 3), process, step, after, push ? `push ${push}` : "", what, connection, detail].map((text) => named(text).textContent.replace("(empty)", ""));
+  return [clock(seconds, 3), process, step, after, push ? `push ${push}` : "", what, connection, detail].map((text) =>
+    named(text).textContent.replace("(empty)", ""),
+  );
 }
 
 function row(traced) {
