@@ -2,7 +2,8 @@
 
 Notes go to the broker, once a second and before each answer, and outlive this process there. Pushes are many: they
 stay here as plain tuples, the last ones only, delivered and others apart, so that what went well does not push out
-what did not. A push costs one `append`; all else is done when somebody asks.
+what did not, and those to many users apart from both: their routing keys are most of what is kept. A push costs one
+`append`; all else is done when somebody asks.
 """
 
 import time
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 NOTES_A_SECOND = 2000  # a drain closes half as many; more are left out, and counted
 REFUSALS_A_SECOND = 100  # of clients that nobody has let in: they cost a flood nothing
+FEW_USERS = 10  # a push to more of them is one to many
+KEYS_REMEMBERED = 100_000  # of all pushes to many users: 7 MB, and 7 ms to look through
 _BUSY_PUSHES = 500  # looked at to find the busiest: a millisecond
 _BUSY_KEYS = 200  # whose names are made out
 _USERS_NOTED = 10  # of a refused push
@@ -51,6 +54,7 @@ class Notebook:
 
     number: of the worker process.
     delivered, undelivered: the last pushes, of those that reached somebody and whose counts are whole, and of others.
+    to_many: the last ones to more than FEW_USERS, with KEYS_REMEMBERED routing keys in all.
     notes: not sent to the broker yet.  left_out: notes of this second that there were too many of.
     """
 
@@ -59,6 +63,9 @@ class Notebook:
         self._counters = counters
         self.delivered: deque[Record] = deque(maxlen=admin.remember_pushes)
         self.undelivered: deque[Record] = deque(maxlen=admin.remember_pushes)
+        self.to_many: deque[Record] = deque()
+        self._many_keys = 0
+        self._many_most = admin.remember_pushes
         self.shows_messages = admin.show_messages
         self.notes: list[Note] = []
         self.left_out = 0
@@ -68,12 +75,14 @@ class Notebook:
         """Remember by these settings from now on."""
         self.delivered = deque(self.delivered, admin.remember_pushes)
         self.undelivered = deque(self.undelivered, admin.remember_pushes)
+        self._many_most = admin.remember_pushes
+        self._bound_many()
         self.shows_messages = admin.show_messages
 
     @property
     def remembered(self) -> int:
         """Return the number of pushes that are remembered."""
-        return len(self.delivered) + len(self.undelivered)
+        return len(self.delivered) + len(self.undelivered) + len(self.to_many)
 
     # -- what is noted -----------------------------------------------------------------
 
@@ -168,16 +177,27 @@ class Notebook:
     ) -> None:
         """Remember a push that was taken, and what became of it."""
         kept = self.delivered if sent and not unconfirmed else self.undelivered
+        is_to_many = len(keys) > FEW_USERS
+        if is_to_many:
+            kept = self.to_many
         shown = message[:_SHOWN_BYTES] if self.shows_messages else None
         kept.append((source, keys, event, len(message), shown, taken, time.monotonic(), sent, unconfirmed))
+        if is_to_many:
+            self._many_keys += len(keys)
+            self._bound_many()
+
+    def _bound_many(self) -> None:
+        while self._many_keys > KEYS_REMEMBERED or len(self.to_many) > self._many_most:
+            self._many_keys -= len(self.to_many.popleft()[_KEYS])
 
     def pushes(self, user: str) -> list[Push]:
         """Return the last pushes that were addressed to a user, oldest first.
 
-        Cost: a tenth of a microsecond for each that is remembered.
+        Cost: a tenth of a microsecond for each that is remembered, and for each routing key of those to several.
         """
         start = user_key_start(user)
-        found = [*_addressed(self.delivered, start)[:PUSHES_TOLD], *_addressed(self.undelivered, start)[:PUSHES_TOLD]]
+        all_kept = (self.delivered, self.undelivered, self.to_many)
+        found = [record for kept in all_kept for record in _addressed(kept, start)[:PUSHES_TOLD]]
         offset_seconds = time.time() - time.monotonic()
         return told_pushes(self._told(record, offset_seconds) for record in found)
 
@@ -193,7 +213,10 @@ class Notebook:
         )  # fmt: skip
 
     def busiest(self) -> tuple[list[Busy], list[Busy]]:
-        """Return the users and the channels that most was sent to lately, by the pushes that this worker took."""
+        """Return the users and the channels that most was sent to lately, by the pushes that this worker took.
+
+        A push to many users makes none of them busier than the others: it is left out.
+        """
         now = time.monotonic()
         pushes: defaultdict[bytes, float] = defaultdict(float)
         deliveries: defaultdict[bytes, float] = defaultdict(float)

@@ -24,7 +24,7 @@ from fastpush.protocol.insight import (
 from fastpush.protocol.push import EVERYBODY, channel_key, user_key
 from fastpush.worker import notebook as notebooks
 from fastpush.worker.connection import Connection
-from fastpush.worker.notebook import NOTES_A_SECOND, REFUSALS_A_SECOND, Notebook
+from fastpush.worker.notebook import FEW_USERS, KEYS_REMEMBERED, NOTES_A_SECOND, REFUSALS_A_SECOND, Notebook
 from tests.raw import CLOSE, build, close_payload
 from tests.unit.test_connection import applied
 from tests.unit.test_connection_limits import environment, run, until
@@ -342,6 +342,26 @@ def test_memory_is_bounded() -> None:
     notebook.configure(Admin(remember_pushes=300))
     remember(notebook, NEWS)
     assert len(notebook.delivered) == 101
+
+
+def test_pushes_to_many_users_are_bounded_by_their_keys(clock: Clock) -> None:
+    """Pushes to many users are told of each of them, and push out no others; the routing keys of all of them are
+    bounded, the newest push stays whole, and the busiest are found without a look at them.
+    """
+    notebook = make(remember_pushes=200)
+    remember(notebook, NEWS)
+    for number in range(100):
+        keys = [user_key(f"user-{number}-{each}", "news") for each in range(3000)]
+        remember(notebook, *keys, event=f"many-{number}")
+    assert len(notebook.to_many) == KEYS_REMEMBERED // 3000
+    assert [push.event for push in notebook.pushes("user-99-2999")] == ["many-99"]
+    assert notebook.pushes("user-0-0") == [] and len(notebook.pushes("jack")) == 1
+    assert notebook.busiest()[0] == [Busy("jack", 1 / BUSY_SECONDS, 1 / BUSY_SECONDS)]
+    for _ in range(300):
+        remember(notebook, *keys[: FEW_USERS + 1])
+    assert len(notebook.to_many) == 200 and notebook.remembered == 201
+    notebook.configure(Admin(remember_pushes=100))
+    assert len(notebook.to_many) == 100
 
 
 def test_the_last_ones_are_told(clock: Clock) -> None:

@@ -278,7 +278,10 @@ function confirm(title, text, verb) {
 }
 
 async function confirmDrain(slot, worker) {
-  const text = `A new process takes slot ${slot} first; then worker-${worker} tells its clients to come back elsewhere, evenly over the time given, and ends.`;
+  const text = [
+    `A new process takes slot ${slot} first; then worker-${worker} tells its clients to come back, evenly over the time`,
+    "given, and ends.",
+  ].join(" ");
   const answer = await confirm(`Drain slot ${slot}?`, text, "Drain");
   if (answer)
     await act(
@@ -289,7 +292,10 @@ async function confirmDrain(slot, worker) {
 }
 
 async function confirmRestart() {
-  const text = `Each of the ${countOf(slots, "worker")} is replaced by a new process, one after the other, and the server goes on. Every client is told once to come back.`;
+  const text = [
+    `Each of the ${countOf(slots, "worker")} is replaced by a new process, one after the other, and the server goes on.`,
+    "Every client is told once to come back.",
+  ].join(" ");
   const answer = await confirm("Restart all workers?", text, "Restart all");
   if (answer)
     await act(

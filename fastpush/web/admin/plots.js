@@ -3,6 +3,7 @@
 import { $, bytes, clock, count, duration, element, joined, lag, rate, setText } from "./dom.js";
 
 const POINTS = 3600; // kept, one a second: the hour that the server keeps
+const WORKERS = 256; // whose lags are kept; those that came last
 const GAP_SECONDS = 3.5; // between points from which on there is a hole in the line
 const LINES = 24; // of workers drawn; of more, the worst within the shown time
 const HUES = 6; // colours of lines, in the style sheet
@@ -19,7 +20,8 @@ const perSecond = orNone((value) => `${rate(value)}/s`);
 const ms = orNone((value) => joined(duration(value)));
 const size = orNone((value) => joined(bytes(value)));
 
-// least: the end of the axis while there is little or nothing. Of each line: column, label ("" where there is but one), hue, and whether its numbers are on the right side.
+// least: the end of the axis while there is little or nothing. Of each line: column, label ("" where there is but one),
+// hue, and whether its numbers are on the right side.
 const PLOTS = [
   { name: "connections", title: "Connections", least: 10, show: plain, lines: [["connections", "", 0]] },
   {
@@ -80,8 +82,11 @@ class Points {
     for (const [worker] of lags) {
       if (!this.lags.has(worker)) this.lags.set(worker, Array(before).fill(null));
     }
+    for (const worker of [...this.lags.keys()].slice(0, -WORKERS)) this.lags.delete(worker);
     for (const column of this.lags.values()) column.push(null);
-    for (const [worker, value] of lags) this.lags.get(worker)[before] = value;
+    for (const [worker, value] of lags) {
+      if (this.lags.has(worker)) this.lags.get(worker)[before] = value;
+    }
     if (this.length > POINTS) this.#forget();
   }
 
@@ -193,7 +198,7 @@ class Card {
     const { points } = this.board;
     if (this.about.lines)
       return this.about.lines.map(([name, label, hue, right]) => [label, hue, points.columns[name], right]);
-    return this.workers.map((worker, at) => [`worker-${worker}`, at, points.lags.get(worker)]);
+    return this.workers.map((worker, at) => [`worker-${worker}`, at, points.lags.get(worker) ?? []]);
   }
 
   #pickWorkers(from) {
