@@ -88,8 +88,8 @@ class Insight:
         self._series = Series()
         self._point: Point | None = None
         self._workers: list[WorkerFigures] = []
-        self.journal = Journal(admin.remember_notes, admin.remember_seconds)
-        self.lost = LostWorkers(admin.remember_seconds)
+        self._journal = Journal(admin.remember_notes, admin.remember_seconds)
+        self._lost = LostWorkers(admin.remember_seconds)
         self._sessions = Sessions(admin.key, admin.session_seconds)
         self._answers: dict[str, Callable[[dict[str, Any], OnAnswer], None]] = {
             "why": self._why,
@@ -107,34 +107,34 @@ class Insight:
     def configure(self, config: Config) -> None:
         """Go by `config` from now on."""
         self._actions = config.admin.actions
-        self.journal.limit(config.admin.remember_notes, config.admin.remember_seconds)
-        self.lost.keep_seconds = config.admin.remember_seconds
+        self._journal.limit(config.admin.remember_notes, config.admin.remember_seconds)
+        self._lost.keep_seconds = config.admin.remember_seconds
         self._sessions.configure(config.admin.key, config.admin.session_seconds)
 
     def figures(self) -> dict[str, int]:
         """Return what the broker's report has of it."""
-        return {"notes": len(self.journal), "admin_sessions": len(self._sessions)}
+        return {"notes": len(self._journal), "admin_sessions": len(self._sessions)}
 
     # -- what comes in -----------------------------------------------------------------
 
     def take_notes(self, notes: Iterable[Note]) -> None:
         """Remember what a worker has noted."""
         for note in notes:
-            self.journal.add(note)
+            self._journal.add(note)
 
     def on_killed(self, worker: int, keys: Iterable[bytes]) -> None:
         """A worker that had subscribers for these keys has ended without a drain."""
         now = self._wall_clock()
         users = {parse_user_key(key)[0] for key in keys if is_user_key(key)}
-        self.lost.add(worker, now, users | self.journal.end_worker(worker, now))
+        self._lost.add(worker, now, users | self._journal.end_worker(worker, now))
 
     def end_second(self) -> None:
         """Measure the host, forget what is too old, and tell who watches."""
         now = self._wall_clock()
         self._point, self._workers = self._series.measure(now, self._snapshots(), self._departed())
         self._series.append(self._point)
-        self.journal.expire(now)
-        self.lost.expire(now)
+        self._journal.expire(now)
+        self._lost.expire(now)
         if self._is_watched():
             self._inquire(["busiest"], lambda told: b'{"top":%b}' % self._tell_top(told), self._publish_live)
 
@@ -181,15 +181,15 @@ class Insight:
         why = Why(
             user=user,
             asked_seconds=now,
-            since_seconds=self.journal.since(now, self._started_seconds),
+            since_seconds=self._journal.since(now, self._started_seconds),
             workers=len(known) + len(inquiry.missing),
             missing=len(inquiry.missing),
             connections=held[-CONNECTIONS_TOLD:],
             connections_left_out=sum(each.connections_left_out for each in known) + len(held[:-CONNECTIONS_TOLD]),
-            notes=self.journal.of(cut(user), now),
-            strangers=self.journal.of("", now),
+            notes=self._journal.of(cut(user), now),
+            strangers=self._journal.of("", now),
             pushes=told_pushes(push for each in known for push in each.pushes),
-            lost=self.lost.of(user, now),
+            lost=self._lost.of(user, now),
             findings=[],
         )
         return msgspec.json.encode(msgspec.structs.replace(why, findings=findings(why)))

@@ -63,7 +63,7 @@ def top(every: float, once: bool, as_json: bool, config_path: str | None) -> Non
 
     Keys: s and r sort, d drains the selected worker (with [admin] actions = true), p pauses, w says why the selected
     user gets messages or not, ? explains, q ends.
-    """  # fmt: skip
+    """
     if every < _EVERY_SECONDS_MIN:
         raise click.BadParameter("the server measures once a second; give 1s or more", param_hint="'--every'")
     server = Server(config_path)

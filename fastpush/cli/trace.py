@@ -31,7 +31,7 @@ _STYLES = {
 @click.argument("user", type=TEXT, required=False)
 @click.option("--channel", type=TEXT, metavar="CHANNEL", help="Trace a channel, not a user.")
 @click.option(
-    "--for", "seconds", type=INTERVAL, default=60.0, show_default="60s", metavar="TIME",
+    "--for", "seconds", type=INTERVAL, default="60s", show_default=True, metavar="TIME",
     help="End after this time, like --for 5m; 10m at most.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs, an object a line.")
@@ -55,7 +55,7 @@ def trace(user: str | None, channel: str | None, seconds: float, as_json: bool, 
     happened, the event or channel, a short form of the connection's id, and more. Contents are never shown.
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
     if (user is None) == (channel is None):
-        fail("name a user, or a channel with --channel", EXIT_USAGE)
+        fail("name either a user, or a channel with --channel", EXIT_USAGE)
     target: dict[str, str | None] = {"user": user} if channel is None else {"channel": channel}
     reader = _Reader(config_path, _printer(as_json=as_json))
     try:

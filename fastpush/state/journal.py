@@ -10,6 +10,7 @@ it): 16 MB for 20,000. A user of a lost worker takes 100 bytes.
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from fastpush.protocol.insight import NOTES_TOLD, STRANGERS_TOLD, Lost, Note
@@ -150,7 +151,6 @@ class _Notes:
 class _LostWorker(NamedTuple):
     told: Lost
     users: frozenset[str]
-    is_partial: bool
 
 
 class LostWorkers:
@@ -163,23 +163,15 @@ class LostWorkers:
         self.keep_seconds = keep_seconds
         self._workers: deque[_LostWorker] = deque(maxlen=LOST_WORKERS_MAX)
 
-    @property
-    def is_partial(self) -> bool:
-        """Whether a worker that is remembered had more users than that."""
-        return any(lost.is_partial for lost in self._workers)
-
     def add(self, worker: int, seconds: float, users: Iterable[str]) -> None:
-        """Remember that a worker has ended, and whose connections it had; earlier ones go for want of room."""
-        known: set[str] = set()
-        is_partial = False
-        for user in users:
-            if len(known) == LOST_USERS_MAX and user not in known:
-                is_partial = True
-                break
-            known.add(user)
+        """Remember that a worker has ended, and whose connections it had, of LOST_USERS_MAX users at most.
+
+        Earlier ones go for want of room.
+        """
+        known = frozenset(islice(dict.fromkeys(users), LOST_USERS_MAX))
         while sum(len(lost.users) for lost in self._workers) + len(known) > LOST_USERS_MAX:
             self._workers.popleft()
-        self._workers.append(_LostWorker(Lost(worker, seconds), frozenset(known), is_partial))
+        self._workers.append(_LostWorker(Lost(worker, seconds), known))
 
     def of(self, user: str, now: float) -> list[Lost]:
         """Return the ends of workers on which `user` had connections, the oldest first."""

@@ -118,7 +118,7 @@ class Notebook:
         if not user and isinstance(error, TokenRejected):
             user, is_claimed = error.user, error.is_claimed
         if self._may_refuse():
-            self._add(
+            self.add(
                 Note(
                     time.time(), "refused", cut(user), self.number, path=cut(path), peer=peer, code=code,
                     reason=cut(str(error)), is_claimed=is_claimed,
@@ -130,7 +130,7 @@ class Notebook:
         for user in error.users[:_USERS_NOTED] or ("",):
             if self._may_refuse():
                 what, reason = cut(error.event), cut(error.reason)
-                self._add(
+                self.add(
                     Note(
                         time.time(), "refused", cut(user), self.number, path=cut(path), peer=cut(peer),
                         code=error.status, reason=reason, what=what, by="back-end",
@@ -138,7 +138,7 @@ class Notebook:
                 )  # fmt: skip
 
     def _note(self, kind: NoteKind, connection: "Sender", *, user: str | None = None, **told: Any) -> None:
-        self._add(
+        self.add(
             Note(
                 time.time(), kind, cut(connection.user if user is None else user), self.number, connection.id,
                 cut(connection.mount.path), connection.peer, **told,
@@ -152,7 +152,8 @@ class Notebook:
         self._leave_out()
         return False
 
-    def _add(self, note: Note) -> None:
+    def add(self, note: Note) -> None:
+        """Note something; what is too much for a second is only counted."""
         if len(self.notes) < NOTES_A_SECOND:
             self.notes.append(note)
         else:

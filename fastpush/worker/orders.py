@@ -1,4 +1,4 @@
-"""What back-ends have every worker do with its connections, or tell of them."""
+"""What back-ends and operators have every worker do with its connections, or tell of them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast

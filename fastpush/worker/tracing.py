@@ -169,7 +169,7 @@ class Tracing:
         swaps.attribute(notebook, "opened", partial(self._noting, self._on_opened))
         swaps.attribute(notebook, "closed", partial(self._noting, self._on_closed))
         swaps.attribute(notebook, "dropped", partial(self._noting, self._on_dropped))
-        swaps.attribute(notebook, "_add", partial(self._noting, self._on_note))
+        swaps.attribute(notebook, "add", partial(self._noting, self._on_note))
         swaps.attribute(pump, "Batch", lambda _: self._batch)
 
     def _found(self) -> Iterable[Connection]:
@@ -463,10 +463,7 @@ def _body(watcher: Tracing) -> dict[str, Any]:
 
 def _give_back(owner: Any) -> None:
     """Make an object again what it was before it was traced."""
-    owner.__class__ = next(base for base in type(owner).__mro__ if base in _ORIGINALS)
-
-
-_ORIGINALS = frozenset(_TRACED)
+    owner.__class__ = next(base for base in type(owner).__mro__ if base in _TRACED)
 
 
 def _message(frame: bytes, traces: Sequence[str], publication: Publication | None) -> Waiting:

@@ -279,7 +279,7 @@ def test_the_last_lost_workers_are_remembered() -> None:
 
 
 def test_the_oldest_lost_worker_makes_room() -> None:
-    """When there would be too many users the oldest worker's go as a whole; nothing is partial by that."""
+    """When there would be too many users the oldest worker's go as a whole."""
     lost = LostWorkers(HOUR)
     half = LOST_USERS_MAX // 2
     lost.add(1, 1, ["ann"])
@@ -287,21 +287,17 @@ def test_the_oldest_lost_worker_makes_room() -> None:
     lost.add(3, 3, map(str, range(half)))
     assert lost.of("ann", 4) == []
     assert lost.of("7", 4) == [Lost(2, 2), Lost(3, 3)]
-    assert not lost.is_partial
 
 
 def test_too_many_users_of_one_worker_are_cut() -> None:
-    """What does not fit is left out, and said, for as long as that worker is remembered."""
+    """Of more users of one worker than there is room for the first ones are remembered."""
     lost = LostWorkers(HOUR)
     lost.add(1, 1, map(str, range(LOST_USERS_MAX + 1)))
-    assert lost.is_partial
-    assert sum(len(worker.users) for worker in lost._workers) == LOST_USERS_MAX
-    lost.expire(HOUR + 2)
-    assert not lost.is_partial
+    assert lost.of(str(LOST_USERS_MAX - 1), 2) and not lost.of(str(LOST_USERS_MAX), 2)
 
 
 def test_as_many_users_as_there_is_room_for_are_whole() -> None:
     """A worker with just LOST_USERS_MAX users, some of them with several connections, is not cut."""
     lost = LostWorkers(HOUR)
-    lost.add(1, 1, [*map(str, range(LOST_USERS_MAX)), "7"])
-    assert not lost.is_partial
+    lost.add(1, 1, ["7", *map(str, range(LOST_USERS_MAX))])
+    assert lost.of(str(LOST_USERS_MAX - 1), 2)

@@ -188,7 +188,7 @@ class Stage:
         assert pump.Batch is Batch
         assert not {"deliver", "join"} & vars(self.hub).keys()
         assert "publish" not in vars(self.bus)
-        assert not {"opened", "closed", "dropped", "_add"} & vars(self.environment.notebook).keys()
+        assert not {"opened", "closed", "dropped", "add"} & vars(self.environment.notebook).keys()
         for connection, wire in zip(self.connections, self.wires, strict=True):
             assert type(connection) in {Connection, EventStream}
             assert type(connection._queue) in {SendQueue, ChannelQueue, type(None)}
