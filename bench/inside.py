@@ -43,7 +43,7 @@ def page(port: int) -> Iterator[None]:
     with socket.create_connection(("127.0.0.1", port), _WAIT_SECONDS) as connection:
         lines = (
             "GET /admin/live HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Origin: http://127.0.0.1:{port}",
-            "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", 
+            "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
             "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", f"Cookie: {cookie}", "", "",
         )  # fmt: skip
         connection.sendall("\r\n".join(lines).encode())

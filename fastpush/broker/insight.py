@@ -42,6 +42,7 @@ from fastpush.state.sessions import Login, Sessions
 log = logging.getLogger("fastpush.broker")
 
 LIVE_KEY = channel_key(LIVE_CHANNEL)
+HOUR_BYTES_MAX = 2 * 1024 * 1024  # an hour of 40 workers; a worker that passes it on takes 20 ms for that
 
 OnAnswer = Callable[[bytes], None]
 """Takes an answer: an object in JSON."""
@@ -213,7 +214,10 @@ class Insight:
         return msgspec.json.encode(top)
 
     def _hour(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
-        on_answer(b'{"points":%b}' % self._series.encoded())
+        bytes_max = question.get("bytes", HOUR_BYTES_MAX)
+        if not isinstance(bytes_max, int):
+            raise Unanswerable("bytes must be a number")
+        on_answer(b'{"points":%b}' % self._series.encoded(min(bytes_max, HOUR_BYTES_MAX)))
 
     def _login(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
         outcome = self._sessions.login(_text(question, "key"), _text(question, "peer"), self._clock())

@@ -40,6 +40,7 @@ from fastpush.cli.figures import (
 )
 from fastpush.cli.why import print_report
 from fastpush.errors import FastpushError
+from fastpush.protocol.control import TOLD_BYTES_MAX
 from fastpush.protocol.insight import POINTS_MAX, Point, Top, Why, WorkerFigures
 
 WIDE_COLUMNS = 112
@@ -394,7 +395,7 @@ class TopApp(App[None]):
     @work(thread=True)
     def _ask(self) -> None:
         try:
-            points = [] if self._has_hour else self._server.ask({"ask": "hour"})["points"]
+            points = [] if self._has_hour else self._server.ask({"ask": "hour", "bytes": _HOUR_BYTES})["points"]
             hour = msgspec.convert(points, list[Point])
             now = msgspec.convert(self._server.ask({"ask": "top"}), Top)
         except FastpushError as error:

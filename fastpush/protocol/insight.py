@@ -6,7 +6,7 @@ supervisor's channel, those of the administration page over the bus. A question 
 
     {"ask": "why", "user": U}                            Why
     {"ask": "top"}                                       Top
-    {"ask": "hour"}                                      {"points": [Point, …]}, oldest first
+    {"ask": "hour", "bytes": B}                          {"points": [Point, …]}, oldest first: the newest that fit
     {"ask": "trace", "user": U or "channel": C, "seconds": S}   {"trace": id, "ends_seconds": Unix time}
     {"ask": "traced", "trace": id, "after": N}           Trace: the events behind number N, 0 for all; asked again
                                                          and again, for a trace that nobody reads ends

@@ -52,9 +52,16 @@ class Series:
         """Keep a point as the newest."""
         self._points.append(_encode(point))
 
-    def encoded(self) -> bytes:
-        """Return all points, the oldest first, as a JSON list."""
-        return b"[%b]" % b",".join(self._points)
+    def encoded(self, bytes_max: int) -> bytes:
+        """Return the newest points that fit into so many bytes, the oldest first, as a JSON list."""
+        newest = deque[bytes]()
+        size = 1  # of the brackets, and a comma less than points
+        for point in reversed(self._points):
+            size += len(point) + 1
+            if size > bytes_max:
+                break
+            newest.appendleft(point)
+        return b"[%b]" % b",".join(newest)
 
     def measure(
         self, now: float, workers: Mapping[int, Mapping[str, Any]], departed: Mapping[str, Any]
