@@ -19,6 +19,7 @@ from fastpush.broker.peer import NO_LINK, Peer
 from fastpush.config import Config
 from fastpush.errors import FastpushError
 from fastpush.protocol import bus
+from fastpush.protocol.control import TOLD_BYTES_MAX
 from fastpush.protocol.insight import (
     BUSIEST_TOLD,
     BUSY_SECONDS,
@@ -193,7 +194,7 @@ class Insight:
             lost=self._lost.of(user, now),
             findings=[],
         )
-        return msgspec.json.encode(msgspec.structs.replace(why, findings=findings(why)))
+        return _fitting(msgspec.structs.replace(why, findings=findings(why)))
 
     def _top(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
         self._inquire(["busiest"], self._tell_top, on_answer)
@@ -233,6 +234,18 @@ class Insight:
     def _logout(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
         self._sessions.logout(_text(question, "session"))
         on_answer(b"{}")
+
+
+def _fitting(why: Why) -> bytes:
+    """Encode a report with as many of the newest connections as the control socket has room for."""
+    while len(answer := msgspec.json.encode(why)) > TOLD_BYTES_MAX and why.connections:
+        left_out = (len(why.connections) + 1) // 2
+        why = msgspec.structs.replace(
+            why,
+            connections=why.connections[left_out:],
+            connections_left_out=why.connections_left_out + left_out,
+        )
+    return answer
 
 
 def _failed(error: Exception) -> bytes:

@@ -5,7 +5,7 @@ ones then.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,14 @@ import orjson
 from fastpush.broker.peer import Peer
 from fastpush.protocol import bus
 from fastpush.protocol.bus import Status
-from fastpush.protocol.insight import Target, pack_targets, unpack_seen
+from fastpush.protocol.control import TOLD_BYTES_MAX
+from fastpush.protocol.insight import Target, Traced, pack_targets, unpack_seen
 from fastpush.protocol.push import EVERYBODY
 from fastpush.state.swaps import Swaps
 from fastpush.state.traces import Outbox, Targets, TraceError, Traces, name_of
 
 DEFAULT_SECONDS = 60.0
+_EVENTS_BYTES_MAX = TOLD_BYTES_MAX - 1024
 _REFUSALS = {
     Status.NOT_READY: "the table of keys of a worker that this needs is missing: it is being replaced",
     Status.OVERLOADED: "a worker that this needs is overloaded",
@@ -94,8 +96,9 @@ class Tracing:
         now = self._clock()
         trace = self._traces.read(str(question.get("trace")), after, now)
         offset = self._wall_clock() - now
-        events = [msgspec.structs.replace(event, seconds=event.seconds + offset) for event in trace.events]
-        on_answer(msgspec.json.encode(msgspec.structs.replace(trace, events=events)))
+        told = list(_fitting(msgspec.structs.replace(event, seconds=event.seconds + offset) for event in trace.events))
+        is_over = trace.is_over and len(told) == len(trace.events)
+        on_answer(msgspec.json.encode({"events": told, "left_out": trace.left_out, "is_over": is_over}))
 
     def _stop(self, question: dict[str, Any], on_answer: OnAnswer) -> None:
         now = self._clock()
@@ -193,6 +196,17 @@ class Tracing:
             add("refused", detail=_REFUSALS[refusal])
         else:
             add("ordered", detail=_wanted(targets))
+
+
+def _fitting(events: Iterable[Traced]) -> Iterator[msgspec.Raw]:
+    """Yield the first events, encoded, that one answer has room for; the others come with the next one."""
+    size = 0
+    for event in events:
+        encoded = msgspec.json.encode(event)
+        size += len(encoded) + 1
+        if size > _EVENTS_BYTES_MAX:
+            break
+        yield msgspec.Raw(encoded)
 
 
 def _wanted(targets: tuple[Peer, ...]) -> str:

@@ -49,6 +49,7 @@ BAR_SECONDS = 5
 _BARS = " ▁▂▃▄▅▆▇█"
 _QUESTION = Style(bold=True, reverse=True)
 _SAID_SECONDS = 15.0
+HOUR_BYTES = TOLD_BYTES_MAX - 1024  # most of an hour that the control socket brings; of few workers half an hour
 _HELP = (
     ("Up, Down", "select a row; Tab goes to the next table"),
     ("s, r", "sort by the next column, reverse; so does a click on a heading"),
@@ -395,7 +396,7 @@ class TopApp(App[None]):
     @work(thread=True)
     def _ask(self) -> None:
         try:
-            points = [] if self._has_hour else self._server.ask({"ask": "hour", "bytes": _HOUR_BYTES})["points"]
+            points = [] if self._has_hour else self._server.ask({"ask": "hour", "bytes": HOUR_BYTES})["points"]
             hour = msgspec.convert(points, list[Point])
             now = msgspec.convert(self._server.ask({"ask": "top"}), Top)
         except FastpushError as error:

@@ -8,8 +8,8 @@ supervisor's channel, those of the administration page over the bus. A question 
     {"ask": "top"}                                       Top
     {"ask": "hour", "bytes": B}                          {"points": [Point, …]}, oldest first: the newest that fit
     {"ask": "trace", "user": U or "channel": C, "seconds": S}   {"trace": id, "ends_seconds": Unix time}
-    {"ask": "traced", "trace": id, "after": N}           Trace: the events behind number N, 0 for all; asked again
-                                                         and again, for a trace that nobody reads ends
+    {"ask": "traced", "trace": id, "after": N}           Trace: the events behind number N, 0 for all, the first that
+                                                         fit; asked again and again, for a trace that nobody reads ends
     {"ask": "untrace", "trace": id}                      {}
     {"ask": "login", "key": K, "peer": address}          {"session": id, "csrf": token}, or {"refused": text,
                                                          "retry_seconds": S}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastpush.config import Admin
 from fastpush.errors import RequestError, TokenRejected
+from fastpush.http.admin import is_admin
 from fastpush.metrics import Counters
 from fastpush.protocol.insight import (
     BUSIEST_TOLD,
@@ -113,7 +114,9 @@ class Notebook:
             )
 
     def refused(self, error: Exception, code: int, path: str, peer: str, user: str = "") -> None:
-        """A client was not let in. user: where it was known."""
+        """A client was not let in; operators, at the administration page, are none. user: where it was known."""
+        if is_admin(path):
+            return
         is_claimed = False
         if not user and isinstance(error, TokenRejected):
             user, is_claimed = error.user, error.is_claimed

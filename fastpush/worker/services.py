@@ -15,7 +15,7 @@ from fastpush.http.auth import PushAuth, TokenAuth
 from fastpush.http.guard import Guard
 from fastpush.http.head import HEAD_END
 from fastpush.http.proxies import TrustedProxies, host_of
-from fastpush.http.push import Outcome, PushService, Reply, is_api, render
+from fastpush.http.push import API_PATH, Outcome, PushService, Reply, render
 from fastpush.http.refusals import RefusalLog
 from fastpush.http.request_id import RequestIds
 from fastpush.worker.admission import Admission
@@ -37,6 +37,7 @@ Lean = Callable[[bytes, Callable[[Outcome | Reply | RequestError], None], Mappin
 TICKS_A_SECOND = round(1 / TICK_SECONDS)
 _REPLIES_MAX = 1000
 _REASON_CHARACTERS = 200  # of a log line
+_API_PUSH_PATHS = (API_PATH, *(f"{API_PATH}/{method}" for method in ("publish", "broadcast", "batch")))
 
 
 @dataclass(slots=True)
@@ -139,14 +140,14 @@ class Services:
     def log_refusal(
         self, error: RequestError, request_id: str, peer: str, path: str, headers: Mapping[str, str]
     ) -> None:
-        """Write a line about a request that is refused or has failed, or count it: see RefusalLog.
+        """Write a line about a request that is refused or has failed, or count it (see RefusalLog); tell operators.
 
         Its reason names fields and limits, never a token or a key. The peer may be a trusted proxy, whose headers name
         the client.
         """
         if self.trusted_proxies:
             peer = self.trusted_proxies.client(host_of(peer), headers)
-        if path.startswith(self.environment.config.server.push_path) or is_api(path):
+        if self._is_push(path):
             self.environment.notebook.push_refused(error, path, peer)
         elif path in self.mounts or "upgrade" in headers:
             self.environment.notebook.refused(error, error.status, path, peer)
@@ -160,6 +161,10 @@ class Services:
             code=error.code,
             reason=error.reason[:_REASON_CHARACTERS],
         )
+
+    def _is_push(self, path: str) -> bool:
+        push_path = self.environment.config.server.push_path
+        return path in {push_path, f"{push_path}/all", *_API_PUSH_PATHS}
 
     def kept_headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         """Return what of an upgrade request's headers its connection has to keep."""

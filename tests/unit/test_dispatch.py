@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fastpush import errors
 from fastpush.applications.echo import Echo
 from fastpush.config import Config, Limits, Server
 from fastpush.worker.dispatch import HELD_BYTES, LINGER_SECONDS, HttpConnection
@@ -365,3 +366,18 @@ def test_handshake_that_fails_inside_is_500(caplog: pytest.LogCaptureFixture, mo
 
 def fail(_: object, **__: object) -> bool:
     raise RuntimeError("disk on fire")
+
+
+def test_which_refusals_operators_hear_of() -> None:
+    """Refused pushes are told of by path, of the server API those that publish; and clients of what is served."""
+
+    async def scenario(parts: Parts) -> None:
+        parts.serve(Echo)
+        for path in ("/push", "/push/all", "/pushes", "/push/", "/api/publish", "/api/presence", "/apis", "/ws", "/x"):
+            parts.services.log_refusal(errors.not_found(path), "id", "10.0.0.1", path, {})
+        notes = parts.services.environment.notebook.notes
+        pushes = [note.path for note in notes if note.by == "back-end"]
+        assert pushes == ["/push", "/push/all", "/api/publish"]
+        assert [note.path for note in notes if note.by != "back-end"] == ["/ws"]
+
+    run(scenario)

@@ -11,13 +11,16 @@ from fastpush import __version__
 from fastpush.broker import insight as insights
 from fastpush.broker.inquiries import ANSWER_SECONDS
 from fastpush.broker.insight import LIVE_KEY
+from fastpush.cli.top_app import HOUR_BYTES
 from fastpush.config import Admin, Config
 from fastpush.metrics import Counters
 from fastpush.protocol import bus
+from fastpush.protocol.control import TOLD_BYTES_MAX
 from fastpush.protocol.insight import (
     BUSIEST_TOLD,
     CONNECTIONS_TOLD,
     NOTES_TOLD,
+    POINTS_MAX,
     PUSHES_TOLD,
     Busy,
     Held,
@@ -149,6 +152,23 @@ def test_why_is_bounded() -> None:
     assert [each.seconds for each in report.pushes] == [n // 2 for n in range(PUSHES_TOLD, 2 * PUSHES_TOLD)]
     assert 10 <= len(report.notes) <= NOTES_TOLD
     assert report.notes[-1].seconds == WALL_SECONDS + 99
+
+
+def test_why_fits_the_control_socket() -> None:
+    """Of many connections with many long names as many are told as one answer can bring, the newest; all are counted."""
+    broker = Broker()
+    link = broker.join(1)
+    names = [f"{number:0100}" for number in range(50)]
+    connections = [
+        msgspec.structs.replace(held(1, number, number), events=names, channels=names)
+        for number in range(CONNECTIONS_TOLD)
+    ]
+    answers = ask(broker, ask="why", user="jack")
+    reply(broker, link, Known(worker=1, connections=connections, connections_left_out=3, pushes=[]))
+    why = msgspec.convert(answers[0], Why)
+    assert len(orjson.dumps(answers[0])) <= TOLD_BYTES_MAX
+    assert why.connections == connections[-len(why.connections) :] and why.connections
+    assert why.connections_left_out + len(why.connections) == CONNECTIONS_TOLD + 3
 
 
 def test_why_tells_notes_of_the_user_and_of_strangers() -> None:
@@ -297,6 +317,20 @@ def test_the_last_hour() -> None:
     assert [(point[0], point[1]) for point in answer["points"]] == [
         (WALL_SECONDS + 101, 5), (WALL_SECONDS + 102, 5), (WALL_SECONDS + 103, 5),
     ]  # fmt: skip
+    assert [len(found["points"]) for found in ask(broker, ask="hour", bytes=100)] == [1]
+
+
+def test_an_hour_fits_the_control_socket() -> None:
+    """Commands ask for no more points than one answer can bring them, however many workers and seconds there are."""
+    broker = Broker()
+    for worker in range(1, 7):
+        broker.say(broker.join(worker), bus.SNAPSHOT, 0, snapshot())
+    for _ in range(POINTS_MAX):
+        broker.now += 1
+        broker.router.insight.end_second()
+    ((whole),), ((told),) = ask(broker, ask="hour"), ask(broker, ask="hour", bytes=HOUR_BYTES)
+    assert len(orjson.dumps(whole)) > TOLD_BYTES_MAX >= len(orjson.dumps(told))
+    assert told["points"] == whole["points"][-len(told["points"]) :] and len(told["points"]) > POINTS_MAX / 4
 
 
 def test_live_figures_are_published_while_somebody_looks() -> None:

@@ -171,6 +171,14 @@ def test_a_refusal_that_names_nobody_is_a_stranger_s() -> None:
     assert [note.user for note in notebook.notes] == ["", ""]
 
 
+def test_operators_are_no_clients() -> None:
+    """Who is not let in at the administration page is nobody's client."""
+    notebook = make()
+    for path in ("/admin", "/admin/live"):
+        notebook.refused(RequestError(401, "unauthorized", "log in at /admin"), 401, path, "10.0.0.1:5")
+    assert not notebook.notes
+
+
 def test_a_refused_push_is_noted_for_its_users() -> None:
     """Each of the first users of a list has a note, with status, reason and event; one to nobody is a stranger's."""
     notebook = make()

@@ -292,13 +292,20 @@ def test_quantile_is_in_the_bucket_of_the_true_one(durations: list[float], q: fl
 
 
 def test_points_are_kept_encoded_the_newest_ones() -> None:
-    """encoded() is the JSON list of the last points_max points, the oldest first; of none, an empty list."""
+    """encoded() is the JSON list of the last points_max points, the oldest first; of none, an empty list. Of more than
+    fit into the bytes that are asked for the newest are told.
+    """
     series = Series(points_max=3)
-    assert series.encoded() == b"[]"
+    assert series.encoded(10_000) == b"[]"
     points = [Point(NOW + second, 1, 2.0, 3.0, None, 4.5, 0.0, 0, [(1, 0.1)]) for second in range(5)]
     for point in points:
         series.append(point)
-    assert msgspec.json.decode(series.encoded(), type=list[Point]) == points[2:]
+    assert msgspec.json.decode(series.encoded(10_000), type=list[Point]) == points[2:]
+    for bytes_max in range(-1, 200):
+        told = series.encoded(bytes_max)
+        found = msgspec.json.decode(told, type=list[Point])
+        assert found == points[5 - len(found) :] and (len(told) <= bytes_max or not found)
+        assert len(found) == 3 or len(told) + len(msgspec.json.encode(points[0])) + 1 > bytes_max
 
 
 def test_a_point_takes_about_100_bytes() -> None:
@@ -313,5 +320,5 @@ def test_a_point_takes_about_100_bytes() -> None:
             for number, worker in enumerate(workers)
         }
         series.append(measure(series, second * 1.0071, snapshots)[0])
-    assert json.loads(series.encoded())[1][3] == 492347.0
-    assert len(series.encoded()) / 2 < 120
+    assert json.loads(series.encoded(10_000))[1][3] == 492347.0
+    assert len(series.encoded(10_000)) / 2 < 120

@@ -9,6 +9,7 @@ import pytest
 from fastpush.broker.router import Router
 from fastpush.protocol import bus
 from fastpush.protocol.bus import Status
+from fastpush.protocol.control import TOLD_BYTES_MAX
 from fastpush.protocol.insight import EVENTS_KEPT, Seen, Target, Trace, Traced, pack_seen, unpack_seen, unpack_targets
 from fastpush.protocol.push import EVERYBODY, channel_key, user_key
 from fastpush.state.swaps import Swaps
@@ -353,6 +354,26 @@ def test_broker_events_are_bounded() -> None:
     told = read(broker, trace)
     assert [each.step for each in told].count("ordered") == 3
     assert ask(broker, ask="traced", trace=trace, after=0)["left_out"] == 7
+
+
+def test_events_that_do_not_fit_come_with_the_next_answer() -> None:
+    """An answer takes no more than the control socket does; what is left over is told next, also after the end."""
+    broker = Broker()
+    broker.router.tracing.configure(EVENTS_KEPT)
+    one = broker.join(1, JACK)
+    trace = ask(broker, ask="trace", user="jack")["trace"]
+    events = [(trace, Traced(0, 100.0, "worker-1", "written", detail="x" * 200)) for _ in range(EVENTS_KEPT)]
+    broker.say(one, bus.TRACED, 0, pack_seen(Seen(events, {})))
+    ask(broker, ask="untrace", trace=trace)
+    broker.wait(OVER_SECONDS + HELD_BACK_SECONDS)
+    numbers: list[int] = []
+    is_over = False
+    while not is_over:
+        answer = ask(broker, ask="traced", trace=trace, after=numbers[-1] if numbers else 0)
+        assert answer["events"] and len(orjson.dumps(answer)) <= TOLD_BYTES_MAX
+        numbers += [event[0] for event in answer["events"]]
+        is_over = answer["is_over"]
+    assert numbers == list(range(1, EVENTS_KEPT + 1))
 
 
 # What stands aside
