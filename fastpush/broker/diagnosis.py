@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from fastpush.broker.causes import LEFT, SLOW, STOPPED, Cause, drop_cause, end_of, push_advice, refusal_of
 from fastpush.errors import CloseCode
 from fastpush.protocol.client import DisconnectCode, reconnects
-from fastpush.protocol.insight import Held, Note, Push, Why
+from fastpush.protocol.insight import Held, Note, Push, Why, counted
 
 Entry = TypeVar("Entry")
 
@@ -158,7 +158,7 @@ def incomplete(case: Case) -> Iterator[Finding]:
     if why.missing:
         here = "" if case.is_here else f", and {case.user} may be connected there"
         text = (
-            f"This report is not complete: {why.missing} of {_count(why.workers, 'worker')} did not answer{here}. Ask "
+            f"This report is not complete: {why.missing} of {counted(why.workers, 'worker')} did not answer{here}. Ask "
             "again; a worker that stays silent for [server] hang_seconds is replaced, `fastpush status` shows them."
         )
         yield Finding(Weight.PAST if case.is_here else Weight.UNSURE, why.asked_seconds, text)
@@ -189,7 +189,7 @@ def well(case: Case) -> Iterator[Finding]:
     since = min(connection.since_seconds for connection in held)
     count = len(held) + case.why.connections_left_out
     oldest = ", the oldest one" if count > 1 else ""
-    text = f"{_capital(case.user)} is connected: {_count(count, 'connection')}{oldest} since {case.at(since)}"
+    text = f"{_capital(case.user)} is connected: {counted(count, 'connection')}{oldest} since {case.at(since)}"
     text += f"{_registrations(case)}."
     if push is None:
         text += f" No push has reached it since {case.clock(case.why.since_seconds)}."
@@ -210,7 +210,7 @@ def _registrations(case: Case) -> str:
 
 def _reach(push: Push) -> str:
     """Say whom a push reached; of one to many nobody counts each user's."""
-    took = f"{_count(push.sent, 'connection')} took it in {push.duration_ms:.1f} ms"
+    took = f"{counted(push.sent, 'connection')} took it in {push.duration_ms:.1f} ms"
     if push.users == 1:
         return took
     return f"it went to {'everybody' if push.users == 0 else f'{push.users} users'}: {took}"
@@ -258,7 +258,7 @@ def _return(case: Case, seconds: float, code: int = 1006, end: Cause | None = No
     back = case.returned(seconds)
     if back is not None:
         missed = _missed(case, seconds)
-        meanwhile = f", and {_count(missed, 'push', 'pushes')} meanwhile reached nobody" if missed else ""
+        meanwhile = f", and {counted(missed, 'push', 'pushes')} meanwhile reached nobody" if missed else ""
         return f" It connected again {length(back - seconds)} later{meanwhile}."
     unseen = next((lost.worker for lost in case.why.lost if lost.seconds > seconds), None)
     if unseen is not None:  # what a worker noted in its last second has gone with it
@@ -296,7 +296,7 @@ def _again(case: Case, alike: Sequence[Note]) -> str:
 
 
 def _lost(waited: int) -> str:
-    return f" {_count(waited, 'message')} that waited for it {_were(waited)} not delivered." if waited else ""
+    return f" {counted(waited, 'message')} that waited for it {_were(waited)} not delivered." if waited else ""
 
 
 # -- who was not let in ----------------------------------------------------------------
@@ -331,16 +331,30 @@ def strangers(case: Case) -> Iterator[Finding]:
     """Where no refusal tells why the user is away: clients whose user nobody knows."""
     if case.is_here or case.refused:
         return
-    clients = [note for note in case.why.strangers if not _is_push(note) and note.seconds >= case.last_end]
+    found = [note for note in case.why.strangers if not _is_push(note) and note.seconds >= case.last_end]
+    clients = [note for note in found if not _is_left_out(note)]
     for alike in _grouped(clients, refusal_of):
         note, cause = alike[-1], refusal_of(alike[-1])
         peers = sorted({each.peer.rpartition(":")[0] for each in alike})
         text = (
-            f"{_count(len(alike), 'time')} a client whose user is not known was refused on this host, the last time at "
-            f"{case.at(note.seconds)}{_path(note)}, because {cause.why}{_answer(note)}; from "
-            f"{_names(peers, quote=False)}. This may have been {case.user}. {cause.advice}"
+            f"A client whose user is not known was refused on this host at {case.at(note.seconds)}{case.times(alike)}"
+            f"{_path(note)}, because {cause.why}{_answer(note)}; from {_names(peers, quote=False)}. "
+            f"This may have been {case.user}. {cause.advice}"
         )
         yield Finding(Weight.STRANGERS, note.seconds, text)
+
+
+def unnoted(case: Case) -> Iterator[Finding]:
+    """Seconds in which so much happened that not all of it was noted, where what is noted does not tell all."""
+    seconds = [note for note in case.why.strangers if _is_left_out(note) and note.seconds >= case.last_end]
+    if case.is_here or not seconds:
+        return
+    note = seconds[-1]
+    text = (
+        f"So much happened at {case.at(note.seconds)}{case.times(seconds)} that worker-{note.worker} did not note all "
+        f"of it ({note.reason}): something about {case.user} may be missing here."
+    )
+    yield Finding(Weight.STRANGERS, note.seconds, text)
 
 
 # -- pushes ------------------------------------------------------------------------------
@@ -381,7 +395,7 @@ def unconfirmed(case: Case) -> Iterator[Finding]:
         push = pushes[-1]
         text = (
             f"The push{_event(push.event)} at {case.at(push.seconds)} was not counted in time by "
-            f"{_count(push.unconfirmed, 'worker')} ([bus] confirm_ms): nobody knows whether {case.user} got it there. "
+            f"{counted(push.unconfirmed, 'worker')} ([bus] confirm_ms): nobody knows whether {case.user} got it there. "
             "`fastpush top` shows workers that are behind."
         )
         yield Finding(Weight.LOST, push.seconds, text)
@@ -452,7 +466,7 @@ def away(case: Case) -> Iterator[Finding]:
         return
     last, count = pushes[-1], len(pushes)
     text = (
-        f"{_count(count, 'push', 'pushes')} to {case.user} came while it was not connected, and reached nobody, "
+        f"{counted(count, 'push', 'pushes')} to {case.user} came while it was not connected, and reached nobody, "
         f"{'the last one ' if count > 1 else ''}at {case.at(last.seconds)}{_event(last.event)}. Pushes are not kept "
         "for who is away; channels with history_messages keep theirs (docs/channels.md)."
     )
@@ -472,7 +486,7 @@ def dropped(case: Case) -> Iterator[Finding]:
     for alike in _grouped(notes, lambda note: note.reason):
         note, messages = alike[-1], sum(each.messages for each in alike)
         text = (
-            f"{_count(messages, 'message')} for {case.user} {_were(messages)} dropped by {case.at(note.seconds)}"
+            f"{counted(messages, 'message')} for {case.user} {_were(messages)} dropped by {case.at(note.seconds)}"
             f"{case.times(alike)}{_place(note)}: {drop_cause(note)}. {SLOW.advice.partition(', and slow_policy')[0]}."
         )
         yield Finding(Weight.LOST, note.seconds, text)
@@ -482,7 +496,7 @@ def behind(case: Case) -> Iterator[Finding]:
     """Connections that messages wait for."""
     for held in case.held:
         if held.queued_messages:
-            waiting = f"{_count(held.queued_messages, 'message')} ({held.queued_bytes:,} bytes)"
+            waiting = f"{counted(held.queued_messages, 'message')} ({held.queued_bytes:,} bytes)"
             text = (
                 f"{waiting} now {'waits' if held.queued_messages == 1 else 'wait'} for the connection of {case.user} "
                 f"from {held.peer} (worker-{held.worker}), which takes them too slowly; its last sign "
@@ -490,12 +504,12 @@ def behind(case: Case) -> Iterator[Finding]:
             )
             if held.dropped_messages:
                 gone = held.dropped_messages
-                text += f" {_count(gone, 'message')} {_were(gone)} dropped to make room for newer ones."
+                text += f" {counted(gone, 'message')} {_were(gone)} dropped to make room for newer ones."
             yield Finding(Weight.BEHIND, case.why.asked_seconds, text)
 
 
 RULES: tuple[Callable[[Case], Iterable[Finding]], ...] = (
-    incomplete, unknown, ended, killed, refused, strangers, not_taken, unread, unconfirmed, elsewhere, away, dropped,
+    incomplete, unknown, ended, killed, refused, strangers, unnoted, not_taken, unread, unconfirmed, elsewhere, away, dropped,
     behind, well,
 )  # fmt: skip
 
@@ -505,6 +519,11 @@ RULES: tuple[Callable[[Case], Iterable[Finding]], ...] = (
 
 def _is_push(note: Note) -> bool:
     return note.kind == "refused" and note.by == "back-end"
+
+
+def _is_left_out(note: Note) -> bool:
+    """Tell whether a note stands for others, which were left out."""
+    return not (note.code or note.path)
 
 
 def _is_cut(held: Held) -> bool:
@@ -557,11 +576,6 @@ def length(seconds: float) -> str:
         if seconds >= least:
             return f"{seconds / unit_seconds:.0f} {unit}"
     return f"{max(seconds, 0):.1f} s" if seconds < _PRECISE_SECONDS else f"{seconds:.0f} s"
-
-
-def _count(number: int, noun: str, nouns: str = "") -> str:
-    """Return "1 push", "2 pushes"."""
-    return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"
 
 
 def _were(number: int) -> str:

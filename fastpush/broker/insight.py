@@ -17,7 +17,7 @@ from fastpush.broker.diagnosis import findings
 from fastpush.broker.inquiries import Inquiries, Inquiry
 from fastpush.broker.peer import NO_LINK, Peer
 from fastpush.config import Config
-from fastpush.errors import FastpushError
+from fastpush.errors import CloseCode, FastpushError
 from fastpush.protocol import bus
 from fastpush.protocol.control import TOLD_BYTES_MAX
 from fastpush.protocol.insight import (
@@ -129,6 +129,11 @@ class Insight:
         now = self._wall_clock()
         users = {parse_user_key(key)[0] for key in keys if is_user_key(key)}
         self._lost.add(worker, now, users | self._journal.end_worker(worker, now))
+
+    def on_drained(self, worker: int) -> None:
+        """A worker has ended after a drain. Of too many connections in one second it has not noted every end."""
+        now = self._wall_clock()
+        self._journal.end_worker(worker, now, CloseCode.SERVICE_RESTART, "server is restarting", "server")
 
     def end_second(self) -> None:
         """Measure the host, forget what is too old, and tell who watches."""

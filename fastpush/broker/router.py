@@ -234,7 +234,9 @@ class Router:
         self.channels.forget(peer)
 
     def _forget(self, peer: Peer) -> None:
-        if not peer.is_leaving:
+        if peer.is_leaving:
+            self.insight.on_drained(peer.number)
+        else:
             keys = self.routes.keys(peer)
             self.insight.on_killed(peer.number, keys)
             self.tracing.on_killed(peer.number, keys)

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
 
 import click
 import msgspec
@@ -75,7 +75,7 @@ def trace(user: str | None, channel: str | None, seconds: float, as_json: bool, 
 class _Reader:
     """Reads a trace until its end. events, left_out: how many there were."""
 
-    def __init__(self, config_path: str | None, show: Any) -> None:
+    def __init__(self, config_path: str | None, show: Callable[[Traced], None]) -> None:
         self.events = self.left_out = 0
         self._config_path = config_path
         self._show = show
@@ -112,7 +112,7 @@ class _Reader:
         return told.is_over
 
 
-def _printer(*, as_json: bool) -> Any:
+def _printer(*, as_json: bool) -> Callable[[Traced], None]:
     if as_json:
         return _print_json
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)

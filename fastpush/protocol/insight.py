@@ -134,7 +134,6 @@ class Lost(msgspec.Struct, frozen=True):
 class Known(msgspec.Struct, frozen=True, kw_only=True):
     """What one worker knows of a user: its answer to the broker. connections_left_out: more than are told."""
 
-    worker: int
     connections: list[Held]
     connections_left_out: int
     pushes: list[Push]
@@ -292,6 +291,11 @@ def cut(text: str) -> str:
     """Return `text` as UTF-8 can carry it, and its end left out where it is too long."""
     shown = text if len(text) <= TEXT_CHARACTERS_MAX else f"{text[: TEXT_CHARACTERS_MAX - 1]}…"
     return shown.encode("utf-8", "replace").decode()
+
+
+def counted(number: int, noun: str, nouns: str = "") -> str:
+    """Return "1 push", "2 pushes". nouns: of several, where it is not the noun and an s."""
+    return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"
 
 
 pack_notes = msgspec.msgpack.Encoder().encode

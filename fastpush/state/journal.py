@@ -66,8 +66,12 @@ class Journal:
         self._known.expire(oldest_seconds)
         self._claimed.expire(oldest_seconds)
 
-    def end_worker(self, worker: int, seconds: float) -> set[str]:
-        """Note the end of each connection that seems to be open on a worker which was killed; return their users.
+    def end_worker(
+        self, worker: int, seconds: float, code: int = _NO_CLOSE_FRAME, reason: str = "worker ended", by: str = "network"
+    ) -> set[str]:
+        """Note the end of each connection that seems to be open on a worker which has ended; return their users.
+
+        code, reason, by: of these ends, see Note.
 
         Cost: a look at every note; such ends are rare.
         """
@@ -80,8 +84,7 @@ class Journal:
         for note in opened.values():
             self.add(
                 Note(
-                    seconds, "closed", note.user, worker, note.connection, note.path, note.peer,
-                    _NO_CLOSE_FRAME, "worker ended", "network",
+                    seconds, "closed", note.user, worker, note.connection, note.path, note.peer, code, reason, by,
                 )
             )  # fmt: skip
         return {user for user, _ in opened}

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 
 from fastpush.errors import FastpushError
-from fastpush.protocol.insight import EVENTS_KEPT, Seen, Target, Trace, Traced, cut
+from fastpush.protocol.insight import EVENTS_KEPT, Seen, Target, Trace, Traced, counted, cut
 from fastpush.protocol.push import EVERYBODY, channel_key, channel_of, is_channel_key, parse_user_key, user_key_start
 from fastpush.state.rate import TokenBucket
 
@@ -239,4 +239,4 @@ class Traces:
 
 
 def _left_out(count: int) -> str:
-    return f"{count:,} events within a second" if count > 1 else "1 event within a second"
+    return f"{counted(count, 'event')} within a second"

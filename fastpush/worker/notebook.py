@@ -43,11 +43,13 @@ _BUSY_KEYS = 200  # whose names are made out
 _USERS_NOTED = 10  # of a refused push
 _SHOWN_BYTES = 4 * TEXT_CHARACTERS_MAX
 
-Record = tuple[str, list[bytes], str, int, bytes | None, float, float, int, int]
-"""A push: source, routing keys, event, size and perhaps beginning of the message, when it was taken and when answered
-(CLOCK_MONOTONIC), connections reached, workers whose count is missing."""
+Record = tuple[str, bytes | list[bytes], str, int, bytes | None, float, float, int, int]
+"""A push: source, routing key or several, event where no key has it, size and perhaps beginning of the message, when it
+was taken and when answered (CLOCK_MONOTONIC), connections reached, workers not counted. It holds few objects: a
+push writes over the oldest one's memory, and the more of that the less a processor's caches hold of all else."""
 _KEYS: Final = 1
 _ANSWERED: Final = 6
+_SENT: Final = 7
 
 
 class Notebook:
@@ -181,18 +183,23 @@ class Notebook:
     ) -> None:
         """Remember a push that was taken, and what became of it."""
         kept = self.delivered if sent and not unconfirmed else self.undelivered
+        shown = message[:_SHOWN_BYTES] if self.shows_messages else None
+        if len(keys) == 1:
+            key = keys[0]
+            own = event if key is EVERYBODY else ""
+            kept.append((source, key, own, len(message), shown, taken, time.monotonic(), sent, unconfirmed))
+            return
         is_to_many = len(keys) > FEW_USERS
         if is_to_many:
             kept = self.to_many
-        shown = message[:_SHOWN_BYTES] if self.shows_messages else None
-        kept.append((source, keys, event, len(message), shown, taken, time.monotonic(), sent, unconfirmed))
+        kept.append((source, keys, "", len(message), shown, taken, time.monotonic(), sent, unconfirmed))
         if is_to_many:
             self._many_keys += len(keys)
             self._bound_many()
 
     def _bound_many(self) -> None:
         while self._many_keys > KEYS_REMEMBERED or len(self.to_many) > self._many_most:
-            self._many_keys -= len(self.to_many.popleft()[_KEYS])
+            self._many_keys -= len(_keys(self.to_many.popleft()))
 
     def pushes(self, user: str) -> list[Push]:
         """Return the last pushes that were addressed to a user, oldest first.
@@ -206,9 +213,11 @@ class Notebook:
         return told_pushes(self._told(record, offset_seconds) for record in found)
 
     def _told(self, record: Record, offset_seconds: float) -> Push:
-        source, keys, event, size, message, taken, answered, sent, unconfirmed = record
+        source, _, event, size, message, taken, answered, sent, unconfirmed = record
+        keys = _keys(record)
         outcome = "unconfirmed" if unconfirmed else "delivered" if sent else "nobody"
         to_all = keys[0] == EVERYBODY
+        event = event if to_all else parse_user_key(keys[0])[1]
         return Push(
             answered + offset_seconds, f"{source} all" if to_all else source, cut(event), size,
             0 if to_all else len(keys), self.number, outcome, sent, unconfirmed,
@@ -229,10 +238,11 @@ class Notebook:
                 islice(takewhile(lambda record: record[_ANSWERED] >= now - BUSY_SECONDS, reversed(kept)), _BUSY_PUSHES)
             )
             seconds = now - newest[-1][_ANSWERED] if len(newest) == _BUSY_PUSHES else BUSY_SECONDS
-            for _, keys, *_, sent, _ in newest:
+            for record in newest:
+                keys = _keys(record)
                 for key in keys:
                     pushes[key] += 1 / seconds
-                    deliveries[key] += sent / len(keys) / seconds
+                    deliveries[key] += record[_SENT] / len(keys) / seconds
         busiest = nlargest(_BUSY_KEYS, pushes, key=lambda key: (deliveries[key], pushes[key]))
         users: dict[str, tuple[float, float]] = {}
         channels: dict[str, tuple[float, float]] = {}
@@ -260,14 +270,22 @@ def _name(key: bytes, *, of_event: bool = False) -> tuple[bool, str] | None:
     return (False, channel_of(key)) if is_channel_key(key) else None
 
 
+def _keys(record: Record) -> list[bytes]:
+    keys = record[_KEYS]
+    return [keys] if isinstance(keys, bytes) else keys
+
+
 def _addressed(kept: deque[Record], start: bytes) -> list[Record]:
     """Return the pushes that have a routing key with this start, or are to everybody, the newest first."""
     starts = (start, EVERYBODY)
     return [
         record
         for record in reversed(kept)
-        if record[_KEYS][0].startswith(starts)
-        or (len(record[_KEYS]) > 1 and any(key.startswith(start) for key in record[_KEYS]))
+        if (
+            keys.startswith(starts)
+            if isinstance(keys := record[_KEYS], bytes)
+            else any(key.startswith(starts) for key in keys)
+        )
     ]
 
 

@@ -139,7 +139,6 @@ class Orders:
         found = [connection for connection in environment.connections.values() if connection.user == user]
         shown = [held(connection) for connection in found[-CONNECTIONS_TOLD:]]
         return Known(
-            worker=environment.number,
             connections=shown,
             connections_left_out=len(found) - len(shown),
             pushes=environment.notebook.pushes(user),

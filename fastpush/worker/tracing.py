@@ -25,7 +25,7 @@ from fastpush.fanout import Group, Receiver, pump
 from fastpush.protocol import bus
 from fastpush.protocol.bus import Kind, Position, Publication, Status
 from fastpush.protocol.frames import payload_of
-from fastpush.protocol.insight import Note, Target, pack_seen
+from fastpush.protocol.insight import Note, Target, counted, pack_seen
 from fastpush.protocol.push import EVERYBODY, channel_key, channel_of, is_channel_key, parse_user_key
 from fastpush.state.send_queue import ChannelQueue, SendQueue
 from fastpush.state.swaps import Swaps
@@ -239,15 +239,15 @@ class Tracing:
         if not self._targets.of_keys(bus.decode_route(body)[0]):
             return None
         publication = bus.decode_publication(body)
-        size = _count(len(payload_of(publication.frame)), "byte")
+        size = counted(len(payload_of(publication.frame)), "byte")
         self._on_push("accepted", publication, f"{size}, to {_receivers(publication)}", publication.taken_seconds)
         return publication
 
     @_harmless
     def _on_answered(self, publication: Publication, status: int, sent: int, unconfirmed: int) -> None:
         if status == Status.DONE:
-            late = f", {_count(unconfirmed, 'worker')} did not confirm in time" if unconfirmed else ""
-            self._on_push("answered", publication, f"sent to {_count(sent, 'client')}{late}")
+            late = f", {counted(unconfirmed, 'worker')} did not confirm in time" if unconfirmed else ""
+            self._on_push("answered", publication, f"sent to {counted(sent, 'client')}{late}")
         else:
             step, detail = _OUTCOMES[Status(status)]
             self._on_push(step, publication, detail)
@@ -275,7 +275,7 @@ class Tracing:
             here = sum(len(self._environment.hub.members(key)) for key in publication.keys)
             not_traced = f", {len(self._records)} of them traced" if here > CONNECTIONS_MAX else ""
             presence = "who comes and leaves, " if publication.kind == Kind.CHANGES else ""
-            self._on_push("arrived", publication, f"{presence}{_count(here, 'connection')} here{not_traced}")
+            self._on_push("arrived", publication, f"{presence}{counted(here, 'connection')} here{not_traced}")
 
     # -- writes ------------------------------------------------------------------------
 
@@ -393,7 +393,7 @@ class Tracing:
 
     @_harmless
     def _on_dropped(self, connection: Connection, reason: str, messages: int) -> None:
-        self._add_of(connection, "dropped", f"{_count(messages, 'message')} in all: {reason}")
+        self._add_of(connection, "dropped", f"{counted(messages, 'message')} in all: {reason}")
 
     @_harmless
     def _on_note(self, note: Note) -> None:
@@ -418,7 +418,7 @@ class Tracing:
         stand = held(connection)
         names = ", ".join([*stand.events, *stand.channels][:_NAMES_SHOWN]) or "nothing yet"
         seconds = self._environment.clock() - stand.since_seconds
-        waits = f"; {_count(stand.queued_messages, 'message')} wait" if stand.queued_messages else ""
+        waits = f"; {counted(stand.queued_messages, 'message')} wait" if stand.queued_messages else ""
         return f"{max(0, seconds):,.0f} s ago {_whence(connection)}; for {names}{waits}"
 
     # -- to the broker -----------------------------------------------------------------
@@ -477,7 +477,7 @@ def _receivers(publication: Publication) -> str:
     key = publication.keys[0]
     if key == EVERYBODY:
         return "everybody"
-    return "a channel" if is_channel_key(key) else _count(len(publication.keys), "user")
+    return "a channel" if is_channel_key(key) else counted(len(publication.keys), "user")
 
 
 def _whence(connection: Connection) -> str:
@@ -486,12 +486,8 @@ def _whence(connection: Connection) -> str:
 
 def _waits(connection: TracedConnection) -> str:
     messages = 0 if connection.queue is None else len(connection.queue)
-    return f"{_count(messages, 'message')}, {connection.queued_bytes:,} bytes wait"
+    return f"{counted(messages, 'message')}, {connection.queued_bytes:,} bytes wait"
 
 
 def _size(frame: bytes) -> str:
-    return _count(len(frame), "byte")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return counted(len(frame), "byte")

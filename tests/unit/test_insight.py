@@ -65,8 +65,8 @@ def push(worker: int, seconds: float) -> Push:
     return Push(seconds, "push", "news", 5, 1, worker, "delivered", 1)
 
 
-def known(worker: int, connections: list[Held] | None = None, pushes: list[Push] | None = None, more: int = 0) -> Known:
-    return Known(worker=worker, connections=connections or [], connections_left_out=more, pushes=pushes or [])
+def known(connections: list[Held] | None = None, pushes: list[Push] | None = None, more: int = 0) -> Known:
+    return Known(connections=connections or [], connections_left_out=more, pushes=pushes or [])
 
 
 def note(broker: Broker, link: FakeLink, *notes: Note) -> None:
@@ -100,9 +100,9 @@ def test_why_gathers_from_all_workers() -> None:
     broker = Broker()
     one, two = broker.join(1), broker.join(2)
     answers = ask(broker, ask="why", user="jack")
-    assert reply(broker, one, known(1, [held(1, since=20)], [push(1, 50)])) == ["why", "jack"]
+    assert reply(broker, one, known([held(1, since=20)], [push(1, 50)])) == ["why", "jack"]
     assert answers == []
-    reply(broker, two, known(2, [held(2, since=10)], [push(2, 40), push(2, 60)], more=3))
+    reply(broker, two, known([held(2, since=10)], [push(2, 40), push(2, 60)], more=3))
     (answer,) = answers
     report = msgspec.convert(answer, Why)
     assert (report.user, report.workers, report.missing) == ("jack", 2, 0)
@@ -118,7 +118,7 @@ def test_why_counts_the_missing() -> None:
     broker = Broker()
     one, _ = broker.join(1), broker.join(2)
     answers = ask(broker, ask="why", user="jack")
-    reply(broker, one, known(1, [held(1)]))
+    reply(broker, one, known([held(1)]))
     broker.wait(ANSWER_SECONDS - 0.001)
     assert answers == []
     broker.wait(0.001)
@@ -134,7 +134,7 @@ def test_why_without_workers() -> None:
     broker.say(link, bus.GOODBYE)
     broker.router.on_closed(link)
     report = why(broker)
-    assert (report.workers, report.missing, [each.kind for each in report.notes]) == (0, 0, ["opened"])
+    assert (report.workers, report.missing, [each.kind for each in report.notes]) == (0, 0, ["opened", "closed"])
 
 
 def test_why_is_bounded() -> None:
@@ -145,7 +145,7 @@ def test_why_is_bounded() -> None:
     note(broker, links[0], *(opened(1, seconds=WALL_SECONDS + number) for number in range(100)))
     for worker, link in enumerate(links, 1):
         connections = [held(worker, since=number, number=number) for number in range(CONNECTIONS_TOLD)]
-        reply(broker, link, known(worker, connections, [push(worker, n) for n in range(PUSHES_TOLD)], more=1000))
+        reply(broker, link, known(connections, [push(worker, n) for n in range(PUSHES_TOLD)], more=1000))
     report = msgspec.convert(answers[0], Why)
     assert len(report.connections) == CONNECTIONS_TOLD and report.connections[-1].since_seconds == CONNECTIONS_TOLD - 1
     assert report.connections_left_out == 2000 + CONNECTIONS_TOLD
@@ -155,7 +155,7 @@ def test_why_is_bounded() -> None:
 
 
 def test_why_fits_the_control_socket() -> None:
-    """Of many connections with many long names as many are told as one answer can bring, the newest; all are counted."""
+    """Of many connections with many long names as many are told as one answer brings, the newest; all are counted."""
     broker = Broker()
     link = broker.join(1)
     names = [f"{number:0100}" for number in range(50)]
@@ -164,7 +164,7 @@ def test_why_fits_the_control_socket() -> None:
         for number in range(CONNECTIONS_TOLD)
     ]
     answers = ask(broker, ask="why", user="jack")
-    reply(broker, link, Known(worker=1, connections=connections, connections_left_out=3, pushes=[]))
+    reply(broker, link, Known(connections=connections, connections_left_out=3, pushes=[]))
     why = msgspec.convert(answers[0], Why)
     assert len(orjson.dumps(answers[0])) <= TOLD_BYTES_MAX
     assert why.connections == connections[-len(why.connections) :] and why.connections
@@ -208,6 +208,21 @@ def test_notes_grow_old() -> None:
 
 
 # -- Workers that end ---------------------------------------------------------------
+
+
+def test_a_drained_worker_leaves_no_connection_open() -> None:
+    """Ends that it has left out, because there were too many in a second, are noted when it goes; the others once."""
+    broker = Broker()
+    broker.join(1)
+    link = broker.join(2, NEWS)
+    closed = Note(20, "closed", "anne", 2, "id-2-1", code=1012, reason="server is restarting", by="server")
+    note(broker, link, opened(2), opened(2, "anne"), closed)
+    broker.say(link, bus.GOODBYE)
+    broker.router.on_closed(link)
+    report = why(broker)
+    assert (report.lost, [each.kind for each in report.notes]) == ([], ["opened", "closed"])
+    assert (report.notes[-1].code, report.notes[-1].by) == (1012, "server")
+    assert why(broker, "anne").notes[1:] == [closed]
 
 
 @pytest.mark.parametrize("order", ["link", "supervisor"])
@@ -428,7 +443,7 @@ def test_an_answer_that_fails_does_no_harm(when: str, monkeypatch: pytest.Monkey
         patch.setattr(insights, "findings", lambda _: 1 / 0)
         answers = ask(broker, ask="why", user="jack")
         if when == "answered":
-            reply(broker, link, known(1))
+            reply(broker, link, known())
         else:
             broker.wait(ANSWER_SECONDS)
     assert answers == [{"error": "the broker could not answer: ZeroDivisionError"}]
@@ -457,7 +472,7 @@ def test_questions_of_several_are_kept_apart() -> None:
     broker.say(two, bus.INSIGHT, 5, b'{"ask":"why","user":"jill"}')
     for number, body in one.take(bus.INQUIRE):
         assert orjson.loads(body)[0] == "why"
-        broker.say(one, bus.FOUND, number, msgspec.json.encode(known(1)))
+        broker.say(one, bus.FOUND, number, msgspec.json.encode(known()))
     assert one.take(bus.ANSWER) == []
     broker.router.on_closed(two)
     ((request, answer),) = one.take(bus.ANSWER)

@@ -406,11 +406,11 @@ def test_what_a_worker_knows_of_a_user() -> None:
             left: list[str] = []
             orders = Orders(shared, cast(Any, None), cast(Any, None), lambda: left.append("notes"))
             known = msgspec.json.decode(orders.answer(b'["why","jack"]'), type=insight.Known)
-            assert (known.worker, known.connections, known.connections_left_out) == (1, [held(connection)], 0)
+            assert (known.connections, known.connections_left_out) == ([held(connection)], 0)
             assert [(push.event, push.outcome) for push in known.pushes] == [("news", "delivered")]
             assert left == ["notes"]
             nobody = msgspec.json.decode(orders.answer(b'["why","jac"]'), type=insight.Known)
-            assert nobody == insight.Known(worker=1, connections=[], connections_left_out=0, pushes=[])
+            assert nobody == insight.Known(connections=[], connections_left_out=0, pushes=[])
             shared.connections.update(dict.fromkeys(range(-CONNECTIONS_TOLD - 2, 0), connection))
             many = msgspec.json.decode(orders.answer(b'["why","jack"]'), type=insight.Known)
             assert (len(many.connections), many.connections_left_out) == (CONNECTIONS_TOLD, 3)

@@ -310,11 +310,11 @@ def test_outcomes(sent: int, unconfirmed: int, outcome: str) -> None:
 def test_what_went_well_pushes_out_nothing_else(clock: Clock) -> None:
     """However many pushes are delivered to others, the one that nobody took is still told, in order of time."""
     notebook = make(remember_pushes=100)
-    remember(notebook, NEWS, sent=0, event="first")
+    remember(notebook, user_key("jack", "first"), sent=0)
     for number in range(5000):
         clock.now += 0.001
         remember(notebook, user_key(f"user-{number}", "news"))
-    remember(notebook, NEWS, event="last")
+    remember(notebook, user_key("jack", "last"))
     assert [(push.event, push.outcome) for push in notebook.pushes("jack")] == [
         ("first", "nobody"), ("last", "delivered"),
     ]  # fmt: skip
@@ -326,7 +326,7 @@ def test_a_push_that_nobody_took_is_told_among_many_that_went_well(clock: Clock)
     notebook = make()
     for number in range(30):
         clock.now += 1
-        remember(notebook, NEWS, sent=0, event=f"lost-{number}")
+        remember(notebook, user_key("jack", f"lost-{number}"), sent=0)
     for _ in range(30):
         clock.now += 1
         remember(notebook, NEWS)
@@ -339,8 +339,8 @@ def test_memory_is_bounded() -> None:
     """[admin] remember_pushes of each kind; less after a reload, and then the newest."""
     notebook = make(remember_pushes=200)
     for number in range(1000):
-        remember(notebook, NEWS, event=f"event-{number}")
-        remember(notebook, NEWS, event=f"event-{number}", sent=0)
+        remember(notebook, user_key("jack", f"event-{number}"))
+        remember(notebook, user_key("jack", f"event-{number}"), sent=0)
     assert notebook.remembered == 400
     notebook.configure(Admin(remember_pushes=100))
     assert (len(notebook.delivered), len(notebook.undelivered)) == (100, 100)
@@ -359,8 +359,8 @@ def test_pushes_to_many_users_are_bounded_by_their_keys(clock: Clock) -> None:
     notebook = make(remember_pushes=200)
     remember(notebook, NEWS)
     for number in range(100):
-        keys = [user_key(f"user-{number}-{each}", "news") for each in range(3000)]
-        remember(notebook, *keys, event=f"many-{number}")
+        keys = [user_key(f"user-{number}-{each}", f"many-{number}") for each in range(3000)]
+        remember(notebook, *keys)
     assert len(notebook.to_many) == KEYS_REMEMBERED // 3000
     assert [push.event for push in notebook.pushes("user-99-2999")] == ["many-99"]
     assert notebook.pushes("user-0-0") == [] and len(notebook.pushes("jack")) == 1
@@ -377,7 +377,7 @@ def test_the_last_ones_are_told(clock: Clock) -> None:
     notebook = make()
     for number in range(100):
         clock.now += 1
-        remember(notebook, NEWS, event=f"event-{number}", sent=number % 2)
+        remember(notebook, user_key("jack", f"event-{number}"), sent=number % 2)
     told = notebook.pushes("jack")
     assert [push.event for push in told] == [f"event-{number}" for number in range(100 - PUSHES_TOLD, 100)]
 
