@@ -75,7 +75,7 @@ WORKER_METRICS: dict[str, Metric] = {
     ),
     "pushes_remembered": Metric(
         "fastpush_pushes_remembered", "gauge", "pushes",
-        "Pushes that `fastpush why` can tell of ([admin] remember_pushes bounds it).",
+        "Pushes that `fastpush why` can tell of ([admin] remember_pushes: so many delivered, and as many others).",
     ),
     "gathering": Metric(
         "fastpush_messages_per_write", "gauge", "messages", "Gathering factor of the last second; 0: nothing written."

@@ -88,6 +88,8 @@ def end_of(note: Note) -> Cause:
     """Tell why a connection was closed."""
     if note.by == "back-end":
         return DROPPED
+    if note.by == "client":  # whatever code it gave: those below are what this server means by them
+        return LEFT
     return _ENDS_BY_REASON.get(note.reason) or _ENDS.get(note.code) or Cause("its application ended it")
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from fastpush.broker.causes import LEFT, SLOW, STOPPED, Cause, drop_cause, end_of, push_advice, refusal_of
 from fastpush.errors import CloseCode
 from fastpush.protocol.client import DisconnectCode, reconnects
-from fastpush.protocol.insight import Held, Note, Push, Why, counted
+from fastpush.protocol.insight import Held, Note, Push, Why, counted, cut
 
 Entry = TypeVar("Entry")
 
@@ -72,7 +72,7 @@ class Case:
 
     def __init__(self, why: Why) -> None:
         self.why = why
-        self.user = f"user {quoted(why.user)}"
+        self.user = f"user {quoted(cut(why.user))}"
         self.held = [held for held in why.connections if held.state not in _ENDING_STATES]
         self.is_here = bool(self.held)
         killed = {(lost.worker, lost.seconds) for lost in why.lost}  # those are told of by worker
@@ -509,8 +509,8 @@ def behind(case: Case) -> Iterator[Finding]:
 
 
 RULES: tuple[Callable[[Case], Iterable[Finding]], ...] = (
-    incomplete, unknown, ended, killed, refused, strangers, unnoted, not_taken, unread, unconfirmed, elsewhere, away, dropped,
-    behind, well,
+    incomplete, unknown, ended, killed, refused, strangers, unnoted, not_taken, unread, unconfirmed, elsewhere, away,
+    dropped, behind, well,
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from fastpush.broker.diagnosis import findings
 from fastpush.broker.inquiries import Inquiries, Inquiry
 from fastpush.broker.peer import NO_LINK, Peer
 from fastpush.config import Config
-from fastpush.errors import CloseCode, FastpushError
+from fastpush.errors import FastpushError
 from fastpush.protocol import bus
 from fastpush.protocol.control import TOLD_BYTES_MAX
 from fastpush.protocol.insight import (
@@ -36,7 +36,7 @@ from fastpush.protocol.insight import (
     told_pushes,
 )
 from fastpush.protocol.push import channel_key, is_user_key, parse_user_key
-from fastpush.state.journal import Journal, LostWorkers
+from fastpush.state.journal import DRAINED, KILLED, Journal, LostWorkers
 from fastpush.state.series import Series
 from fastpush.state.sessions import Login, Sessions
 
@@ -128,12 +128,11 @@ class Insight:
         """A worker that had subscribers for these keys has ended without a drain."""
         now = self._wall_clock()
         users = {parse_user_key(key)[0] for key in keys if is_user_key(key)}
-        self._lost.add(worker, now, users | self._journal.end_worker(worker, now))
+        self._lost.add(worker, now, users | self._journal.end_worker(worker, now, KILLED))
 
     def on_drained(self, worker: int) -> None:
         """A worker has ended after a drain. Of too many connections in one second it has not noted every end."""
-        now = self._wall_clock()
-        self._journal.end_worker(worker, now, CloseCode.SERVICE_RESTART, "server is restarting", "server")
+        self._journal.end_worker(worker, self._wall_clock(), DRAINED)
 
     def end_second(self) -> None:
         """Measure the host, forget what is too old, and tell who watches."""

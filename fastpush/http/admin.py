@@ -298,7 +298,6 @@ class AdminPages:
             {
                 "csrf": asked.csrf,
                 "actions": admin.actions,
-                "show_messages": admin.show_messages,
                 "version": __version__,
                 "host": socket.gethostname(),
             }

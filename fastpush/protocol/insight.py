@@ -75,7 +75,8 @@ class Note(msgspec.Struct, array_like=True, frozen=True):
 class Push(msgspec.Struct, array_like=True, frozen=True):
     """A push that was addressed to a user, and what became of it.
 
-    seconds: when it was answered.  source: "push", "push all", or "application".  event: "" of an application's own.
+    seconds: when it was answered.  source: "push" or "application"; " all" stands behind it where it was to everybody.
+    event: with which, of an application's own its path.
     size_bytes: of the message.  users: how many it was addressed to; 0: everybody.  worker: that took it.
     outcome: "delivered"; "nobody": no connection wanted it; "unconfirmed": `unconfirmed` workers did not count in time,
     so more may have got it than `sent` says. What was refused is among the notes.

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from fastpush.errors import CloseCode
 from fastpush.protocol.insight import NOTES_TOLD, STRANGERS_TOLD, Lost, Note
 
 CLAIMED_TOLD = 10  # of a user
@@ -20,7 +21,18 @@ LOST_WORKERS_MAX = 16
 LOST_USERS_MAX = 200_000  # of all of them
 _CLAIMED_SHARE = 10
 _EXPIRED_MAX = 2000  # in one call: a few milliseconds
-_NO_CLOSE_FRAME = 1006
+
+
+class WorkerEnd(NamedTuple):
+    """What is noted of connections that end with their worker; see Note."""
+
+    code: int
+    reason: str
+    by: str
+
+
+KILLED = WorkerEnd(1006, "worker ended", "network")
+DRAINED = WorkerEnd(CloseCode.SERVICE_RESTART, "server is restarting", "server")
 
 
 class Journal:
@@ -66,12 +78,8 @@ class Journal:
         self._known.expire(oldest_seconds)
         self._claimed.expire(oldest_seconds)
 
-    def end_worker(
-        self, worker: int, seconds: float, code: int = _NO_CLOSE_FRAME, reason: str = "worker ended", by: str = "network"
-    ) -> set[str]:
+    def end_worker(self, worker: int, seconds: float, end: WorkerEnd) -> set[str]:
         """Note the end of each connection that seems to be open on a worker which has ended; return their users.
-
-        code, reason, by: of these ends, see Note.
 
         Cost: a look at every note; such ends are rare.
         """
@@ -84,7 +92,7 @@ class Journal:
         for note in opened.values():
             self.add(
                 Note(
-                    seconds, "closed", note.user, worker, note.connection, note.path, note.peer, code, reason, by,
+                    seconds, "closed", note.user, worker, note.connection, note.path, note.peer, *end,
                 )
             )  # fmt: skip
         return {user for user, _ in opened}

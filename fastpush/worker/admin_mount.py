@@ -43,7 +43,7 @@ SEND_QUEUE_BYTES = 4 * 1024 * 1024  # an hour's figures, and then some
 _WRONG = 'send {"trace": {"user": U} or {"channel": C}, "seconds": S} or {"untrace": I}'
 
 
-class Operator:
+class OpenPage:
     """What a page's connection has as its data.
 
     session: its id.  work: what is under way for it, and ends with it.  traces: those of it that read one, by id.
@@ -72,8 +72,8 @@ class AdminLive(Application):
         match _read(data):
             case {"trace": {"user": str(name)} | {"channel": str(name)} as target, **more} if name and len(target) == 1:
                 await self._trace(connection, target, more.get("seconds", TRACE_SECONDS))
-            case {"untrace": str(number)} if number in _operator(connection).traces:
-                _operator(connection).traces[number].cancel()
+            case {"untrace": str(number)} if number in _page(connection).traces:
+                _page(connection).traces[number].cancel()
                 await self._ask(ask="untrace", trace=number)
             case {"untrace": str()}:
                 pass  # it has come to its end meanwhile
@@ -81,7 +81,7 @@ class AdminLive(Application):
                 _send(connection, {"error": _WRONG})
 
     async def on_close(self, connection: Connection, code: int, reason: str) -> None:
-        operator = _operator(connection)
+        operator = _page(connection)
         traces = list(operator.traces)
         for task in operator.work:
             task.cancel()
@@ -102,14 +102,14 @@ class AdminLive(Application):
         """Close the connection when its session has ended; while nobody can tell, it stays."""
         while connection.is_open:
             await asyncio.sleep(CHECK_SECONDS)
-            answer = await self._ask(ask="session", session=_operator(connection).session)
+            answer = await self._ask(ask="session", session=_page(connection).session)
             if "refused" in answer:
                 connection.close(CloseCode.TOKEN_REJECTED, "the session has ended")
 
     # -- traces --------------------------------------------------------------------
 
     async def _trace(self, connection: Connection, target: dict[str, str], seconds: Any) -> None:
-        traces = _operator(connection).traces
+        traces = _page(connection).traces
         if len(traces) >= TRACES_MAX:
             _send(connection, {"error": f"{TRACES_MAX} traces are open here already: stop one first"})
             return
@@ -152,7 +152,7 @@ class AdminLive(Application):
     def _spawn(connection: Connection, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have something go on as long as the connection is open; a worker that drains does not wait for it."""
         task = asyncio.get_running_loop().create_task(work)
-        tasks = _operator(connection).work
+        tasks = _page(connection).work
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         task.add_done_callback(_log_failure)
@@ -194,7 +194,7 @@ class AdminHandshake(Handshake):
     def _hand_over(self, mount: Mount) -> tuple[OwnConnection, bytes] | None:
         taken = super()._hand_over(mount)
         if taken is not None:
-            taken[0].data = Operator(self._session)
+            taken[0].data = OpenPage(self._session)
         return taken
 
     def _answer(self, error: RequestError) -> RequestError:
@@ -220,8 +220,8 @@ class AdminMount(Mount):
         )
 
 
-def _operator(connection: Connection) -> Operator:
-    return cast(Operator, connection.data)
+def _page(connection: Connection) -> OpenPage:
+    return cast(OpenPage, connection.data)
 
 
 def _read(data: str | bytes) -> Any:

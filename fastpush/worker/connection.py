@@ -22,7 +22,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from enum import IntEnum
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastpush.applications.interface import Request
 from fastpush.errors import CloseCode, ConnectionClosed, ProtocolViolation
@@ -108,6 +108,9 @@ class Connection(Sender):
         "wants_confirm",
     )
 
+    unannounced: ClassVar[tuple[str, str]] = ("no close frame", "network")
+    """Why its client has ended the TCP connection without a word, and who has: see insight.Note."""
+
     def __init__(self, environment: "Environment", mount: "Mount", peer: str, headers: Mapping[str, str]) -> None:
         self.environment = environment
         self.mount = mount
@@ -153,7 +156,7 @@ class Connection(Sender):
     def user(self, user: str) -> None:
         if self.groups and user != self._user:
             raise AttributeError("the user of a connection cannot be changed: its token says who it is")
-        is_first = user and not self._user
+        is_first = user and not self._user and self.is_open  # one that has ended would be noted as open for ever
         self._user = user
         if is_first:
             self.environment.notebook.opened(self)
@@ -315,7 +318,7 @@ class Connection(Sender):
     def eof_received(self) -> bool:
         """The client has closed its end of the TCP connection: without a close frame it is gone."""
         if self.state == State.OPEN:
-            self._leave(_NO_CLOSE_FRAME, "no close frame", "network")
+            self._leave(_NO_CLOSE_FRAME, *self.unannounced)
             self._give_up_queue("lost")
         return False
 
@@ -638,8 +641,8 @@ class Connection(Sender):
         """The TCP connection is gone: forget everything about it, whatever the way."""
         environment = self.environment
         if self.state == State.OPEN:
-            reason = getattr(exc, "strerror", None) or "no close frame"
-            self._leave(_NO_CLOSE_FRAME, reason, "network")
+            error = getattr(exc, "strerror", None)
+            self._leave(_NO_CLOSE_FRAME, *((error, "network") if error else self.unannounced))
         self.state = State.CLOSED
         environment.wheel.cancel(self)
         environment.connections.pop(self.serial, None)

@@ -15,7 +15,7 @@ import logging
 import random
 import socket
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import orjson
 
@@ -89,6 +89,8 @@ class EventStream(Connection):
         times = self.mount.times
         _limit_unacknowledged(transport, (times.ping_interval + times.pong_timeout) * TICK_SECONDS)
         self._own(transport, b"%bretry: %d\n\n" % (head, retry_ms))
+
+    unannounced: ClassVar[tuple[str, str]] = ("", "client")  # who reads a stream has no other way to leave
 
     @property
     def has_begun(self) -> bool:

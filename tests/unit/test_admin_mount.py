@@ -9,7 +9,7 @@ import pytest
 
 from fastpush.errors import ConnectionClosed, RequestError
 from fastpush.worker import admin_mount
-from fastpush.worker.admin_mount import TRACES_MAX, AdminLive, Operator
+from fastpush.worker.admin_mount import TRACES_MAX, AdminLive, OpenPage
 
 EVENT = [1, 0.0, "broker", "ordered", 7, 0.1, "e", "", ""]
 
@@ -18,7 +18,7 @@ class Page:
     """A page's connection. room: set while it takes more."""
 
     def __init__(self) -> None:
-        self.data = Operator("the id of a session")
+        self.data = OpenPage("the id of a session")
         self.sent: list[dict[str, Any]] = []
         self.code = 0
         self.room = asyncio.Event()

@@ -67,6 +67,12 @@ def test_never_connected() -> None:
     assert f"since {clock(3000)} (50 min ago); nothing older is known" in text
 
 
+def test_a_long_user_is_named_in_short() -> None:
+    """A finding stays a sentence, and a report small, whoever is asked for."""
+    (text,) = said(why(user="x" * 60_000))
+    assert text.startswith('User "xxxx') and len(text) < 600
+
+
 def test_all_well() -> None:
     """Who is connected and gets its pushes is said to, with the last one."""
     (text,) = said(why(connections=[held()], pushes=[push(50), push(9, sent=1)]))
@@ -327,9 +333,17 @@ def test_strangers(told: dict[str, Any], words: str, advice: str) -> None:
         assert part in second
 
 
+@pytest.mark.parametrize("code", [1005, 1011, 1012, 3005, 3008, 4502])
+def test_a_client_says_nothing_about_the_server(code: int) -> None:
+    """The code that a client gives when it leaves is told, and never taken for what this server says with it."""
+    texts = said(why(notes=[note("opened", 30, "a"), note("closed", 9, "a", code=code, by="client")]))
+    assert f"was closed by the client at {clock(9)} (9.0 s ago), with {code}: the client has left." in texts[0]
+
+
 def test_what_was_left_out_is_no_refusal() -> None:
     """That a worker had too much to note is said of who is away, as what it is; who is here has no use for it."""
-    missing = note("refused", 9, user="", path="", peer="", worker=7, reason="23 more notes within a second were left out")
+    reason = "23 more notes within a second were left out"
+    missing = note("refused", 9, user="", path="", peer="", worker=7, reason=reason)
     texts = said(why(strangers=[missing, missing]))
     assert len(texts) == 2 and not any("was refused on this host" in text for text in texts)
     assert f"So much happened at {clock(9)} (9.0 s ago), 2 times since {clock(9)} that worker-7 did not" in texts[1]

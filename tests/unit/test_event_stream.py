@@ -249,6 +249,25 @@ def test_another_position_stands_where_it_was_told(wires: list[Wire]) -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(None, ("", "client")), (ConnectionResetError(104, "reset by peer"), ("reset by peer", "network"))],
+)
+def test_a_reader_that_leaves(wires: list[Wire], error: Exception | None, told: tuple[str, str]) -> None:
+    """Streams have no close frames: a client that ends one has left, and nothing has cut it off."""
+
+    def scenario() -> None:
+        made = environment()
+        stream, _ = opened(made)
+        made.connections[stream.serial] = stream
+        stream.user = "jack"
+        stream.connection_lost(error)
+        note = made.notebook.notes[-1]
+        assert (note.kind, note.code, note.reason, note.by) == ("closed", 1006, *told)
+
+    run(scenario)
+
+
 def test_the_end_comes_behind_what_was_sent(wires: list[Wire]) -> None:
     """A stream that is closed is given all that it was sent; one that is too slow only what it has been given."""
 

@@ -215,7 +215,7 @@ def test_a_drained_worker_leaves_no_connection_open() -> None:
     broker = Broker()
     broker.join(1)
     link = broker.join(2, NEWS)
-    closed = Note(20, "closed", "anne", 2, "id-2-1", code=1012, reason="server is restarting", by="server")
+    closed = Note(WALL_SECONDS + 100, "closed", "anne", 2, "id-2-1", code=1012, reason="restarting", by="server")
     note(broker, link, opened(2), opened(2, "anne"), closed)
     broker.say(link, bus.GOODBYE)
     broker.router.on_closed(link)

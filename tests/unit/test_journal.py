@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastpush.protocol.insight import NOTES_TOLD, STRANGERS_TOLD, Lost, Note, NoteKind
 from fastpush.state import journal as module
-from fastpush.state.journal import CLAIMED_TOLD, LOST_USERS_MAX, LOST_WORKERS_MAX, Journal, LostWorkers
+from fastpush.state.journal import CLAIMED_TOLD, KILLED, LOST_USERS_MAX, LOST_WORKERS_MAX, Journal, LostWorkers
 
 HOUR = 3600.0
 KNOWN_TOLD = NOTES_TOLD - CLAIMED_TOLD
@@ -154,14 +154,14 @@ def test_the_end_of_a_killed_worker_is_noted_of_its_open_connections() -> None:
     journal.add(note(5, "cid", "opened", connection="c1", worker=2))
     journal.add(note(6, "dan", "opened", connection="d1"))
     journal.add(note(7, "dan", "closed", connection="d1"))
-    assert journal.end_worker(1, 9) == {"ann", "bob"}
+    assert journal.end_worker(1, 9, KILLED) == {"ann", "bob"}
     assert journal.of("ann", 10)[-1] == Note(
         9, "closed", "ann", 1, "a1", "/ws", "192.0.2.1", 1006, "worker ended", "network"
     )
     assert [(told.kind, told.connection) for told in journal.of("bob", 10)[-2:]] == [("opened", "b2"), ("closed", "b2")]
     assert len(journal.of("cid", 10)) == 1
     assert len(journal.of("dan", 10)) == 2
-    assert journal.end_worker(1, 10) == set()
+    assert journal.end_worker(1, 10, KILLED) == set()
 
 
 def test_a_killed_worker_ends_in_a_full_journal() -> None:
@@ -169,7 +169,7 @@ def test_a_killed_worker_ends_in_a_full_journal() -> None:
     journal = Journal(100, HOUR)
     for number in range(90):
         journal.add(note(number, f"user {number}", "opened", connection=str(number)))
-    assert len(journal.end_worker(1, 100)) == 90
+    assert len(journal.end_worker(1, 100, KILLED)) == 90
     assert len(journal) == 90
     assert [told.kind for told in journal.of("user 0", 100)] == ["closed"]
 

@@ -277,6 +277,19 @@ def test_a_user_is_noted_once() -> None:
     run(scenario())
 
 
+def test_a_user_that_becomes_known_after_the_end_is_not_noted() -> None:
+    """An application may find out late who it was: what is noted as opened is closed some time."""
+
+    async def scenario() -> None:
+        shared = environment()
+        async with applied(Application, shared) as (connection, _):
+            connection.close()
+            connection.user = "jack"
+            assert shared.notebook.notes == []
+
+    run(scenario())
+
+
 # -- Pushes -------------------------------------------------------------------------
 
 
