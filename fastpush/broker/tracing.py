@@ -120,6 +120,8 @@ class Tracing:
 
     def on_killed(self, worker: int, keys: Iterable[bytes]) -> None:
         """A worker that had subscribers for these keys has ended without a drain."""
+        if not self._targets:
+            return
         for trace in {trace for key in keys for trace in self._targets.of_keys((key,)) if key != EVERYBODY}:
             detail = f"worker-{worker} was lost with all its connections; their clients connect again"
             self._outbox.add((trace,), self._clock(), "closed", detail=detail)

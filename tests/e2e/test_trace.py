@@ -40,6 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "application": [application("Broadcast", anonymous="no")],
         "channels.room": {"subscribe": "users", "presence": True},
         "channels.drops": {"subscribe": "users", "slow_policy": "drop-oldest"},
+        "admin": {"trace_events_per_second": 10_000},  # nothing is left out, however fast the machine is
     }
     running = Server(tmp_path_factory.mktemp("trace"), workers=2, sections=sections(**more))
     yield running
