@@ -596,7 +596,7 @@ class Admin(Section, frozen=True):
     ] = 3600
     remember_notes: Annotated[
         int,
-        setting("Most such notes of this host, of all users; beyond it the oldest are forgotten.", ge=100, le=1000000),
+        setting("Most such notes of this host, of all users; beyond it the oldest are forgotten.", ge=100, le=200000),
     ] = 20000
     remember_pushes: Annotated[
         int,

@@ -7,11 +7,11 @@ what did not, and those to many users apart from both: their routing keys are mo
 """
 
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from heapq import nlargest
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fastpush.config import Admin
 from fastpush.errors import RequestError, TokenRejected
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fastpush.worker.sending import Sender
 
 NOTES_A_SECOND = 2000  # a drain closes half as many; more are left out, and counted
-REFUSALS_A_SECOND = 100  # of clients that nobody has let in: they cost a flood nothing
+REFUSALS_A_SECOND = 100  # of users, of back-ends, and of strangers each, so that a flood of one hides no other
 FEW_USERS = 10  # a push to more of them is one to many
 KEYS_REMEMBERED = 100_000  # of all pushes to many users: 7 MB, and 7 ms to look through
 _BUSY_PUSHES = 500  # looked at to find the busiest: a millisecond
@@ -72,7 +72,7 @@ class Notebook:
         self.shows_messages = admin.show_messages
         self.notes: list[Note] = []
         self.left_out = 0
-        self._refusals = 0
+        self._refusals: Counter[str] = Counter()
 
     def configure(self, admin: Admin) -> None:
         """Remember by these settings from now on."""
@@ -109,7 +109,7 @@ class Notebook:
         user, is_claimed = connection.user, False
         if not user and isinstance(error, TokenRejected):
             user, is_claimed = error.user, error.is_claimed
-        if self._may_refuse():
+        if self._may_refuse("user" if user and not is_claimed else "stranger"):
             reason = cut(str(error))
             self._note(
                 "refused", connection, user=user, code=code, reason=reason, what=cut(what), is_claimed=is_claimed
@@ -122,7 +122,7 @@ class Notebook:
         is_claimed = False
         if not user and isinstance(error, TokenRejected):
             user, is_claimed = error.user, error.is_claimed
-        if self._may_refuse():
+        if self._may_refuse("user" if user and not is_claimed else "stranger"):
             self.add(
                 Note(
                     time.time(), "refused", cut(user), self.number, path=cut(path), peer=peer, code=code,
@@ -133,7 +133,7 @@ class Notebook:
     def push_refused(self, error: RequestError, path: str, peer: str) -> None:
         """A push was not taken."""
         for user in error.users[:_USERS_NOTED] or ("",):
-            if self._may_refuse():
+            if self._may_refuse("back-end"):
                 what, reason = cut(error.event), cut(error.reason)
                 self.add(
                     Note(
@@ -150,9 +150,9 @@ class Notebook:
             )
         )  # fmt: skip
 
-    def _may_refuse(self) -> bool:
-        self._refusals += 1
-        if self._refusals <= REFUSALS_A_SECOND:
+    def _may_refuse(self, who: Literal["user", "back-end", "stranger"]) -> bool:
+        self._refusals[who] += 1
+        if self._refusals[who] <= REFUSALS_A_SECOND:
             return True
         self._leave_out()
         return False
@@ -174,7 +174,7 @@ class Notebook:
             reason = f"{self.left_out} more notes within a second were left out"
             self.notes.append(Note(time.time(), "refused", "", self.number, reason=reason))
             self.left_out = 0
-        self._refusals = 0
+        self._refusals.clear()
 
     # -- what is remembered ------------------------------------------------------------
 

@@ -121,20 +121,22 @@ def test_notes_of_a_second_are_bounded() -> None:
 
 
 def test_a_flood_of_refusals_leaves_room() -> None:
-    """Whoever is refused again and again fills REFUSALS_A_SECOND notes; what happens to users is still noted."""
+    """Strangers and back-ends that are refused again and again fill REFUSALS_A_SECOND notes each; what happens to users
+    is still noted.
+    """
     notebook = make()
     for _ in range(10 * NOTES_A_SECOND):
         notebook.refused(TokenRejected("empty"), 401, "/ws", "10.0.0.9")
         notebook.turned_down(connection(""), 0, RegistrationError("no JSON"))
         notebook.push_refused(RequestError(400, "illegal_request", "no JSON"), "/push", "10.0.0.9")
-    assert len(notebook.notes) == REFUSALS_A_SECOND
+    assert len(notebook.notes) == 2 * REFUSALS_A_SECOND
     notebook.opened(connection())
     assert notebook.notes[-1].kind == "opened"
     notebook.notes.clear()
     notebook.end_second()
     assert (
         notebook.notes[0].reason
-        == f"{30 * NOTES_A_SECOND - REFUSALS_A_SECOND} more notes within a second were left out"
+        == f"{30 * NOTES_A_SECOND - 2 * REFUSALS_A_SECOND} more notes within a second were left out"
     )
     notebook.refused(TokenRejected("empty"), 401, "/ws", "10.0.0.9")
     assert len(notebook.notes) == 2, "another second has room again"
@@ -177,6 +179,17 @@ def test_operators_are_no_clients() -> None:
     for path in ("/admin", "/admin/live"):
         notebook.refused(RequestError(401, "unauthorized", "log in at /admin"), 401, path, "10.0.0.1:5")
     assert not notebook.notes
+
+
+def test_a_flood_of_strangers_hides_no_user() -> None:
+    """Refusals of known users and of back-ends' pushes have places of their own."""
+    notebook = make()
+    for _ in range(2 * REFUSALS_A_SECOND):
+        notebook.refused(RequestError(403, "forbidden", "no"), 403, "/ws", "10.0.0.1:1")
+    notebook.refused(rejected("anne", is_claimed=False), 401, "/ws", "10.0.0.1:2")
+    notebook.push_refused(RequestError(413, "too_large", "no"), "/push", "10.0.0.1:3")
+    assert [(note.user, note.code) for note in notebook.notes[-2:]] == [("anne", 401), ("", 413)]
+    assert len(notebook.notes) == REFUSALS_A_SECOND + 2
 
 
 def test_a_refused_push_is_noted_for_its_users() -> None:
