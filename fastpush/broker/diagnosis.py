@@ -4,29 +4,35 @@
 
 A rule looks at one thing, and says nothing where that is not so. What a finding says stands in the report; what is
 only likely is said to be. Texts of clients stand in quotes, escaped where they hold what does not print, so that a
-finding may be shown anywhere. Times are this host's local ones. What codes mean: broker/causes.py.
+finding may be shown anywhere. Times are this host's local ones. What codes mean: broker/causes.py; a Case is of
+broker/case.py.
 """
 
 import difflib
-import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple, TypeVar
 
+from fastpush.broker.case import ENDING_SECONDS, Case, is_push, reached_nobody
 from fastpush.broker.causes import LEFT, SLOW, STOPPED, Cause, drop_cause, end_of, push_advice, refusal_of
+from fastpush.broker.words import (
+    answer_of,
+    capital,
+    length,
+    names_of,
+    on_path,
+    place_of,
+    quoted,
+    reason_of,
+    were,
+    with_event,
+)
 from fastpush.errors import CloseCode
 from fastpush.protocol.client import DisconnectCode, reconnects
-from fastpush.protocol.insight import Held, Note, Push, Why, counted, cut
+from fastpush.protocol.insight import Held, Note, Push, Why, counted
 
 Entry = TypeVar("Entry")
 
-_NAMES_SHOWN = 5
-_LENGTHS = ((172800, 86400, "days"), (7200, 3600, "h"), (120, 60, "min"))
-_PRECISE_SECONDS = 10
-_SAME_DAY_SECONDS = 43200  # what is older is told with its day
-_ENDING_SECONDS = 1  # a push that comes as a connection is closed is answered a little earlier
-_ENDING_STATES = {"closing", "closed"}
 _FRESH_TOKEN_CODES = {CloseCode.TOKEN_EXPIRED, DisconnectCode.EXPIRED, DisconnectCode.SUBSCRIPTION_EXPIRED}
 _WHO = {"client": "by the client", "server": "by this server", "back-end": "by your back-end"}
 
@@ -53,89 +59,6 @@ class Finding(NamedTuple):
     weight: Weight
     seconds: float
     text: str
-
-
-class Stay(NamedTuple):
-    """A time for which a connection of the user was open, as far as that is known."""
-
-    start: float
-    end: float
-
-
-class Case:
-    """A report, and what several rules ask of it.
-
-    user: in words.  held: its open connections; those that are being closed are none.  is_here: whether it has any.
-    refused: what clients were not let in for, or to.
-    not_taken: refused pushes.  events, channels: of its connections now.
-    """
-
-    def __init__(self, why: Why) -> None:
-        self.why = why
-        self.user = f"user {quoted(cut(why.user))}"
-        self.held = [held for held in why.connections if held.state not in _ENDING_STATES]
-        self.is_here = bool(self.held)
-        killed = {(lost.worker, lost.seconds) for lost in why.lost}  # those are told of by worker
-        closed = [note for note in why.notes if note.kind == "closed"]
-        self.closed = [note for note in closed if (note.worker, note.seconds) not in killed]
-        self.dropped = [note for note in why.notes if note.kind == "dropped"]
-        self.refused = [note for note in why.notes if note.kind == "refused" and not _is_push(note)]
-        self.not_taken = [note for note in why.notes if _is_push(note)]
-        self.events = sorted({event for held in self.held for event in held.events})
-        self.channels = sorted({channel for held in self.held for channel in held.channels})
-        self._stays = list(_stays(why))
-
-    @property
-    def last_end(self) -> float:
-        """When the last known connection ended; 0: none is known."""
-        return max([note.seconds for note in self.closed] + [lost.seconds for lost in self.why.lost], default=0.0)
-
-    @property
-    def last_delivered(self) -> Push | None:
-        """The last push that has reached the user, as far as can be told."""
-        return next((push for push in reversed(self.why.pushes) if push.sent and self._has_reached(push)), None)
-
-    def _has_reached(self, push: Push) -> bool:
-        is_for_it = push.users != 1 and (push.users == 0 or push.event in self.events)
-        return push.users == 1 or (is_for_it and self.was_here(push.seconds))
-
-    def was_here(self, seconds: float) -> bool:
-        """Tell whether the user had a connection at that time."""
-        return any(stay.start <= seconds <= stay.end for stay in self._stays)
-
-    def has_missed(self, push: Push) -> bool:
-        """Tell whether a push to the user alone came while it was not connected, or just as it was closed."""
-        if not _reached_nobody(push):
-            return False
-        return not self.was_here(push.seconds) or any(
-            0 <= note.seconds - push.seconds < _ENDING_SECONDS and push.event in note.what.split(", ")
-            for note in self.closed
-        )
-
-    def was_here_beside(self, seconds: float) -> bool:
-        """Tell whether a connection stayed when another one ended at that time."""
-        return any(stay.start <= seconds < stay.end for stay in self._stays)
-
-    def returned(self, seconds: float) -> float | None:
-        """Return when it next connected after that time."""
-        return min((stay.start for stay in self._stays if stay.start > seconds), default=None)
-
-    def is_last(self, seconds: float) -> bool:
-        """Tell whether what ended at that time is why the user is away."""
-        return not self.is_here and seconds >= self.last_end
-
-    def at(self, seconds: float) -> str:
-        """Return a time in words: 03:11:12 (5 s ago)."""
-        return f"{self.clock(seconds)} ({length(self.why.asked_seconds - seconds)} ago)"
-
-    def clock(self, seconds: float) -> str:
-        """Return a local time, with its day where that may be another one."""
-        is_recent = self.why.asked_seconds - seconds < _SAME_DAY_SECONDS
-        return time.strftime("%H:%M:%S" if is_recent else "%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-    def times(self, alike: Sequence[Note]) -> str:
-        """Return how often something happened, where it was more than once."""
-        return f", {len(alike)} times since {self.clock(alike[0].seconds)}" if len(alike) > 1 else ""
 
 
 def findings(why: Why) -> list[str]:
@@ -171,10 +94,10 @@ def unknown(case: Case) -> Iterator[Finding]:
         return
     opened = [note for note in why.notes if note.kind == "opened"]
     if opened:
-        text = f"{_capital(case.user)} connected at {case.at(opened[-1].seconds)}; how that ended is not known."
+        text = f"{capital(case.user)} connected at {case.at(opened[-1].seconds)}; how that ended is not known."
     else:
         text = (
-            f"{_capital(case.user)} is not connected, and no connection of it was opened, closed or refused on this "
+            f"{capital(case.user)} is not connected, and no connection of it was opened, closed or refused on this "
             f"host since {case.at(why.since_seconds)}; nothing older is known. Does its client run and come to this "
             "host, and does its token name exactly this user?"
         )
@@ -189,22 +112,22 @@ def well(case: Case) -> Iterator[Finding]:
     since = min(connection.since_seconds for connection in held)
     count = len(held) + case.why.connections_left_out
     oldest = ", the oldest one" if count > 1 else ""
-    text = f"{_capital(case.user)} is connected: {counted(count, 'connection')}{oldest} since {case.at(since)}"
+    text = f"{capital(case.user)} is connected: {counted(count, 'connection')}{oldest} since {case.at(since)}"
     text += f"{_registrations(case)}."
     if push is None:
         text += f" No push has reached it since {case.clock(case.why.since_seconds)}."
     else:
-        text += f" The last delivered push{_event(push.event)} came at {case.at(push.seconds)}: {_reach(push)}."
+        text += f" The last delivered push{with_event(push.event)} came at {case.at(push.seconds)}: {_reach(push)}."
         if not any(connection.queued_messages for connection in held):
             text += " Nothing waits for it here: what its client made of it only the client can tell."
     yield Finding(Weight.WELL, since, text)
 
 
 def _registrations(case: Case) -> str:
-    told = [f"registered for {_names(case.events)}"] if case.events else []
-    told += [f"in channel{'s'[: len(case.channels) > 1]} {_names(case.channels)}"] if case.channels else []
+    told = [f"registered for {names_of(case.events)}"] if case.events else []
+    told += [f"in channel{'s'[: len(case.channels) > 1]} {names_of(case.channels)}"] if case.channels else []
     if not told:
-        told = [f"at {_names(sorted({held.path for held in case.held}))}"]
+        told = [f"at {names_of(sorted({held.path for held in case.held}))}"]
     return f", {' and '.join(told)}"
 
 
@@ -229,7 +152,7 @@ def ended(case: Case) -> Iterator[Finding]:
         who = f" {_WHO[note.by]}" if note.by in _WHO else ""
         reason = f", {quoted(note.reason)}" if note.reason else ""
         text = (
-            f"A connection of {case.user}{_place(note)} was closed{who} at {case.at(note.seconds)}, with "
+            f"A connection of {case.user}{place_of(note)} was closed{who} at {case.at(note.seconds)}, with "
             f"{note.code}{reason}: {end.why}.{_lost(waited)}{_again(case, alike)}"
             f"{_return(case, note.seconds, note.code, end)}"
         )
@@ -271,7 +194,7 @@ def _return(case: Case, seconds: float, code: int = 1006, end: Cause | None = No
 def _missed(case: Case, seconds: float) -> int:
     """Count the pushes that reached nobody from that time on, until the user came back."""
     back = case.returned(seconds) or case.why.asked_seconds
-    return sum(case.has_missed(push) and seconds - _ENDING_SECONDS <= push.seconds <= back for push in case.why.pushes)
+    return sum(case.has_missed(push) and seconds - ENDING_SECONDS <= push.seconds <= back for push in case.why.pushes)
 
 
 def _expected(code: int, end: Cause | None) -> str:
@@ -296,7 +219,7 @@ def _again(case: Case, alike: Sequence[Note]) -> str:
 
 
 def _lost(waited: int) -> str:
-    return f" {counted(waited, 'message')} that waited for it {_were(waited)} not delivered." if waited else ""
+    return f" {counted(waited, 'message')} that waited for it {were(waited)} not delivered." if waited else ""
 
 
 # -- who was not let in ----------------------------------------------------------------
@@ -310,17 +233,17 @@ def refused(case: Case) -> Iterator[Finding]:
     for alike in alike_by:
         note = alike[-1]
         cause = refusal_of(note)
-        who = f"A client whose token says {case.user}" if note.is_claimed else _capital(case.user)
+        who = f"A client whose token says {case.user}" if note.is_claimed else capital(case.user)
         wanted = f"did not get {quoted(note.what)}" if note.what else "was not let in"
         text = (
-            f"{who} {wanted} at {case.at(note.seconds)}{case.times(alike)}{_place(note)}, because {cause.why}"
-            f"{_answer(note)}. {cause.advice}"
+            f"{who} {wanted} at {case.at(note.seconds)}{case.times(alike)}{place_of(note)}, because {cause.why}"
+            f"{answer_of(note)}. {cause.advice}"
         )
         if note.is_claimed:
             text += " Nobody vouches for what that token says: it need not have been this user."
         back = case.returned(note.seconds)
         if back is not None:
-            text += f" {_capital(case.user)} was let in {length(back - note.seconds)} later."
+            text += f" {capital(case.user)} was let in {length(back - note.seconds)} later."
         is_without = note.what != "" and note.what not in case.events and note.what not in case.channels
         weight = Weight.ELSEWHERE if case.is_here and note.connection and is_without else Weight.PAST
         absent = Weight.STRANGERS if note.is_claimed else Weight.ABSENT
@@ -331,14 +254,14 @@ def strangers(case: Case) -> Iterator[Finding]:
     """Where no refusal tells why the user is away: clients whose user nobody knows."""
     if case.is_here or case.refused:
         return
-    found = [note for note in case.why.strangers if not _is_push(note) and note.seconds >= case.last_end]
+    found = [note for note in case.why.strangers if not is_push(note) and note.seconds >= case.last_end]
     clients = [note for note in found if not _is_left_out(note)]
     for alike in _grouped(clients, refusal_of):
         note, cause = alike[-1], refusal_of(alike[-1])
         peers = sorted({each.peer.rpartition(":")[0] for each in alike})
         text = (
             f"A client whose user is not known was refused on this host at {case.at(note.seconds)}{case.times(alike)}"
-            f"{_path(note)}, because {cause.why}{_answer(note)}; from {_names(peers, quote=False)}. "
+            f"{on_path(note)}, because {cause.why}{answer_of(note)}; from {names_of(peers, quote=False)}. "
             f"This may have been {case.user}. {cause.advice}"
         )
         yield Finding(Weight.STRANGERS, note.seconds, text)
@@ -365,19 +288,19 @@ def not_taken(case: Case) -> Iterator[Finding]:
     for alike in _grouped(case.not_taken, lambda note: note.code):
         note = alike[-1]
         text = (
-            f"A push to {case.user}{_event(note.what)} was refused at {case.at(note.seconds)}{case.times(alike)} with "
-            f"{note.code}{_reason(note)}. {push_advice(note)}"
+            f"A push to {case.user}{with_event(note.what)} was refused at {case.at(note.seconds)}{case.times(alike)} "
+            f"with {note.code}{reason_of(note)}. {push_advice(note)}"
         )
         yield Finding(_weight_of_push(case, note, Weight.LOST), note.seconds, text)
 
 
 def unread(case: Case) -> Iterator[Finding]:
     """Pushes that were refused before anybody knew for whom they were."""
-    for alike in _grouped(filter(_is_push, case.why.strangers), lambda note: note.code):
+    for alike in _grouped(filter(is_push, case.why.strangers), lambda note: note.code):
         note = alike[-1]
         text = (
             f"A push was refused at {case.at(note.seconds)}{case.times(alike)} with {note.code}, before anybody knew "
-            f"for whom it was{_reason(note)}. It may have been for {case.user}. {push_advice(note)}"
+            f"for whom it was{reason_of(note)}. It may have been for {case.user}. {push_advice(note)}"
         )
         yield Finding(_weight_of_push(case, note, Weight.DISTANT), note.seconds, text)
 
@@ -394,7 +317,7 @@ def unconfirmed(case: Case) -> Iterator[Finding]:
     if pushes:
         push = pushes[-1]
         text = (
-            f"The push{_event(push.event)} at {case.at(push.seconds)} was not counted in time by "
+            f"The push{with_event(push.event)} at {case.at(push.seconds)} was not counted in time by "
             f"{counted(push.unconfirmed, 'worker')} ([bus] confirm_ms): nobody knows whether {case.user} got it there. "
             "`fastpush top` shows workers that are behind."
         )
@@ -418,7 +341,7 @@ def elsewhere(case: Case) -> Iterator[Finding]:
 def _passed_by(case: Case, push: Push) -> bool:
     """Tell whether a push went past the user's connections."""
     if push.users == 1:
-        return _reached_nobody(push) and not case.has_missed(push)
+        return reached_nobody(push) and not case.has_missed(push)
     # Of a push to several nobody knows whom it reached: what the connections are registered for now has to tell.
     is_whole = not (case.why.connections_left_out or case.why.missing or any(map(_is_cut, case.held)))
     is_known = push.event in case.events or any(push.event == held.path for held in case.held)
@@ -429,19 +352,17 @@ def _is_told(case: Case, push: Push) -> bool:
     """Tell whether a missed push is counted where the end of a connection is told, and that the user came back."""
     back = case.returned(push.seconds)
     ends = [note.seconds for note in case.closed if end_of(note) is not LEFT] + [lost.seconds for lost in case.why.lost]
-    return back is not None and any(
-        case.returned(end) == back and end - _ENDING_SECONDS <= push.seconds for end in ends
-    )
+    return back is not None and any(case.returned(end) == back and end - ENDING_SECONDS <= push.seconds for end in ends)
 
 
 def _registered_for(case: Case, event: str) -> str:
     if event in case.events:
         return "It has registered for it since."
     if case.events:
-        return f"It is registered for {_names(case.events)}{_hint(event, case.events)}."
+        return f"It is registered for {names_of(case.events)}{_hint(event, case.events)}."
     if not case.is_here:
         before = next((note.what.split(", ") for note in reversed(case.closed) if note.what), [])
-        return f"Its last connection was registered for {_names(before)}{_hint(event, before)}." if before else ""
+        return f"Its last connection was registered for {names_of(before)}{_hint(event, before)}." if before else ""
     channels = " POST /api/publish reaches its channels, not POST /push." if case.channels else ""
     return f"It is registered for no event now.{channels}"
 
@@ -467,8 +388,8 @@ def away(case: Case) -> Iterator[Finding]:
     last, count = pushes[-1], len(pushes)
     text = (
         f"{counted(count, 'push', 'pushes')} to {case.user} came while it was not connected, and reached nobody, "
-        f"{'the last one ' if count > 1 else ''}at {case.at(last.seconds)}{_event(last.event)}. Pushes are not kept "
-        "for who is away; channels with history_messages keep theirs (docs/channels.md)."
+        f"{'the last one ' if count > 1 else ''}at {case.at(last.seconds)}{with_event(last.event)}. Pushes are not "
+        "kept for who is away; channels with history_messages keep theirs (docs/channels.md)."
     )
     back = case.returned(last.seconds)
     if back is not None:
@@ -486,8 +407,8 @@ def dropped(case: Case) -> Iterator[Finding]:
     for alike in _grouped(notes, lambda note: note.reason):
         note, messages = alike[-1], sum(each.messages for each in alike)
         text = (
-            f"{counted(messages, 'message')} for {case.user} {_were(messages)} dropped by {case.at(note.seconds)}"
-            f"{case.times(alike)}{_place(note)}: {drop_cause(note)}. {SLOW.advice.partition(', and slow_policy')[0]}."
+            f"{counted(messages, 'message')} for {case.user} {were(messages)} dropped by {case.at(note.seconds)}"
+            f"{case.times(alike)}{place_of(note)}: {drop_cause(note)}. {SLOW.advice.partition(', and slow_policy')[0]}."
         )
         yield Finding(Weight.LOST, note.seconds, text)
 
@@ -504,7 +425,7 @@ def behind(case: Case) -> Iterator[Finding]:
             )
             if held.dropped_messages:
                 gone = held.dropped_messages
-                text += f" {counted(gone, 'message')} {_were(gone)} dropped to make room for newer ones."
+                text += f" {counted(gone, 'message')} {were(gone)} dropped to make room for newer ones."
             yield Finding(Weight.BEHIND, case.why.asked_seconds, text)
 
 
@@ -515,10 +436,6 @@ RULES: tuple[Callable[[Case], Iterable[Finding]], ...] = (
 
 
 # -- what notes and pushes say ---------------------------------------------------------------
-
-
-def _is_push(note: Note) -> bool:
-    return note.kind == "refused" and note.by == "back-end"
 
 
 def _is_left_out(note: Note) -> bool:
@@ -532,85 +449,9 @@ def _is_cut(held: Held) -> bool:
     return held.keys > len(names) or any(name.endswith("…") for name in names)
 
 
-def _reached_nobody(push: Push) -> bool:
-    """Tell whether a push to one user alone has reached no connection."""
-    return push.users == 1 and push.outcome == "nobody"
-
-
-def _stays(why: Why) -> Iterator[Stay]:
-    """Give the times for which connections were open. A beginning that is forgotten was before all that is known."""
-    opened = {note.connection: note for note in why.notes if note.kind == "opened"}
-    ends = {note.connection: note.seconds for note in why.notes if note.kind == "closed"}
-    for held in why.connections:  # by message a client may say late who it is
-        if held.id not in ends:
-            yield Stay(opened[held.id].seconds if held.id in opened else held.since_seconds, float("inf"))
-    for connection, end in ends.items():
-        yield Stay(opened[connection].seconds if connection in opened else 0.0, end)
-    known = ends.keys() | {held.id for held in why.connections}
-    died = {lost.worker: lost.seconds for lost in why.lost}
-    unseen = float("inf") if why.missing or why.connections_left_out else 0.0  # it may be open still
-    for connection, note in opened.items():
-        if connection not in known:
-            yield Stay(note.seconds, died.get(note.worker, max(unseen, note.seconds)))
-
-
 def _grouped(entries: Iterable[Entry], key: Callable[[Entry], object]) -> list[list[Entry]]:
     """Return entries that are alike together, in their order."""
     groups: dict[object, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(key(entry), []).append(entry)
     return list(groups.values())
-
-
-# -- words -----------------------------------------------------------------------------------
-
-
-def quoted(text: str) -> str:
-    """Return `text` in quotes, escaped where it holds what does not print."""
-    return f'"{text}"' if text.isprintable() else json.dumps(text)
-
-
-def length(seconds: float) -> str:
-    """Return a duration in words: 0.4 s, 12 s, 5 min."""
-    for least, unit_seconds, unit in _LENGTHS:
-        if seconds >= least:
-            return f"{seconds / unit_seconds:.0f} {unit}"
-    return f"{max(seconds, 0):.1f} s" if seconds < _PRECISE_SECONDS else f"{seconds:.0f} s"
-
-
-def _were(number: int) -> str:
-    return "was" if number == 1 else "were"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _names(names: Sequence[str], *, quote: bool = True) -> str:
-    shown = [quoted(name) if quote else name for name in names[:_NAMES_SHOWN]]
-    left = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {left} more" if left else "")
-
-
-def _event(event: str) -> str:
-    return f" with event {quoted(event)}" if event else ""
-
-
-def _path(note: Note) -> str:
-    return f" on {note.path if note.path.isprintable() else quoted(note.path)}" if note.path else ""
-
-
-def _place(note: Note) -> str:
-    peer = f" from {note.peer}" if note.peer else ""
-    return f"{peer}{_path(note)} (worker-{note.worker})"
-
-
-def _answer(note: Note) -> str:
-    """Return what was answered, and why."""
-    code = str(note.code) if note.code else ""
-    return f" ({code}{_reason(note) if code else _reason(note)[2:]})" if code or note.reason else ""
-
-
-def _reason(note: Note) -> str:
-    reason = note.reason.removesuffix("; nobody received the push")  # which is said of all that are refused
-    return f": {reason if reason.isprintable() else quoted(reason)}" if reason else ""

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from fastpush.broker.diagnosis import findings, length
+from fastpush.broker.diagnosis import findings
+from fastpush.broker.words import length
 from fastpush.protocol.insight import Held, Lost, Note, Push, Why
 
 NOW = 1_800_000_000.0
