@@ -14,7 +14,6 @@ import uvloop
 from fastpush import log as logs
 from fastpush.broker.router import Router
 from fastpush.bus.server import BusServer
-from fastpush.channels.namespaces import Namespaces
 from fastpush.child import Channel, Context, beat_seconds, tune_collector
 from fastpush.inspection import Inspector
 from fastpush.log import fields
@@ -49,14 +48,9 @@ class Broker:
         self._router = Router(
             secrets.randbits(64),
             context.workers,
+            context.config,
             clock=time.monotonic,
-            confirm_seconds=context.config.bus.confirm_ms / 1000,
             resync_seconds=RESYNC_SECONDS,
-            queue_bytes=context.config.bus.queue_bytes,
-            history_bytes=context.config.bus.history_bytes,
-            idempotency_keys=context.config.limits.idempotency_keys,
-            namespaces=Namespaces(context.config.channels),
-            config=context.config,
             wall_clock=time.time,
             started_seconds=round(time.time(), 3),
             on_stalled=self._on_stalled,

@@ -52,12 +52,9 @@ class Router:
 
     workers:       numbers of the processes whose key tables must come before any push.
     clock:         returns seconds; deadlines are exact, `tick` notices them.
-    confirm_seconds, resync_seconds: the deadlines of a count and of a key table.
-    queue_bytes:   most bytes that a worker may owe counts for; beyond it pushes to it are refused.
-    history_bytes: most bytes of what all channels keep.  namespaces: what each of them keeps, and tells.
-    idempotency_keys: most that are remembered.
+    config:        of it [bus] queue_bytes bounds what a worker may owe counts for: beyond it pushes to it are refused.
+    resync_seconds: the deadline of a key table.
     started_seconds: Unix time of the broker's start, for its report.  wall_clock: returns Unix time, for notices.
-    config: what operators may be told.
     on_stalled:    told the number of a worker whose table is overdue, again and again
                    until that has come or `on_gone` is called.
     """
@@ -66,15 +63,10 @@ class Router:
         self,
         epoch: int,
         workers: tuple[int, ...],
+        config: Config,
         *,
         clock: Callable[[], float],
-        confirm_seconds: float,
         resync_seconds: float,
-        queue_bytes: int,
-        history_bytes: int,
-        idempotency_keys: int,
-        namespaces: Namespaces,
-        config: Config,
         started_seconds: float,
         wall_clock: Callable[[], float],
         on_stalled: Callable[[int], None],
@@ -83,15 +75,15 @@ class Router:
         self.routes: Routes[Peer] = Routes()
         self.admissions: Admissions[Peer] = Admissions()
         self.channels = Channels(
-            Histories(history_bytes, epoch, is_wanted=lambda key: bool(self.routes.subscribers(key))),
-            namespaces,
-            queue_bytes=queue_bytes,
+            Histories(config.bus.history_bytes, epoch, is_wanted=lambda key: bool(self.routes.subscribers(key))),
+            Namespaces(config.channels),
+            queue_bytes=config.bus.queue_bytes,
             clock=clock,
             wall_clock=wall_clock,
             routes=self.routes,
             hand_out=self._hand_out,
         )
-        self.once = Once(idempotency_keys, clock)
+        self.once = Once(config.limits.idempotency_keys, clock)
         # Of whoever asks for what nobody knows while a table is missing: at most what the workers ask at once.
         self._askers: list[tuple[Handler, Peer, int, bytes]] = []
         self._clock = clock
@@ -104,8 +96,8 @@ class Router:
         # a connection of theirs may be accepted long after their end.
         self._gone: dict[int, float] = {}
         self._resync_seconds = resync_seconds
-        self._confirm_seconds = confirm_seconds
-        self._queue_bytes = queue_bytes
+        self._confirm_seconds = config.bus.confirm_ms / 1000
+        self._queue_bytes = config.bus.queue_bytes
         self._started_seconds = started_seconds
         self._on_stalled = on_stalled
         self._last_number = 0

@@ -5,8 +5,7 @@ import pytest
 
 from fastpush.broker.inquiries import ANSWER_SECONDS
 from fastpush.broker.router import Router
-from fastpush.channels.namespaces import Namespaces
-from fastpush.config import Config, Namespace
+from fastpush.config import Bus, Config, Limits, Namespace
 from fastpush.protocol import bus, control
 from fastpush.protocol.bus import NO_POSITION, Position, Status
 
@@ -62,10 +61,13 @@ class Broker:
     ) -> None:  # fmt: skip
         self.now = 100.0
         self.stalled: list[int] = []
+        config = Config(
+            bus=Bus(queue_bytes=queue_bytes, history_bytes=history_bytes, confirm_ms=round(CONFIRM_SECONDS * 1000)),
+            limits=Limits(idempotency_keys=idempotency_keys),
+            channels=namespaces or {},
+        )
         self.router = Router(
-            0xE0, workers, clock=lambda: self.now, confirm_seconds=CONFIRM_SECONDS, resync_seconds=RESYNC_SECONDS,
-            queue_bytes=queue_bytes, history_bytes=history_bytes, idempotency_keys=idempotency_keys,
-            namespaces=Namespaces(namespaces or {}), config=Config(), started_seconds=7.0,
+            0xE0, workers, config, clock=lambda: self.now, resync_seconds=RESYNC_SECONDS, started_seconds=7.0,
             wall_clock=lambda: self.now + WALL_SECONDS, on_stalled=self.stalled.append,
         )  # fmt: skip
 
