@@ -508,7 +508,8 @@ def test_keyboard_alone(server: Server, page: OpenPage) -> None:
     assert operator.evaluate("document.activeElement.closest('#workers') !== null")
     operator.tab_to("nav a[href='#user']")
     operator.press("Enter")
-    operator.do("type", text="dora")  # the field has the focus
+    eventually(lambda: operator.evaluate("document.activeElement.matches('#user-name')"), what="the field's focus")
+    operator.do("type", text="dora")
     operator.press("Enter")
     operator.has("#report", "None is open.")
     operator.tab_to("#log-out")
