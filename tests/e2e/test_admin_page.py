@@ -95,6 +95,11 @@ class Page:
         """Wait until an element's text has this in it."""
         return eventually(lambda: next((t for t in self.texts(selector) if text in t), ""), seconds, f"{text!r} shown")
 
+    def has_focus(self, selector: str) -> None:
+        """Wait until such an element has the focus."""
+        focused = f"document.activeElement.matches({json.dumps(selector)})"
+        eventually(lambda: self.evaluate(focused), what=f"the focus on {selector}")
+
     def tab_to(self, selector: str) -> None:
         """Press Tab until such an element has the focus."""
         for _ in range(80):
@@ -490,7 +495,8 @@ def test_keyboard_alone(server: Server, page: OpenPage) -> None:
     """Without a pointer: log in, move the cursor of the plots, look a user up, open and leave the question, log out."""
     operator = page()
     operator.open(server)
-    operator.do("type", text=KEY)  # the field has the focus
+    operator.has_focus("#key")
+    operator.do("type", text=KEY)
     operator.press("Enter")
     operator.has("#link-text", "Live")
     operator.tab_to("#ranges input")
@@ -508,7 +514,7 @@ def test_keyboard_alone(server: Server, page: OpenPage) -> None:
     assert operator.evaluate("document.activeElement.closest('#workers') !== null")
     operator.tab_to("nav a[href='#user']")
     operator.press("Enter")
-    eventually(lambda: operator.evaluate("document.activeElement.matches('#user-name')"), what="the field's focus")
+    operator.has_focus("#user-name")
     operator.do("type", text="dora")
     operator.press("Enter")
     operator.has("#report", "None is open.")
