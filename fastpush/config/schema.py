@@ -606,7 +606,7 @@ class Admin(Section, frozen=True):
             ge=100,
             le=100000,
         ),
-    ] = 5000
+    ] = 2000
     trace_events_per_second: Annotated[
         int,
         setting("Most events a second of each process in all live traces; the rest is counted.", ge=1, le=100000),
