@@ -106,9 +106,7 @@ class Notebook:
 
     def turned_down(self, connection: "Sender", code: int, error: Exception, what: str = "") -> None:
         """An open connection was refused something: a registration, a subscription."""
-        user, is_claimed = connection.user, False
-        if not user and isinstance(error, TokenRejected):
-            user, is_claimed = error.user, error.is_claimed
+        user, is_claimed = _whom(connection.user, error)
         if self._may_refuse("user" if user and not is_claimed else "stranger"):
             reason = cut(str(error))
             self._note(
@@ -119,9 +117,7 @@ class Notebook:
         """A client was not let in; operators, at the administration page, are none. user: where it was known."""
         if is_admin(path):
             return
-        is_claimed = False
-        if not user and isinstance(error, TokenRejected):
-            user, is_claimed = error.user, error.is_claimed
+        user, is_claimed = _whom(user, error)
         if self._may_refuse("user" if user and not is_claimed else "stranger"):
             self.add(
                 Note(
@@ -253,6 +249,13 @@ class Notebook:
                 before = told.get(name[1], (0.0, 0.0))
                 told[name[1]] = before[0] + pushes[key], before[1] + deliveries[key]
         return _busiest(users), _busiest(channels)
+
+
+def _whom(user: str, error: Exception) -> tuple[str, bool]:
+    """Return who was refused, and whether only the token says so. user: where it is known."""
+    if user or not isinstance(error, TokenRejected):
+        return user, False
+    return error.user, error.is_claimed
 
 
 def _names(connection: "Sender") -> Iterator[str]:

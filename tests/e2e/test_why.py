@@ -19,11 +19,12 @@ from websockets.sync.client import connect
 from fastpush.cli import main
 from fastpush.control_client import ask
 from fastpush.protocol.insight import Note, Why
-from tests.applications import Client, ending, open_client, read, workers
+from tests.applications import ending, open_client, read, workers
 from tests.programs import FASTPUSH, run
 from tests.raw import RawClient
 from tests.sdk import KEY, PythonClient, Way, sections, token
 from tests.server import SCALE, Sections, Server, application, eventually
+from tests.situations import listen, push, push_from
 from tests.streams import Stream
 
 Serve = Callable[..., Server]
@@ -106,31 +107,6 @@ def kinds(report: Why) -> list[str]:
 
 def last(report: Why, kind: str) -> Note:
     return next(note for note in reversed(report.notes) if note.kind == kind)
-
-
-def listen(server: Server, user: str, *events: str, worker: int | None = None, **parameters: str) -> Client:
-    """A client of /ws that is registered for these events."""
-    query = urlencode({"token": token(user), "event": events, **parameters}, doseq=True)
-    return open_client(server, "/ws", query, worker=worker)
-
-
-def push(server: Server, user: str | list[str], event: str, message: str) -> dict[str, Any]:
-    return server.push(user, event, message, **{"X-API-Key": KEY})
-
-
-def push_from(server: Server, worker: int, user: str, event: str, message: str) -> None:
-    """Push to the worker of this number, whatever the reply is."""
-    body = json.dumps({"userId": user, "event": event, "message": message})
-    while True:
-        with closing(server.raw()) as connection:
-            if server.worker_of(connection.getsockname()[1]) == worker:
-                connection.sendall(
-                    f"POST /push HTTP/1.1\r\nHost: h\r\nX-API-Key: {KEY}\r\nConnection: close\r\n"
-                    f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
-                )
-                while connection.recv(65536):
-                    pass
-                return
 
 
 def is_between(seconds: float, start: float) -> bool:

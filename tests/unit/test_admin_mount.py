@@ -23,6 +23,7 @@ class Page:
         self.code = 0
         self.room = asyncio.Event()
         self.room.set()
+        self.is_waited_for = False
 
     @property
     def is_open(self) -> bool:
@@ -35,6 +36,7 @@ class Page:
         return True
 
     async def drain(self) -> None:
+        self.is_waited_for = not self.room.is_set()
         await self.room.wait()
         if self.code:
             raise ConnectionClosed
@@ -196,9 +198,10 @@ def test_a_page_that_takes_nothing() -> None:
         await say(live, page, {"trace": {"channel": "room:1"}})
         await until(lambda: len(page.sent) > 5)
         page.room.clear()
-        await asyncio.sleep(0.01)
+        await until(lambda: page.is_waited_for)
         read = broker.count("traced")
-        await asyncio.sleep(0.02)
+        for _ in range(100):
+            await asyncio.sleep(0)
         assert broker.count("traced") == read
         page.room.set()
         await until(lambda: broker.count("traced") > read)

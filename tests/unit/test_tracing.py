@@ -451,18 +451,24 @@ def test_a_push_that_is_not_handed_over() -> None:
     run(scenario())
 
 
+def gathering(stage: Stage) -> bytes:
+    """A traced channel of nine whose next publications are written together; its routing key."""
+    key = channel_key("keeps")
+    for _ in range(9):
+        stage.open("x", PLAIN, [key])
+    stage.trace(channel="keeps")
+    group = stage.hub.join(stage.connections[0], key)
+    flow = group.flow = pump.Flow()
+    flow.wake = asyncio.get_running_loop().call_soon(stage.hub._pump._wake, group, flow)
+    return key
+
+
 def test_several_messages_in_one_write() -> None:
     """What a busy channel has gathered and writes at once is told message by message, as one write."""
 
     async def scenario() -> None:
         stage = Stage()
-        key = channel_key("keeps")
-        for _ in range(9):
-            stage.open("x", PLAIN, [key])
-        stage.trace(channel="keeps")
-        group = stage.hub.join(stage.connections[0], key)
-        flow = group.flow = pump.Flow()
-        flow.wake = asyncio.get_running_loop().call_soon(stage.hub._pump._wake, group, flow)
+        key = gathering(stage)
         first, second = stage.deliver([key]), stage.deliver([key])
         await turns()
         written = [event for event in stage.steps("written") if event.connection == stage.connections[3].id]
@@ -477,13 +483,7 @@ def test_who_joins_while_a_channel_gathers_is_told_what_it_gets() -> None:
 
     async def scenario() -> None:
         stage = Stage()
-        key = channel_key("keeps")
-        for _ in range(9):
-            stage.open("x", PLAIN, [key])
-        stage.trace(channel="keeps")
-        group = stage.hub.join(stage.connections[0], key)
-        flow = group.flow = pump.Flow()
-        flow.wake = asyncio.get_running_loop().call_soon(stage.hub._pump._wake, group, flow)
+        key = gathering(stage)
         stage.deliver([key])
         newcomer = stage.open("new", PLAIN, [key])
         stage.deliver([key])
