@@ -242,7 +242,7 @@ def test_presence_and_who_comes_and_leaves(serve: Any, told: str) -> None:
     left in turn, up to the truth.
     """
     hall = {"subscribe": "everybody", "presence": True, "join_leave": told, "grace_seconds": 0.5}
-    server = serve(workers=4, sections={"channels.hall": hall, "limits": {"max_lag_ms": 0}})
+    server = serve(workers=4, sections={"channels.hall": hall})
     channels = [f"hall:{number}" for number in range(CHANNELS)]
 
     async def scenario() -> None:
@@ -306,7 +306,7 @@ def test_the_broker_is_killed_meanwhile(serve: Any) -> None:
     the truth.
     """
     hall = {"subscribe": "everybody", "presence": True, "join_leave": "connections"}
-    server = serve(workers=4, sections={"channels.hall": hall, "limits": {"max_lag_ms": 0}})
+    server = serve(workers=4, sections={"channels.hall": hall})
     channels = [f"hall:{number}" for number in range(CHANNELS)]
 
     async def scenario() -> None:
@@ -378,7 +378,7 @@ def test_a_large_channel_that_fills_up(serve: Any, told_members: int) -> None:
     who was there first has been told of all of them, if the channel tells that of so many.
     """
     hall = {"subscribe": "everybody", "presence": True, "join_leave": "connections", "join_leave_members": told_members}
-    server = serve(workers=4, sections={"channels.hall": hall, "limits": {"max_lag_ms": 0}, "log": {"level": "info"}})
+    server = serve(workers=4, sections={"channels.hall": hall, "log": {"level": "info"}})
     url = server.ws_url(path="/connection/websocket")
     members = MEMBERS // PROCESSES
 

@@ -167,7 +167,6 @@ def host(serve: Any) -> Any:
     sections = {
         "application": [application("Broadcast")],
         "connections": {"close_timeout_seconds": CLOSE_TIMEOUT_SECONDS},
-        "limits": {"max_lag_ms": 0},
     }
     seed = random.randrange(2**32)
     show(f"seed {seed}")

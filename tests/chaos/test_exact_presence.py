@@ -144,7 +144,7 @@ def serve_chat(serve: Any) -> Any:
 
     def start(grace_seconds: float) -> Server:
         options = {"grace_seconds": grace_seconds, "keep": 10}
-        sections = {"application": [application("Chat", options=options)], "limits": {"max_lag_ms": 0}}
+        sections = {"application": [application("Chat", options=options)]}
         return serve(workers=4, sections=sections)
 
     return start

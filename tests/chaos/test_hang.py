@@ -58,7 +58,6 @@ def start(serve: Callable[..., Server], folder: Path, *, is_async: bool) -> Serv
             "server": {"hang_seconds": HANG_SECONDS, "drain_seconds": DRAIN_SECONDS},
             "auth": {"mode": "python"},
             "auth.python": python,
-            "limits": {"max_lag_ms": 0},  # a machine that is busy otherwise refuses nobody
         },
     )
 

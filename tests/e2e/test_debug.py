@@ -38,7 +38,7 @@ UPGRADE = (
 )
 SLOW_MESSAGES = 8
 MESSAGE = "secret " * 8000
-LIMITS = {"max_lag_ms": 0, "send_queue_messages": 100, "send_queue_bytes": 4_000_000}
+LIMITS = {"send_queue_messages": 100, "send_queue_bytes": 4_000_000}
 SIGUSR1_BIT = 1 << (signal.SIGUSR1 - 1)
 
 

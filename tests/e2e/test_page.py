@@ -93,7 +93,7 @@ class Tab:
     def errors(self) -> list[str]:
         """What went wrong in the page; a server that is away, or refuses, is none of it."""
         logged = self.do("logged")
-        served = re.compile("ERR_CONNECTION_REFUSED|Failed to load resource")
+        served = re.compile("ERR_CONNECTION_REFUSED|Failed to load resource|Unexpected response code: 503")
         return [line for line in logged if line.startswith("error: ") and not served.search(line)]
 
 

@@ -31,7 +31,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
     def start(**bus: int) -> Server:
         # However far behind the workers are on a busy machine, they are waited for.
-        sections = {"bus": {"confirm_ms": 30000, **bus}, "limits": {"max_lag_ms": 0}}
+        sections = {"bus": {"confirm_ms": 30000, **bus}}
         servers.append(Server(tmp_path, workers=2, sections=sections))
         return servers[-1]
 
