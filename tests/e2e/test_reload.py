@@ -57,7 +57,7 @@ def test_log_level_changes_and_what_needs_a_restart_is_named(serve) -> None:
 def test_a_bad_configuration_changes_nothing(serve) -> None:
     """A configuration with an error is refused as a whole with file and line in the log, and the server goes on."""
     server: Server = serve(workers=1)
-    server.config_path.write_text(server.config_path.read_text() + "\n[limits]\nregistration = 7\n")
+    server.write_config(1, {"limits": {"registration": 7}})
     server.signal(signal.SIGHUP)
     line = eventually(lambda: server.events("not reloaded"), what="refusal")[0]
     assert "registrations" in line["reason"] and str(server.config_path) in line["reason"]
