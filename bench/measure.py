@@ -81,7 +81,7 @@ class Watch:
         self._samples: list[tuple[float, int]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._before = _metrics(server.port)
+        self._before = metrics(server.port)
         self._began = time.monotonic()
         self._thread.start()
 
@@ -95,7 +95,7 @@ class Watch:
         """Return what was seen; see Record."""
         self.stop()
         deadline = time.monotonic() + _SETTLE_SECONDS
-        while (after := _metrics(self._server.port))["fastpush_connections"] and time.monotonic() < deadline:
+        while (after := metrics(self._server.port))["fastpush_connections"] and time.monotonic() < deadline:
             time.sleep(0.1)  # the clients have gone, and not all of that has been read
         grown = {name: value - self._before.get(name, 0) for name, value in after.items()}
         return {
@@ -110,7 +110,7 @@ class Watch:
         self._thread.join()
 
 
-def _metrics(port: int) -> dict[str, float]:
+def metrics(port: int) -> dict[str, float]:
     """Return the server's metrics, summed over its workers."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
         text = reply.read().decode()

@@ -30,6 +30,7 @@ _REPRODUCE = """\
     make bench BENCH="--quick"             four minutes, to see that it runs; its figures mean nothing
     .venv/bin/python -m bench.channels     the five scenarios about channels, fifteen minutes; --only, --rounds, --quick
     .venv/bin/python -m bench.inside       what it costs that operators look, four minutes; the same options
+    .venv/bin/python -m bench.instructions instructions a push and a delivery, against another checkout; needs valgrind
     .venv/bin/python -m bench --report     this page again, from the runs that are kept
 
 The raw result of every run is kept in `fastpush-bench/results` in the user's cache folder."""

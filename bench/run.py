@@ -90,7 +90,7 @@ def _run_once(scenario: Scenario, case: Case, name: str, number: int, folder: Fo
     watch = None
     try:
         arguments = load.arguments(folder.runs)
-        with running(name, server_cores, case.sections, case.workers, case.path) as server:
+        with running(name, server_cores, case.sections, case.workers, path=case.path) as server:
             version, shown = server.version, [*server.arguments(load.mode), *arguments]
             watch = Watch(server) if case.watched else None
             result = drive(shown, client_cores, load.warm_up_seconds + load.seconds)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -40,7 +40,7 @@ Sections = Mapping[str, Any]  # tables by name; an array of tables is a list
 TLS: Sections = {"tls": {"certificate": "certificate.pem"}}  # made for each run
 
 _PEERS = {peer.name: peer for peer in peers.PEERS}
-_START_SECONDS = 30
+_START_SECONDS = 120  # counted by valgrind it takes half a minute
 _STOP_SECONDS = 30
 _ADDRESS = re.compile(r'"address": "127\.0\.0\.1:(\d+)"')
 _CLOSE_CODE = re.compile(r'"event": "connection closed".*"code": (\d+)')
@@ -83,15 +83,34 @@ def unavailable(name: str) -> str | None:
     return None
 
 
+class Started(NamedTuple):
+    """How fastpush is started. under: a command that runs it.  checkout: of its source; None: this one."""
+
+    under: tuple[str, ...] = ()
+    checkout: Path | None = None
+
+
+_PLAINLY = Started()
+
+
 @contextmanager
-def running(name: str, cores: tuple[int, ...], sections: Sections, workers: int, path: str = "/ws") -> Iterator[Server]:
+def running(
+    name: str,
+    cores: tuple[int, ...],
+    sections: Sections,
+    workers: int,
+    *,
+    path: str = "/ws",
+    started: Started = _PLAINLY,
+) -> Iterator[Server]:
     """Run a server on `cores`, a peer on the first of them. sections: fastpush's configuration; path: what it serves.
 
     Raises: RuntimeError: it did not start.
     """
     tree: list[psutil.Process] = []
+    is_own = name == FASTPUSH
     try:
-        with _fastpush(cores, sections, workers, path) if name == FASTPUSH else _peer(name, cores[0]) as server:
+        with _fastpush(cores, sections, workers, path, started) if is_own else _peer(name, cores[0]) as server:
             try:
                 yield server
             finally:
@@ -109,30 +128,28 @@ def _children(pid: int) -> list[psutil.Process]:
 
 
 @contextmanager
-def _fastpush(cores: tuple[int, ...], sections: Sections, workers: int, path: str) -> Iterator[Server]:
+def _fastpush(
+    cores: tuple[int, ...], sections: Sections, workers: int, path: str, started: Started
+) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="fastpush-bench-") as name:
         folder = Path(name)
         log = folder / "log"
+        listen = {"listen": "127.0.0.1:0", "workers": workers, "runtime_directory": str(folder / "run")}
         own: Sections = {
-            "server": {"listen": "127.0.0.1:0", "workers": workers, "runtime_directory": str(folder / "run")},
+            "server": {**listen, **sections.get("server", {})},
             "log": {"level": "info", "format": "json", "file": str(log)},
         }
         config = folder / "config.toml"
-        config.write_text(_toml({**own, **sections}))
+        config.write_text(_toml({**sections, **own}))
         if "tls" in sections:
             write_certificate(folder / sections["tls"]["certificate"])
-        command = [
-            "taskset",
-            "-c",
-            ",".join(map(str, cores)),
-            sys.executable,
-            "-m",
-            "fastpush",
-            "serve",
-            "-c",
-            str(config),
-        ]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        serve = (*started.under, sys.executable, "-m", "fastpush", "serve", "-c", str(config))
+        process = subprocess.Popen(
+            ["taskset", "-c", ",".join(map(str, cores)), *serve],
+            cwd=started.checkout,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             port = _wait_until_ready(process, log)
             url = f"127.0.0.1:{port}{path}"
