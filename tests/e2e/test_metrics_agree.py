@@ -180,5 +180,6 @@ def test_a_drained_worker_loses_nothing(serve: Serve, benches: ExitStack, tmp_pa
     assert samples["fastpush_closed_connections_total"] == CONNECTIONS
     assert total(samples, "fastpush_handshakes_total", outcome="upgraded") == CONNECTIONS
     assert samples["fastpush_deliveries_total"] == load["received"]
-    assert {outcome[0] for outcome in load["replies"]} <= {"2", "c"}
+    met_the_end = {"closed by the server", "connection reset by peer", "broken pipe", "end of stream"}
+    assert {outcome for outcome in load["replies"] if not outcome.startswith("2")} <= met_the_end
     assert samples["fastpush_workers_lost_total"] == 0
