@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from fastpush.broker.words import length, quoted
-from fastpush.protocol.insight import Note, Push, Why, cut
+from fastpush.protocol.insight import PUSHES_TOLD, Note, Push, Why, cut
 
 _SAME_DAY_SECONDS = 43200  # what is older is told with its day
 ENDING_SECONDS = 1  # a push that comes as a connection is closed is answered a little earlier
@@ -64,10 +64,21 @@ class Case:
         """Tell whether a push to the user alone came while it was not connected, or just as it was closed."""
         if not reached_nobody(push):
             return False
-        return not self.was_here(push.seconds) or any(
+        was_away = push.seconds >= self.why.since_seconds and not self.was_here(push.seconds)
+        return was_away or any(
             0 <= note.seconds - push.seconds < ENDING_SECONDS and push.event in note.what.split(", ")
             for note in self.closed
         )
+
+    def is_from_before(self, push: Push) -> bool:
+        """Tell whether a push to the user alone reached nobody when it is not known whether it was connected."""
+        return reached_nobody(push) and push.seconds < self.why.since_seconds and not self.was_here(push.seconds)
+
+    def may_be_more(self, pushes: Sequence[Push]) -> bool:
+        """Tell whether older pushes like these may have been left out of the report; see `told_pushes`."""
+        wrong = sum(push.outcome != "delivered" for push in self.why.pushes)
+        is_full = len(self.why.pushes) >= PUSHES_TOLD and any(push.outcome == "delivered" for push in pushes)
+        return is_full or wrong >= PUSHES_TOLD // 2
 
     def was_here_beside(self, seconds: float) -> bool:
         """Tell whether a connection stayed when another one ended at that time."""
@@ -106,14 +117,14 @@ def reached_nobody(push: Push) -> bool:
 
 
 def stays_of(why: Why) -> Iterator[Stay]:
-    """Give the times for which connections were open. A beginning that is forgotten was before all that is known."""
+    """Give the times for which connections were open, as far as they are known."""
     opened = {note.connection: note for note in why.notes if note.kind == "opened"}
     ends = {note.connection: note.seconds for note in why.notes if note.kind == "closed"}
     for held in why.connections:  # by message a client may say late who it is
         if held.id not in ends:
             yield Stay(opened[held.id].seconds if held.id in opened else held.since_seconds, float("inf"))
     for connection, end in ends.items():
-        yield Stay(opened[connection].seconds if connection in opened else 0.0, end)
+        yield Stay(opened[connection].seconds if connection in opened else min(why.since_seconds, end), end)
     known = ends.keys() | {held.id for held in why.connections}
     died = {lost.worker: lost.seconds for lost in why.lost}
     unseen = float("inf") if why.missing or why.connections_left_out else 0.0  # it may be open still

@@ -110,6 +110,10 @@ _BUSY = Cause("this server took nobody just then", "Clients should try again aft
 _NO_RIGHT = Cause(
     "it has no right to that", "[channels] says who may subscribe; is there a subscription token, and is it good?"
 )
+_NO_NAMESPACE = Cause(
+    "there is no such channel",
+    "Is its name right? A channel needs a table of its namespace, or [channels.without_namespace].",
+)
 _BAD_REQUEST = Cause("what it asked for could not be taken", "The reason says what is wrong with it.")
 
 _REFUSALS: dict[int, Cause] = {
@@ -121,7 +125,8 @@ _REFUSALS: dict[int, Cause] = {
     **dict.fromkeys((HTTPStatus.TOO_MANY_REQUESTS, DisconnectCode.CONNECTION_LIMIT), _TOO_MANY),
     **dict.fromkeys((HTTPStatus.SERVICE_UNAVAILABLE, ErrorCode.INTERNAL, ErrorCode.TOO_MANY_REQUESTS), _BUSY),
     CloseCode.TRY_AGAIN_LATER: _BUSY,
-    **dict.fromkeys((ErrorCode.UNKNOWN_CHANNEL, ErrorCode.PERMISSION_DENIED), _NO_RIGHT),
+    ErrorCode.UNKNOWN_CHANNEL: _NO_NAMESPACE,
+    ErrorCode.PERMISSION_DENIED: _NO_RIGHT,
 }
 
 

@@ -28,6 +28,7 @@ from fastpush.broker.words import (
     with_event,
 )
 from fastpush.errors import CloseCode
+from fastpush.http.proxies import host_of
 from fastpush.protocol.client import DisconnectCode, reconnects
 from fastpush.protocol.insight import Held, Note, Push, Why, counted
 
@@ -44,13 +45,14 @@ class Weight(IntEnum):
     ABSENT = 1  # it is not connected, and why
     STRANGERS = 2  # perhaps why
     NOT_TAKEN = 3  # the last pushes were refused
-    ELSEWHERE = 4  # it is connected, and registered for something else
-    BEHIND = 5  # it does not take what it is sent
-    LOST = 6  # messages that it was owed are gone
-    AWAY = 7  # pushes came while it was not connected
-    PAST = 8  # it is over, or concerns other connections
-    WELL = 9
-    DISTANT = 10  # it may concern others altogether
+    UNREAD = 4  # perhaps they were
+    ELSEWHERE = 5  # it is connected, and registered for something else
+    BEHIND = 6  # it does not take what it is sent
+    LOST = 7  # messages that it was owed are gone
+    AWAY = 8  # pushes came while it was not connected
+    PAST = 9  # it is over, or concerns other connections
+    WELL = 10
+    DISTANT = 11  # it may concern others altogether
 
 
 class Finding(NamedTuple):
@@ -115,7 +117,7 @@ def well(case: Case) -> Iterator[Finding]:
     text = f"{capital(case.user)} is connected: {counted(count, 'connection')}{oldest} since {case.at(since)}"
     text += f"{_registrations(case)}."
     if push is None:
-        text += f" No push has reached it since {case.clock(case.why.since_seconds)}."
+        text += " None of the pushes that this host remembers ([admin] remember_pushes) has reached it."
     else:
         text += f" The last delivered push{with_event(push.event)} came at {case.at(push.seconds)}: {_reach(push)}."
         if not any(connection.queued_messages for connection in held):
@@ -181,7 +183,7 @@ def _return(case: Case, seconds: float, code: int = 1006, end: Cause | None = No
     back = case.returned(seconds)
     if back is not None:
         missed = _missed(case, seconds)
-        meanwhile = f", and {counted(missed, 'push', 'pushes')} meanwhile reached nobody" if missed else ""
+        meanwhile = f", and {_counted(case, missed)} meanwhile reached nobody" if missed else ""
         return f" It connected again {length(back - seconds)} later{meanwhile}."
     unseen = next((lost.worker for lost in case.why.lost if lost.seconds > seconds), None)
     if unseen is not None:  # what a worker noted in its last second has gone with it
@@ -191,10 +193,11 @@ def _return(case: Case, seconds: float, code: int = 1006, end: Cause | None = No
     return f" It has not come back since{_expected(code, end)}"
 
 
-def _missed(case: Case, seconds: float) -> int:
-    """Count the pushes that reached nobody from that time on, until the user came back."""
+def _missed(case: Case, seconds: float) -> list[Push]:
+    """Return the pushes that reached nobody from that time on, until the user came back."""
     back = case.returned(seconds) or case.why.asked_seconds
-    return sum(case.has_missed(push) and seconds - ENDING_SECONDS <= push.seconds <= back for push in case.why.pushes)
+    pushes = filter(case.has_missed, case.why.pushes)
+    return [push for push in pushes if seconds - ENDING_SECONDS <= push.seconds <= back]
 
 
 def _expected(code: int, end: Cause | None) -> str:
@@ -258,7 +261,7 @@ def strangers(case: Case) -> Iterator[Finding]:
     clients = [note for note in found if not _is_left_out(note)]
     for alike in _grouped(clients, refusal_of):
         note, cause = alike[-1], refusal_of(alike[-1])
-        peers = sorted({each.peer.rpartition(":")[0] for each in alike})
+        peers = sorted({host_of(each.peer) for each in alike})
         text = (
             f"A client whose user is not known was refused on this host at {case.at(note.seconds)}{case.times(alike)}"
             f"{on_path(note)}, because {cause.why}{answer_of(note)}; from {names_of(peers, quote=False)}. "
@@ -291,7 +294,7 @@ def not_taken(case: Case) -> Iterator[Finding]:
             f"A push to {case.user}{with_event(note.what)} was refused at {case.at(note.seconds)}{case.times(alike)} "
             f"with {note.code}{reason_of(note)}. {push_advice(note)}"
         )
-        yield Finding(_weight_of_push(case, note, Weight.LOST), note.seconds, text)
+        yield Finding(Weight.LOST if _is_over(case, note) else Weight.NOT_TAKEN, note.seconds, text)
 
 
 def unread(case: Case) -> Iterator[Finding]:
@@ -302,13 +305,13 @@ def unread(case: Case) -> Iterator[Finding]:
             f"A push was refused at {case.at(note.seconds)}{case.times(alike)} with {note.code}, before anybody knew "
             f"for whom it was{reason_of(note)}. It may have been for {case.user}. {push_advice(note)}"
         )
-        yield Finding(_weight_of_push(case, note, Weight.DISTANT), note.seconds, text)
+        yield Finding(Weight.DISTANT if _is_over(case, note) else Weight.UNREAD, note.seconds, text)
 
 
-def _weight_of_push(case: Case, note: Note, else_weight: Weight) -> Weight:
-    """Return how much a refused push explains: less where a later one has reached the user."""
+def _is_over(case: Case, note: Note) -> bool:
+    """Tell whether a later push than the refused one has reached the user."""
     delivered = case.last_delivered
-    return else_weight if delivered is not None and delivered.seconds > note.seconds else Weight.NOT_TAKEN
+    return delivered is not None and delivered.seconds > note.seconds
 
 
 def unconfirmed(case: Case) -> Iterator[Finding]:
@@ -329,7 +332,7 @@ def elsewhere(case: Case) -> Iterator[Finding]:
     pushes = [push for push in case.why.pushes if push.source == "push" and _passed_by(case, push)]
     for alike in _grouped(pushes, lambda push: push.event):
         push = alike[-1]
-        count = f"{len(alike)} pushes" if len(alike) > 1 else "A push"
+        count = capital(_counted(case, alike)) if len(alike) > 1 else "A push"
         last = ", the last one" if len(alike) > 1 else ""
         text = (
             f"{count} to {case.user} with event {quoted(push.event)}{last} at {case.at(push.seconds)} reached none of "
@@ -341,7 +344,7 @@ def elsewhere(case: Case) -> Iterator[Finding]:
 def _passed_by(case: Case, push: Push) -> bool:
     """Tell whether a push went past the user's connections."""
     if push.users == 1:
-        return reached_nobody(push) and not case.has_missed(push)
+        return reached_nobody(push) and case.was_here(push.seconds) and not case.has_missed(push)
     # Of a push to several nobody knows whom it reached: what the connections are registered for now has to tell.
     is_whole = not (case.why.connections_left_out or case.why.missing or any(map(_is_cut, case.held)))
     is_known = push.event in case.events or any(push.event == held.path for held in case.held)
@@ -387,7 +390,7 @@ def away(case: Case) -> Iterator[Finding]:
         return
     last, count = pushes[-1], len(pushes)
     text = (
-        f"{counted(count, 'push', 'pushes')} to {case.user} came while it was not connected, and reached nobody, "
+        f"{capital(_counted(case, pushes))} to {case.user} came while it was not connected, and reached nobody, "
         f"{'the last one ' if count > 1 else ''}at {case.at(last.seconds)}{with_event(last.event)}. Pushes are not "
         "kept for who is away; channels with history_messages keep theirs (docs/channels.md)."
     )
@@ -395,6 +398,24 @@ def away(case: Case) -> Iterator[Finding]:
     if back is not None:
         text += f" It connected {length(back - last.seconds)} later."
     yield Finding(Weight.AWAY, last.seconds, text)
+
+
+def before(case: Case) -> Iterator[Finding]:
+    """Pushes that reached nobody, from before it is known whether the user was connected."""
+    for alike in _grouped(filter(case.is_from_before, case.why.pushes), lambda push: push.event):
+        last, which = alike[-1], "the last one " if len(alike) > 1 else ""
+        hint = "" if last.event in case.events else f" {_registered_for(case, last.event)}"
+        text = (
+            f"{capital(_counted(case, alike))} to {case.user}{with_event(last.event)} reached nobody, {which}at "
+            f"{case.at(last.seconds)}. Whether it was connected then is not known any more: what happened to it is "
+            f"known since {case.clock(case.why.since_seconds)}.{hint}".rstrip()
+        )
+        yield Finding(Weight.AWAY, last.seconds, text)
+
+
+def _counted(case: Case, pushes: Sequence[Push]) -> str:
+    """Say how many pushes these are, as far as the report has them."""
+    return f"{'at least ' * case.may_be_more(pushes)}{counted(len(pushes), 'push', 'pushes')}"
 
 
 # -- slow clients --------------------------------------------------------------------------
@@ -431,7 +452,7 @@ def behind(case: Case) -> Iterator[Finding]:
 
 RULES: tuple[Callable[[Case], Iterable[Finding]], ...] = (
     incomplete, unknown, ended, killed, refused, strangers, unnoted, not_taken, unread, unconfirmed, elsewhere, away,
-    dropped, behind, well,
+    before, dropped, behind, well,
 )  # fmt: skip
 
 

@@ -187,7 +187,7 @@ class Insight:
         why = Why(
             user=user,
             asked_seconds=now,
-            since_seconds=self._journal.since(now, self._started_seconds),
+            since_seconds=self._journal.since(cut(user), now, self._started_seconds),
             workers=len(known) + len(inquiry.missing),
             missing=len(inquiry.missing),
             connections=held[-CONNECTIONS_TOLD:],

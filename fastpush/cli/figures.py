@@ -9,6 +9,7 @@ from rich.text import Text
 from fastpush.cli.debug import printable
 from fastpush.protocol.insight import Busy, Top, WorkerFigures
 
+WIDE_COLUMNS = 112  # of the terminal: narrower ones have the short titles and widths
 LAG_WARNING_MS = 50.0
 LAG_ALARM_MS = 500.0
 PLAIN = Style.null()
@@ -80,7 +81,7 @@ def worst_lag(top: Top) -> tuple[int, float] | None:
 
 
 def health(top: Top) -> Text:
-    """Return in one line how well it goes: latency, drops, queue, lag."""
+    """Return in one line how well it goes: latency, drops, queue, lag, and workers that no longer measure theirs."""
     point = top.point
     line = Text(no_wrap=True, overflow="ellipsis")
     figures = [
@@ -92,6 +93,9 @@ def health(top: Top) -> Text:
     if (worst := worst_lag(top)) is not None:
         worker, lag_ms = worst
         figures.append(("worst lag ", f"{milliseconds(lag_ms)} worker-{worker}", lag_style(lag_ms)))
+    stale = [f"worker-{row.worker}" for row in top.workers if row.is_stale]
+    if stale:
+        figures.insert(0, ("stale ", stale[0] if len(stale) == 1 else f"{len(stale)} workers", ALARM))
     for label, text, style in figures:
         line.append("  " if line else "").append(label).append(text, style or "bold")
     return line

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fastpush.cli.common import INTERVAL, config_option, count_of, fail
 from fastpush.cli.figures import (
+    WIDE_COLUMNS,
     WORKER_COLUMNS,
     Column,
     Row,
@@ -108,10 +109,13 @@ def _print(now: Top) -> None:
 def _print_table(console: Console, columns: tuple[Column[Row], ...], rows: list[Row]) -> None:
     if not rows:
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    is_wide = console.width >= WIDE_COLUMNS
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1) if is_wide else (0, 1, 0, 0))
     for column in columns:
-        table.add_column(column.title, justify="left" if column.is_name else "right", overflow="fold")
+        title = column.title if is_wide else column.short
+        table.add_column(title, justify="left" if column.is_name else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(column.text(row, 12), column.style(row)) for column in columns), style=row_style(row))
+        texts = [column.text(row, 12 if is_wide else column.short_width) for column in columns]
+        table.add_row(*map(Text, texts, [column.style(row) for column in columns]), style=row_style(row))
     console.print()
     console.print(table)

@@ -30,6 +30,7 @@ from fastpush.cli.figures import (
     ALARM,
     PLAIN,
     WARNING,
+    WIDE_COLUMNS,
     WORKER_COLUMNS,
     Column,
     Row,
@@ -43,7 +44,6 @@ from fastpush.errors import FastpushError
 from fastpush.protocol.control import TOLD_BYTES_MAX
 from fastpush.protocol.insight import POINTS_MAX, Point, Top, Why, WorkerFigures
 
-WIDE_COLUMNS = 112
 NAME_CHARACTERS_MAX = 48  # or figures stand far from what they are about
 BAR_SECONDS = 5
 _BARS = " ▁▂▃▄▅▆▇█"

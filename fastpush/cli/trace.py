@@ -16,6 +16,7 @@ from fastpush.cli.running import ask_insight
 from fastpush.control_client import ControlError
 from fastpush.errors import EXIT_USAGE, ConfigError
 from fastpush.protocol.insight import Trace, Traced
+from fastpush.state.traces import SECONDS_MAX
 
 READ_SECONDS = 0.25
 _WIDTH = 250  # where no terminal tells its own
@@ -56,6 +57,8 @@ def trace(user: str | None, channel: str | None, seconds: float, as_json: bool, 
     """  # noqa: D301 - \b is click's mark for lines that stay as they are
     if (user is None) == (channel is None):
         fail("name either a user, or a channel with --channel", EXIT_USAGE)
+    if not 1 <= seconds <= SECONDS_MAX:
+        raise click.BadParameter("a trace lasts 1s to 10m", param_hint="'--for'")
     target: dict[str, str | None] = {"user": user} if channel is None else {"channel": channel}
     reader = _Reader(config_path, _printer(as_json=as_json))
     try:

@@ -195,9 +195,9 @@ def _dropped(note: Note) -> str:
 
 
 def _refused(note: Note) -> str:
-    subject = "push" if note.by == "back-end" else "registration" if note.connection and note.what else "client"
-    what = f" {printable(note.what)}" if note.what else ""
-    return f"{subject}{what}:{f' {note.code}' if note.code else ''}"
+    subject = "push" if note.by == "back-end" else "" if note.what else "client"
+    what = printable(note.what) if note.what else ""
+    return f"{' '.join(filter(None, (subject, what)))}:{f' {note.code}' if note.code else ''}"
 
 
 _DESCRIBE: dict[str, Callable[[Note], str]] = {"closed": _closed, "dropped": _dropped, "refused": _refused}

@@ -17,6 +17,7 @@ import logging
 import math
 import re
 import socket
+import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
@@ -300,6 +301,7 @@ class AdminPages:
                 "actions": admin.actions,
                 "version": __version__,
                 "host": socket.gethostname(),
+                "zone_minutes": time.localtime().tm_gmtoff // 60,
             }
         )
 

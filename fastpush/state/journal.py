@@ -68,9 +68,9 @@ class Journal:
         notes = [*self._known.of(user), *self._claimed.of(user)]
         return sorted((note for note in notes if note.seconds >= oldest_seconds), key=lambda note: note.seconds)
 
-    def since(self, now: float, started_seconds: float) -> float:
-        """Return from when on all is known, but for claims, and for what a user's own newer notes have pushed out."""
-        return max(started_seconds, now - self._keep_seconds, self._known.lost_seconds)
+    def since(self, user: str, now: float, started_seconds: float) -> float:
+        """Return from when on all is known of `user`, but for claims."""
+        return max(started_seconds, now - self._keep_seconds, self._known.since(user))
 
     def expire(self, now: float) -> None:
         """Drop what is too old; called each second, for it does a bounded part of that."""
@@ -102,11 +102,10 @@ class _Notes:
     """Notes by user, each with a serial number, in the order in which they came.
 
     user_limit: of a user; a few, for a short list's first one leaves at little cost, and such a list is small.
-    lost_seconds: time of the newest note that went for want of room; 0: none did.
     """
 
     def __init__(self, user_limit: int) -> None:
-        self.lost_seconds = 0.0
+        self._lost_seconds = 0.0  # time of the newest note that went for want of room of all; 0: none did
         self._limit = 0
         self._user_limit = user_limit
         self._notes: OrderedDict[int, Note] = OrderedDict()  # a dict would look for its first one ever longer
@@ -128,6 +127,11 @@ class _Notes:
         """Return the notes of `user`."""
         return [self._notes[serial] for serial in self._users.get(user, ())]
 
+    def since(self, user: str) -> float:
+        """Return the time from which on no note of `user` has gone for want of room; 0: none has."""
+        own = self.of(user)
+        return max(self._lost_seconds, own[0].seconds) if len(own) >= self._user_limit else self._lost_seconds
+
     def add(self, note: Note) -> None:
         """Add a note as the newest."""
         self._serial += 1
@@ -148,7 +152,7 @@ class _Notes:
 
     def _make_room(self) -> None:
         while len(self._notes) > self._limit:
-            self.lost_seconds = max(self.lost_seconds, self._remove_oldest().seconds)
+            self._lost_seconds = max(self._lost_seconds, self._remove_oldest().seconds)
 
     def _remove_oldest(self) -> Note:
         _, note = self._notes.popitem(last=False)

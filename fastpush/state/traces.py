@@ -209,7 +209,8 @@ class Traces:
         """
         kept = self._traces.get(trace)
         if kept is None:
-            raise TraceError("this trace has ended, for nobody has read it, or there is none")
+            ends = "it has ended, for nobody has read it, or the broker has been replaced"
+            raise TraceError(f"there is no such trace: {ends}")
         kept.read = now
         while kept.told and kept.told[0].number <= after:
             kept.told.popleft()

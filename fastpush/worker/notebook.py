@@ -96,7 +96,7 @@ class Notebook:
     def closed(self, connection: "Sender", code: int, reason: str, by: str) -> None:
         """A connection ends; call it while it still has its routing keys."""
         if connection.user:
-            what = cut(", ".join(_names(connection)))
+            what = cut(", ".join(dict.fromkeys(_names(connection))))
             self._note("closed", connection, code=code, reason=cut(reason), by=by, what=what)
 
     def dropped(self, connection: "Sender", reason: str, messages: int) -> None:

@@ -416,7 +416,7 @@ class Tracing:
     def _described(self, connection: Connection) -> str:
         """Return how a connection stands that was there before the trace."""
         stand = held(connection)
-        names = ", ".join([*stand.events, *stand.channels][:_NAMES_SHOWN]) or "nothing yet"
+        names = ", ".join(islice(dict.fromkeys([*stand.events, *stand.channels]), _NAMES_SHOWN)) or "nothing yet"
         seconds = self._environment.clock() - stand.since_seconds
         waits = f"; {counted(stand.queued_messages, 'message')} wait" if stand.queued_messages else ""
         return f"{max(0, seconds):,.0f} s ago {_whence(connection)}; for {names}{waits}"

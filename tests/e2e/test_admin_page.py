@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -37,6 +38,49 @@ POINTS = """(() => {
   };
 })()"""
 """Script that keeps the points the page is told: what it plots."""
+TOLD = """(() => {
+  const Plain = window.WebSocket;
+  const now = performance.now.bind(performance);
+  window.skippedMs = 0;
+  performance.now = () => now() + window.skippedMs;
+  window.sockets = [];
+  window.tops = 0;
+  window.change = () => {};
+  window.WebSocket = class extends Plain {
+    constructor(...given) {
+      super(...given);
+      window.sockets.push(this);
+    }
+    addEventListener(name, listen) {
+      super.addEventListener(name, name !== "message" ? listen : ({ data }) => {
+        const message = JSON.parse(data);
+        if (message.top) window.change(message.top, ++window.tops);
+        listen({ data: JSON.stringify(message) });
+      });
+    }
+  };
+})()"""
+"""Script that lets a test change the figures that the page is told (change), close its connections (sockets), and have
+its clock go on (skippedMs)."""
+DRAWN = """(() => {
+  const { fillText } = CanvasRenderingContext2D.prototype;
+  window.cut = [];
+  CanvasRenderingContext2D.prototype.fillText = function (text, x, ...more) {
+    const { width } = this.measureText(text);
+    const left = this.textAlign === "right" ? x - width : this.textAlign === "center" ? x - width / 2 : x;
+    if (left < 0 || left + width > this.canvas.width) window.cut.push(text);
+    return fillText.call(this, text, x, ...more);
+  };
+})()"""
+"""Script that keeps the texts of the plots that are not wholly on them (cut)."""
+LARGE = """window.change = (top) => {
+  top.point = [top.point[0], 12345678, 234567, 98765432, 1234, 8765, 7654321, 987.6e6, [[2, 1234], [3, 8765]]];
+  const large = { connections: 1234567, slow_connections: 1234, pushes: 123456, deliveries: 1234567, drops: 12345 };
+  top.workers.forEach((worker) => Object.assign(worker, large, { queue_bytes: 987.6e6, uptime_seconds: 5e6 }));
+}"""
+CUT = """[...document.querySelectorAll("#figures dd, #workers td, #trace-list .after")]
+  .filter((node) => node.scrollWidth > node.clientWidth + 1).map((node) => node.textContent)"""
+"""Expression: texts that have no room."""
 SECONDS, CONNECTIONS, PUSHES, DELIVERIES, P50, P99, DROPS, QUEUE_BYTES, LAGS = range(9)
 
 
@@ -329,6 +373,56 @@ def test_silence_is_shown(serve: Serve, page: OpenPage) -> None:
     assert operator.count("#stopped:visible") == 0
 
 
+def test_a_long_loss_ends(server: Server, page: OpenPage) -> None:
+    """A connection that comes after a loss of any length stays: the page is live again with its first figures."""
+    operator = page(server, TOLD)
+    operator.evaluate("window.skippedMs = 600_000; window.sockets[0].close()")
+    eventually(lambda: operator.evaluate("window.sockets.length") > 1, what="another connection")
+    operator.has("#link-text", "Live")
+    assert operator.evaluate("window.sockets.length") == 2
+
+
+def test_a_clock_that_is_put_back(server: Server, page: OpenPage) -> None:
+    """When the server's clock is put back the plots go on from there, with what comes."""
+    operator = page(server, TOLD)
+    operator.evaluate("window.change = ({ point }) => { point[0] -= 100; point[1] = 4321; }")
+    operator.has("#plot-connections .values", "4,321")
+
+
+def test_large_figures(server: Server, page: OpenPage) -> None:
+    """Figures of a large host are whole in tiles, tables and beside the axes, and nothing is wider than the window."""
+    operator = page()
+    operator.do("init", script=TOLD)
+    operator.do("init", script=DRAWN)
+    operator.log_in(server)
+    operator.evaluate(LARGE)
+    for width in (360, 1000, 1210, 1440):
+        operator.do("resize", width=width, height=800)
+        told = operator.evaluate("window.cut = [], window.tops")
+        eventually(lambda told=told: operator.evaluate("window.tops") > told + 1, what="figures")
+        assert operator.text("#now-deliveries") == "98,765,432/s"
+        assert operator.evaluate(CUT) == []
+        assert operator.evaluate("window.cut") == []
+        assert operator.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_busy_rows_stay_under_the_focus(server: Server, page: OpenPage) -> None:
+    """While one of them has the focus the busiest change no places; following it leads to the report, no field."""
+    operator = page(server, TOLD)
+    operator.evaluate(
+        "window.change = (top, count) => { top.users = [0, 1, 2].map((at) => [`u${(at + count) % 3}`, 2, 2]); }"
+    )
+    eventually(lambda: len(operator.texts("#users a")) == 3, what="three users")
+    operator.evaluate("document.querySelector('#users tr:nth-child(2) a').focus()")
+    names, told = operator.texts("#users a"), operator.evaluate("window.tops")
+    eventually(lambda: operator.evaluate("window.tops") > told + 2, what="figures")
+    assert operator.texts("#users a") == names
+    assert operator.evaluate("document.activeElement.innerText") == names[1]
+    operator.press("Enter")
+    operator.has("#report", "None is open.")
+    operator.has_focus("#main")
+
+
 def test_a_restarted_server_asks_for_the_key(serve: Serve, page: OpenPage) -> None:
     """Sessions end with the server: the page notices by itself and brings the login form."""
     server = serve(workers=2, sections={"admin": ADMIN})
@@ -391,6 +485,49 @@ def test_trace(server: Server, page: OpenPage, stack: ExitStack) -> None:
     assert client.recv(timeout=10 * SCALE) == "later"
     operator.has("#trace-count", f"{count} line")
     assert operator.count("#trace-list li") == count
+
+
+def test_trace_on_a_phone(serve: Serve, page: OpenPage, stack: ExitStack) -> None:
+    """On a narrow phone whose clock is wrong too the time left is right, connections differ, and no time is cut."""
+    server = serve(workers=2, sections={"admin": ADMIN})
+    operator = page(viewport={"width": 360, "height": 740})
+    operator.do("init", script="const now = Date.now; Date.now = () => now() + 3_600_000")
+    operator.log_in(server)
+    top = "document.querySelector('{}').getBoundingClientRect().top"
+    assert operator.evaluate(f"{top.format('#link')} < {top.format('nav')} - 10")
+    assert abs(operator.evaluate(f"{top.format('#log-out')} - {top.format('nav')}")) < 10
+    clients = [listen(stack, server, "twins") for _ in range(8)]
+    assert len({server.worker_of(client.local_address[1]) for client in clients}) == 2
+    operator.click("nav a:has-text('Trace')")
+    operator.fill("#trace-name", "twins")
+    operator.click("#trace-start")
+    operator.has("#trace-outcome", "Tracing the user twins")
+    assert server.push("twins", "e", "m")["sent"] == len(clients)
+    operator.has("#trace-list .step", "answered")
+    [left] = re.findall(r"(\d+) s left", operator.text("#trace-count"))
+    assert 0 < int(left) <= 60
+    assert len({text for text in operator.texts("#trace-list .connection") if text}) == len(clients)
+    assert operator.evaluate(CUT) == []
+    assert operator.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_times_are_the_servers(serve: Serve, page: OpenPage, stack: ExitStack) -> None:
+    """The page tells times as the server's own sentences do, in the server's time zone, and names it."""
+    server = serve(workers=2, sections={"admin": ADMIN}, environ={"TZ": "<+0545>-5:45"})
+    operator = page(timezoneId="America/New_York")
+    operator.log_in(server)
+    operator.has("#zone", "UTC+05:45")
+    ahead = 5 * 3600 + 45 * 60
+    first = time.time()
+    listen(stack, server, "far")
+    operator.open(server, "#user/far")
+    operator.has("#report .timeline", "opened")
+    moments = range(int(first) - 1, int(time.time()) + 2)
+    clocks = [time.strftime("%H:%M:%S", time.gmtime(at + ahead)) for at in moments]
+    [shown] = operator.texts("#report .timeline time")
+    assert shown in clocks
+    assert any(clock in operator.text("#report .findings") for clock in clocks)
+    assert "(UTC+05:45)" in operator.text("#report")
 
 
 # -- Doing -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from supervisor_driver import DEADLINE_SECONDS, Scene
 
 from fastpush.control_client import ControlError, ask
 from fastpush.supervisor.slots import CRASH_DEATHS
+from tests.standstill import Standstill
 
 SLACK_SECONDS = float(os.environ.get("FASTPUSH_TEST_SCALE", "1"))
 
@@ -24,6 +25,13 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     scene = Scene(tmp_path)
     yield scene
     scene.close()
+
+
+@pytest.fixture
+def standstill() -> Iterator[Standstill]:
+    """For how long the machine stood still during the test."""
+    with Standstill() as watching:
+        yield watching
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -147,7 +155,7 @@ def test_too_few_file_descriptors(scene: Scene) -> None:
 # Death and restart
 
 
-def test_killed_worker_is_replaced_at_once(scene: Scene) -> None:
+def test_killed_worker_is_replaced_at_once(scene: Scene, standstill: Standstill) -> None:
     """After kill -9 the slot has a new process within a second, the cause is logged, the broker hears of it."""
     scene.start_ready()
     number = kill_and_wait(scene, 1)
@@ -157,11 +165,11 @@ def test_killed_worker_is_replaced_at_once(scene: Scene) -> None:
     ended = scene.logged("process ended", number=number)[0]
     assert ended["reason"] == "SIGKILL"
     ready = scene.logged("process ready", number=4)[0]
-    assert seconds_between(ended, ready) < 1.0 * SLACK_SECONDS
+    assert seconds_between(ended, ready) < 1.0 * SLACK_SECONDS + standstill.seconds
     scene.wait(lambda: scene.journal(role="broker", got="Gone", worker=number))
 
 
-def test_killed_broker_is_replaced_and_knows_the_workers(scene: Scene) -> None:
+def test_killed_broker_is_replaced_and_knows_the_workers(scene: Scene, standstill: Standstill) -> None:
     """A new broker starts at once, every time, with the numbers of the workers that were ready."""
     scene.start_ready()
     for _ in range(4):
@@ -175,11 +183,11 @@ def test_killed_broker_is_replaced_and_knows_the_workers(scene: Scene) -> None:
         )[0]
         new = next(entry for entry in scene.journal(number=ready["number"]) if "born" in entry)
         assert new["workers"] == [2, 3]
-        assert seconds_between(ended, ready) < 1.0 * SLACK_SECONDS
+        assert seconds_between(ended, ready) < 1.0 * SLACK_SECONDS + standstill.seconds
     assert not scene.logged("process ended", role="worker")
 
 
-def test_back_off(scene: Scene) -> None:
+def test_back_off(scene: Scene, standstill: Standstill) -> None:
     """From the second death within 10 s on, a slot waits longer each time before it gets a new process."""
     scene.start_ready()
     deaths = [kill_and_wait(scene, 0) for _ in range(4)]
@@ -189,7 +197,7 @@ def test_back_off(scene: Scene) -> None:
         seconds_between(scene.logged("process ended", number=old)[0], started)
         for old, started in zip(deaths, successors, strict=True)
     ]
-    assert waits[0] < 0.2 * SLACK_SECONDS
+    assert waits[0] < 0.2 * SLACK_SECONDS + standstill.seconds
     assert [wait >= least for wait, least in zip(waits[1:], (0.24, 0.49, 0.99), strict=True)] == [True] * 3
 
 
@@ -222,7 +230,7 @@ def test_all_other_workers_cover_a_slot(scene: Scene) -> None:
     assert any(answer["slot"] == 0 for answer in answers)
 
 
-def test_only_worker_restarts_at_once(scene: Scene) -> None:
+def test_only_worker_restarts_at_once(scene: Scene, standstill: Standstill) -> None:
     """With nobody to cover there is no back-off: every death is followed by an immediate restart."""
     scene.set("server", workers=1)
     scene.start_ready()
@@ -230,7 +238,8 @@ def test_only_worker_restarts_at_once(scene: Scene) -> None:
         number = kill_and_wait(scene, 0)
         scene.wait(lambda: scene.of_slot(0))
         started = scene.logged("process started", role="worker")[-1]
-        assert seconds_between(scene.logged("process ended", number=number)[0], started) < 0.2 * SLACK_SECONDS
+        waited = seconds_between(scene.logged("process ended", number=number)[0], started)
+        assert waited < 0.2 * SLACK_SECONDS + standstill.seconds
 
 
 @pytest.mark.parametrize("role", ["broker", "worker"])
@@ -272,8 +281,13 @@ def test_stalled_worker_is_killed(scene: Scene) -> None:
 # Hang
 
 
+def forgiven(standstill: Standstill) -> float:
+    """Return what a standstill adds to a second's silence: after one the supervisor begins to count anew."""
+    return standstill.seconds + 1 if standstill.seconds else 0
+
+
 @pytest.mark.parametrize("role", ["broker", "worker"])
-def test_stopped_process_is_killed_with_its_stacks(scene: Scene, role: str) -> None:
+def test_stopped_process_is_killed_with_its_stacks(scene: Scene, standstill: Standstill, role: str) -> None:
     """A stopped process is dead `hang_seconds` and a moment after it stopped, its stacks are in the log."""
     scene.set("server", hang_seconds=1)
     scene.start_ready()
@@ -281,13 +295,14 @@ def test_stopped_process_is_killed_with_its_stacks(scene: Scene, role: str) -> N
     os.kill(process["pid"], signal.SIGSTOP)
     stopped = time.time()
     ended = scene.wait(lambda: scene.logged("process ended", number=process["number"]))[0]
-    assert datetime.fromisoformat(ended["time"]).timestamp() - stopped < 1 + 0.3 * SLACK_SECONDS
-    assert ended["reason"].startswith("SIGABRT (silent for 1.")
+    seconds = datetime.fromisoformat(ended["time"]).timestamp() - stopped
+    assert seconds < 1 + 0.3 * SLACK_SECONDS + forgiven(standstill)
+    assert ended["reason"].startswith("SIGABRT (silent for ")
     assert "Fatal Python error: Aborted" in scene.log_text()
     scene.wait(lambda: [p for p in scene.processes(role) if p["slot"] == process["slot"]])
 
 
-def test_hung_slot_is_covered_before_its_process_is_dead(scene: Scene) -> None:
+def test_hung_slot_is_covered_before_its_process_is_dead(scene: Scene, standstill: Standstill) -> None:
     """A process that takes no SIGABRT gets SIGKILL 200 ms later; its slot is covered from the moment it is judged."""
     scene.tell("deaf")
     scene.set("server", hang_seconds=1)
@@ -297,9 +312,9 @@ def test_hung_slot_is_covered_before_its_process_is_dead(scene: Scene) -> None:
     ended = scene.wait(lambda: scene.logged("process ended", number=process["number"]))[0]
     hangs = scene.logged("process hangs", number=process["number"])[0]
     covered = scene.logged("slot covered", slot=0)[0]
-    assert ended["reason"].startswith("SIGKILL (silent for 1.")
-    assert 0.19 < seconds_between(hangs, ended) < 0.2 + 0.2 * SLACK_SECONDS
-    assert seconds_between(hangs, covered) < 0.1 * SLACK_SECONDS
+    assert ended["reason"].startswith("SIGKILL (silent for ")
+    assert 0.19 < seconds_between(hangs, ended) < 0.2 + 0.2 * SLACK_SECONDS + standstill.seconds
+    assert seconds_between(hangs, covered) < 0.1 * SLACK_SECONDS + standstill.seconds
 
 
 def test_supervisor_that_stood_still_kills_nobody(scene: Scene) -> None:
@@ -348,7 +363,7 @@ def test_drain_leaves_nothing(scene: Scene, number: int) -> None:
         free.bind(("127.0.0.1", port))
 
 
-def test_stubborn_children_end_within_drain_seconds(scene: Scene) -> None:
+def test_stubborn_children_end_within_drain_seconds(scene: Scene, standstill: Standstill) -> None:
     """Children that ignore Drain are killed in time for everything to be over after `drain_seconds`; exit code 0."""
     scene.set("server", drain_seconds=1)
     scene.tell("stubborn")
@@ -356,7 +371,7 @@ def test_stubborn_children_end_within_drain_seconds(scene: Scene) -> None:
     began = time.monotonic()
     scene.signal(signal.SIGTERM)
     assert scene.wait_exit() == 0
-    assert time.monotonic() - began < 1 + 0.5 * SLACK_SECONDS
+    assert time.monotonic() - began < 1 + 0.5 * SLACK_SECONDS + standstill.seconds
     assert scene.journal(got="Drain", role="worker", seconds=0.5)
     assert scene.is_clean()
 
@@ -544,7 +559,7 @@ def test_drain_of_the_server_ends_it(scene: Scene) -> None:
     drains = scene.wait(lambda: found if len(found := scene.journal(got="Drain")) == 2 else None)
     assert {(drain["spread_seconds"], drain["listens"]) for drain in drains} == {(60, True)}
     assert scene.ask(command="status")["state"] == "draining"
-    assert {entry["reason"] for entry in scene.journal(got="Readiness")[-2:]} == {"draining"}
+    scene.wait(lambda: {entry["reason"] for entry in scene.journal(got="Readiness")[-2:]} == {"draining"})
     (scene.folder / "stubborn").unlink()
     scene.signal(signal.SIGTERM)  # in a hurry now: the ordinary end, not the one at once
     assert scene.wait_exit() == 0

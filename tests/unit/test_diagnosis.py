@@ -88,10 +88,10 @@ def test_all_well() -> None:
 
 
 def test_all_well_without_a_push() -> None:
-    """That nobody has pushed is said too; of two connections the oldest counts."""
+    """That no push is remembered is said as no more than that; of two connections the oldest counts."""
     (text,) = said(why(connections=[held(), held("b", 60, events=["b", "a"])]))
     assert "2 connections, the oldest one since" in text and 'registered for "a", "b", "chat"' in text
-    assert f"No push has reached it since {clock(3000)}." in text
+    assert text.endswith("None of the pushes that this host remembers ([admin] remember_pushes) has reached it.")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +171,59 @@ def test_late_registration_by_message() -> None:
     """A connection counts from when its user became known."""
     report = why(connections=[held("a", 60)], notes=[note("opened", 5, "a")], pushes=[push(30, sent=0)])
     assert "came while it was not connected" in said(report)[0]
+
+
+def flaps(count: int, newest: float) -> list[Note]:
+    """A user that comes for half of each second, so often; the last time ended `newest` seconds ago."""
+    times = [newest + count - number for number in range(1, count + 1)]
+    return [
+        each
+        for number, ago in enumerate(times)
+        for each in (
+            note("opened", ago + 0.5, f"c{number}"),
+            note("closed", ago, f"c{number}", code=1000, by="client", what="chat"),
+        )
+    ]
+
+
+@pytest.mark.parametrize("first", [-20, -21, -19])
+def test_pushes_from_before_a_users_oldest_note(first: int) -> None:
+    """Of a user whose newer notes have pushed out the older nobody knows whether it was connected before."""
+    notes = [*flaps(12, 5)[first:], *([note("opened", 4, "last")] if first == -19 else [])]
+    pushes = [push(40, "Chat", 0), push(39, sent=0), push(5.2, "Chat", 0)]
+    texts = said(why(since_seconds=notes[0].seconds, notes=notes, pushes=pushes))
+    assert not any("came while" in text or ("2 pushes" in text and "none was registered" in text) for text in texts)
+    right, wrong = (text for text in texts if "not known any more" in text)
+    assert right.startswith(f'1 push to user "42" with event "chat" reached nobody, at {clock(39)} (39 s ago)')
+    assert wrong.startswith(f'1 push to user "42" with event "Chat" reached nobody, at {clock(40)} (40 s ago)')
+    assert '"chat" differs in upper and lower case only.' in wrong
+    assert f"what happened to it is known since {clock(NOW - notes[0].seconds)}." in right
+    assert any('A push to user "42" with event "Chat"' in text and "none was registered" in text for text in texts)
+
+
+def test_pushes_from_before_a_new_broker() -> None:
+    """What was before anything is known is not said to be so or so: who has gone since may have been here."""
+    _, second = said(why(since_seconds=NOW - 20, pushes=[push(30, sent=0), push(25, sent=0)]))
+    assert second.startswith('2 pushes to user "42" with event "chat" reached nobody, the last one at')
+    assert second.endswith(f"is not known any more: what happened to it is known since {clock(20)}.")
+    assert "came while it was not connected" in said(why(since_seconds=NOW - 20, pushes=[push(9, sent=0)]))[1]
+    here = said(why(since_seconds=NOW - 20, connections=[held(ago=60)], pushes=[push(30, "Chat", 0)]))
+    assert "none was registered for that event" in here[0]
+
+
+def test_more_pushes_than_a_report_has() -> None:
+    """Where the report may have left some out, their number is said to be the least."""
+    pushes = [push(60 - number, sent=0) for number in range(20)]
+    assert said(why(pushes=pushes))[1].startswith('At least 20 pushes to user "42" came while it was not connected')
+    assert said(why(pushes=pushes[:9]))[1].startswith('9 pushes to user "42" came')
+    assert said(why(connections=[held(events=["a"])], pushes=pushes))[0].startswith('At least 20 pushes to user "42"')
+    closed = [note("opened", 90, "a"), note("closed", 80, "a", **NETWORK), note("opened", 5, "b")]
+    assert (
+        "later, and at least 20 pushes meanwhile reached nobody"
+        in said(why(notes=closed, connections=[held("b", 5)], pushes=pushes))[0]
+    )
+    many = [push(60 - number, "news", 5, users=10) for number in range(20)]
+    assert said(why(connections=[held()], pushes=many))[0].startswith("At least 20 pushes")
 
 
 CLOSED: list[tuple[dict[str, Any], str, str]] = [
@@ -304,6 +357,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"code": 403, "reason": "refused because open: set [auth] mode"}, "nobody may do that", "set [auth] mode"),
     ({"code": 429, "reason": "[limits] connections_per_user"}, "too many connections (429", "connections_per_user"),
     ({"code": 503, "reason": "this server is draining"}, "took nobody just then (503: this server", "again"),
+    ({"code": 102, "reason": "unknown channel"}, "there is no such channel (102", "[channels.without_namespace]"),
     ({"code": 400, "reason": "event is empty"}, "could not be taken (400: event is empty)", "The reason"),
 ]  # fmt: skip
 
@@ -339,6 +393,13 @@ def test_a_client_says_nothing_about_the_server(code: int) -> None:
     """The code that a client gives when it leaves is told, and never taken for what this server says with it."""
     texts = said(why(notes=[note("opened", 30, "a"), note("closed", 9, "a", code=code, by="client")]))
     assert f"was closed by the client at {clock(9)} (9.0 s ago), with {code}: the client has left." in texts[0]
+
+
+def test_addresses_of_strangers() -> None:
+    """Addresses are told without ports, and whole where a proxy has named them."""
+    peers = ["192.0.2.1:5000", "[2001:db8::1]:5000", "203.0.113.9", "2001:db8::77"]
+    strangers = [note("refused", 9, user="", peer=peer, code=401, reason="token is unknown") for peer in peers]
+    assert "; from 192.0.2.1, 2001:db8::1, 2001:db8::77, 203.0.113.9. " in said(why(strangers=strangers))[1]
 
 
 def test_what_was_left_out_is_no_refusal() -> None:
@@ -413,6 +474,14 @@ def test_push_refused_unread() -> None:
     )
 
 
+def test_push_refused_and_another_unread() -> None:
+    """A push that was refused to the user comes before a later one that may have been anybody's."""
+    strangers = [push_refusal(5, 401, "send a key", user="", what="")]
+    notes = [push_refusal(9, 413, "message is larger than a send queue")]
+    first, second, _ = said(why(connections=[held()], notes=notes, strangers=strangers))
+    assert "with 413" in first and "with 401" in second and "It may have been for" in second
+
+
 def test_push_refused_unread_and_others_delivered() -> None:
     """Where a later push has reached the user, what may have been anybody's comes last."""
     strangers = [push_refusal(9, 413, "body is larger than 1024 bytes", user="", what="")]
@@ -424,7 +493,7 @@ def test_pushes_to_many_from_before() -> None:
     """A push to everybody, or to several users, from before the user came is not said to have reached it."""
     pushes = [push(50, "e", 7, users=0), push(40, "chat", 7, users=9), push(3, "else", 7, users=9)]
     texts = said(why(connections=[held(ago=10)], pushes=pushes))
-    assert 'event "else"' in texts[0] and "No push has reached it since" in texts[-1]
+    assert 'event "else"' in texts[0] and "None of the pushes" in texts[-1]
 
 
 def test_unconfirmed() -> None:

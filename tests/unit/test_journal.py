@@ -43,7 +43,8 @@ def test_a_user_keeps_the_newest_notes() -> None:
     assert times(journal.of("ann", 500)) == list(range(501 - KNOWN_TOLD, 501))
     assert times(journal.of("bob", 500)) == [0]
     assert len(journal) == KNOWN_TOLD + 1
-    assert journal.since(500, 0) == 0
+    assert journal.since("bob", 500, 0) == 0
+    assert journal.since("ann", 500, 0) == 501 - KNOWN_TOLD
 
 
 def test_strangers_keep_their_own_number() -> None:
@@ -79,7 +80,7 @@ def test_claims_of_all_have_a_tenth_of_the_room() -> None:
     assert len(journal) == 100
     assert all(journal.of(f"user {seconds}", 100) for seconds in range(90))
     assert [name for name in range(1000) if journal.of(f"name {name}", 1000)] == list(range(990, 1000))
-    assert journal.since(1000, 0) == 0
+    assert journal.since("zoe", 1000, 0) == 0
 
 
 def test_the_oldest_of_all_go_first() -> None:
@@ -87,13 +88,13 @@ def test_the_oldest_of_all_go_first() -> None:
     journal = Journal(100, HOUR)
     for seconds in range(90):
         journal.add(note(seconds, f"user {seconds}"))
-    assert journal.since(90, 0) == 0
+    assert journal.since("zoe", 90, 0) == 0
     for seconds in range(90, 95):
         journal.add(note(seconds, f"user {seconds}"))
     assert [user for user in range(95) if journal.of(f"user {user}", 95)] == list(range(5, 95))
-    assert journal.since(95, 0) == 4
-    assert journal.since(95, 50) == 50
-    assert journal.since(HOUR + 50, 0) == 50
+    assert journal.since("zoe", 95, 0) == 4
+    assert journal.since("zoe", 95, 50) == 50
+    assert journal.since("zoe", HOUR + 50, 0) == 50
 
 
 def test_old_notes_are_not_told() -> None:
@@ -114,7 +115,7 @@ def test_expiry_is_not_loss_of_room() -> None:
     journal = Journal(100, 10)
     journal.add(note(95))
     journal.expire(200)
-    assert journal.since(100, 0) == 90
+    assert journal.since("zoe", 100, 0) == 90
 
 
 def test_expiry_does_a_bounded_part() -> None:
@@ -136,8 +137,8 @@ def test_limits_change_at_once() -> None:
         journal.add(note(seconds, f"user {seconds}"))
     journal.limit(100, 50)
     assert len(journal) == 90
-    assert journal.since(840, 0) == 809
-    assert journal.since(900, 0) == 850
+    assert journal.since("zoe", 840, 0) == 809
+    assert journal.since("zoe", 900, 0) == 850
     journal.limit(1000, HOUR)
     for seconds in range(900, 1000):
         journal.add(note(seconds, f"user {seconds}"))
@@ -211,6 +212,11 @@ class Plain:
             self.notes.remove(own[0])
         self.limit(self.notes_max, self.keep_seconds)
 
+    def since(self, user: str, now: float) -> float:
+        own = [told.seconds for told in self.notes if (told.user, told.is_claimed) == (user, False)]
+        oldest = own[0] if len(own) == (KNOWN_TOLD if user else STRANGERS_TOLD) else 0
+        return max(oldest, now - self.keep_seconds, self.lost_seconds)
+
     def expire(self, now: float) -> None:
         self.notes = [told for told in self.notes if told.seconds >= now - self.keep_seconds]
 
@@ -241,7 +247,8 @@ def test_journal_is_what_a_plain_list_would_be(story: list[tuple[str, object, ob
             journal.expire(now)
             plain.expire(now)
         assert len(journal) == len(plain.notes)
-        assert journal.since(now, 0) == max(0, now - plain.keep_seconds, plain.lost_seconds)
+        for user in ("", "ann", "bob", "zoe"):
+            assert journal.since(user, now, 0) == plain.since(user, now)
     for user, number in Counter(told.user for told in plain.notes).items():
         expected = sorted(
             (told for told in plain.notes if told.user == user), key=lambda told: (told.seconds, told.is_claimed)

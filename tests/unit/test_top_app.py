@@ -221,7 +221,7 @@ def test_a_stale_worker_says_so() -> None:
     """A worker that does not measure any more is marked in words, for who sees no colour."""
 
     async def steps(screen: Screen) -> None:
-        assert "stale" in next(line for line in screen.lines if "worker-3  " in line)
+        assert "stale" in next(line for line in screen.lines if "worker-3  " in line and "p50" not in line)
         assert "stale" not in next(line for line in screen.lines if "worker-2  " in line)
 
     watch(FakeServer([worker(0), worker(1, is_stale=True)]), steps)
@@ -471,6 +471,31 @@ def test_without_a_terminal_it_prints_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert "worker-2" in result.stdout and "worst lag 7.5 ms worker-3" in result.stdout
     assert "[bold red]x[/]" in result.stdout and '"\\u001b[31mred\\u0007"' in result.stdout
     assert all(character.isprintable() or character == "\n" for character in result.stdout)
+
+
+def test_a_stale_worker_is_named_where_health_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last figures say nothing of how it is now, so it stands beside them."""
+    with answering(monkeypatch, FakeServer([worker(0), worker(1, is_stale=True)])) as runner:
+        assert "\nstale worker-3  p50 " in runner.invoke(main, ["top"]).stdout
+    with answering(monkeypatch, FakeServer([worker(slot, is_stale=True) for slot in range(3)])) as runner:
+        assert "\nstale 3 workers  p50 " in runner.invoke(main, ["top"]).stdout
+    with answering(monkeypatch, FakeServer()) as runner:
+        assert "stale" not in runner.invoke(main, ["top"]).stdout
+
+
+def test_printed_once_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 80 columns each worker, and the headings, still have one line, whatever the figures are."""
+    much: dict[str, Any] = {
+        "worker": 1234, "pid": 4_194_304, "connections": 123_456, "slow_connections": 1234, "pushes": 123_456.0,
+        "deliveries": 9_876_543.0, "gathering": 123.4, "lag_ms": 12_345.6, "queue_bytes": 268_435_456,
+        "drops": 123_456.0, "uptime_seconds": 86400.0 * 45,
+    }  # fmt: skip
+    monkeypatch.setattr(command_module(), "_WIDTH", 80)
+    with answering(monkeypatch, FakeServer([worker(slot, **much) for slot in range(2)])) as runner:
+        lines = runner.invoke(main, ["top"]).stdout.splitlines()
+    heading = next(number for number, line in enumerate(lines) if line.startswith("slot"))
+    assert "in logs" in lines[heading] and "deliv/s" in lines[heading] and max(map(len, lines)) <= 80
+    assert [line.split()[:2] for line in lines[heading + 1 :]] == [["0", "worker-1234"], ["1", "worker-1234"]]
 
 
 def test_json_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:

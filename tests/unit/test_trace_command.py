@@ -117,9 +117,13 @@ def test_a_server_that_does_not_answer(traced: Run, answers: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["jack", "--channel", "c"], [""], ["jack", "--for", "soon"], ["--channel", ""]]
-)
+    "arguments",
+    [
+        [], ["jack", "--channel", "c"], [""], ["jack", "--for", "soon"], ["jack", "--for", "11m"],
+        ["jack", "--for", "500ms"], ["--channel", ""],
+    ],
+)  # fmt: skip
 def test_wrong_usage(traced: Run, arguments: list[str]) -> None:
-    """A user or a channel, not both, not empty, and a time that is one: else nothing is asked."""
+    """A user or a channel, not both, not empty, and a time that a trace may last: else nothing is asked."""
     result, server = traced(arguments)
     assert result.exit_code == 2 and server.asked == []

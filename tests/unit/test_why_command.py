@@ -108,7 +108,7 @@ def test_everything_known(monkeypatch: pytest.MonkeyPatch) -> None:
         "",
         "lately",
         f"  {clock(90)}  1.5 min ago  opened  worker-3 chat from chat",
-        f"  {clock(50)}     50 s ago  refused registration chat: chat (so its token says)  worker-3 chat from chat",
+        f"  {clock(50)}     50 s ago  refused chat: chat (so its token says)  worker-3 chat from chat",
         f"  {clock(40)}     40 s ago  dropped 7 messages: oldest  worker-3 chat from chat",
         f"  {clock(35)}     35 s ago  killed with connections of it  worker-2",
         f"  {clock(30)}     30 s ago  closed by server (chat): 1013 chat  worker-3 chat from chat",

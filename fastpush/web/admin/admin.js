@@ -16,8 +16,10 @@ import {
   named,
   rate,
   setText,
+  setZone,
   span,
   tell,
+  zone,
 } from "./dom.js";
 import { Live, leave, post, request, session } from "./live.js";
 import { Board } from "./plots.js";
@@ -30,8 +32,12 @@ const WATCH_MS = 500;
 const VIEWS = ["overview", "user", "trace", "push"];
 
 let heard = 0; // when figures came the last time; 0: not yet
+let opened = 0; // when the connection was opened that there is
 let waitsUntil = 0; // when the next connection is tried
 let slots = 0; // worker slots of now
+let mayAct = false; // [admin] actions of now
+let isPushing = false;
+let begun = null; // resolves when the session has been asked for: the time zone is known, if it can be
 
 const board = new Board($("plots"));
 const live = new Live({ session: onSession, message: onMessage, state: onState });
@@ -41,6 +47,8 @@ const trace = new TraceView((object) => live.send(object));
 
 function onSession() {
   setText($("host"), session.host);
+  setZone(session.zone_minutes);
+  setText($("zone"), `Times are ${zone()}`);
   showVersion(session.version);
   document.title = `${session.host} – fastpush administration`;
   showActions(session.actions);
@@ -52,6 +60,7 @@ function showVersion(version) {
 
 function onState(state, seconds) {
   waitsUntil = performance.now() + seconds * 1000;
+  if (state === "open") opened = performance.now();
   if (state !== "open") trace.onLost();
   $("link").dataset.link = state;
   watch();
@@ -94,7 +103,8 @@ function watch() {
     $("spoken"),
     isLive ? "Live figures" : isSilent ? "No live figures" : isFirst ? "The server cannot be reached" : "",
   );
-  if (link === "open" && silent > RENEW_MS && heard > 0) live.renew();
+  // A new connection gets its own time: what was missed before says nothing of it.
+  if (link === "open" && now - Math.max(heard, opened) > RENEW_MS) live.renew();
 }
 
 // -- Figures of now -------------------------------------------------------------------
@@ -105,6 +115,7 @@ function figure(id, [value, unit], level = "") {
   setText(node.firstChild, value);
   setText(node.lastChild, unit);
   node.dataset.level = level;
+  node.style.setProperty("--characters", value.length); // a number that is long gets smaller, and is never cut
 }
 
 function showTop(top) {
@@ -222,12 +233,22 @@ function updateWorker(row, worker, actions) {
   row.cells[11].firstChild.hidden = !actions;
 }
 
+/** Items in the order that the rows of a table have now, new ones behind them. */
+function asShown(body, items, keyOf) {
+  const places = new Map([...body.rows].map((row, at) => [row.dataset.key, at]));
+  const place = (item) => places.get(keyOf(item)) ?? places.size;
+  return [...items].sort((a, b) => place(a) - place(b));
+}
+
 function showBusy(id, all, kind) {
   $(id).hidden = all.length === 0;
   $(`no-${id}`).hidden = all.length > 0;
+  const body = $(id).tBodies[0];
+  // Rows do not change places under a pointer, nor under the focus, which they would lose.
+  const isHeld = body.matches(":hover, :focus-within");
   fillRows(
-    $(id).tBodies[0],
-    all,
+    body,
+    isHeld ? asShown(body, all, ([name]) => name) : all,
     ([name]) => name,
     ([name]) => makeBusy(name, kind),
     (row, [, pushes, deliveries]) => {
@@ -253,7 +274,12 @@ function showActions(actions) {
   $("restart").hidden = !actions;
   $("actions-note").hidden = actions;
   $("push-note").hidden = actions;
-  $("push-send").disabled = !actions;
+  mayAct = actions;
+  showPushing();
+}
+
+function showPushing() {
+  $("push-send").disabled = isPushing || !mayAct;
 }
 
 /** Ask before something is done; returns {"seconds": S or null}, or null for no. */
@@ -318,7 +344,8 @@ async function act(path, body, sentence) {
 
 async function push() {
   const [userId, event, message] = [$("push-user").value, $("push-event").value, $("push-message").value];
-  $("push-send").disabled = true;
+  isPushing = true;
+  showPushing();
   $("push-why").hidden = true;
   tell($("push-outcome"), "Pushing…");
   try {
@@ -335,7 +362,8 @@ async function push() {
   } catch (error) {
     tell($("push-outcome"), error.message, "bad");
   } finally {
-    $("push-send").disabled = !session.actions;
+    isPushing = false;
+    showPushing();
   }
 }
 
@@ -352,6 +380,7 @@ async function lookUp(user) {
   tell($("user-outcome"), "Asking every worker…");
   $("report").classList.add("old");
   try {
+    await begun;
     const why = await request(`/admin/why.json?user=${encodeURIComponent(user)}`);
     if (number !== asked) return;
     showReport($("report"), why);
@@ -393,6 +422,16 @@ function decoded(text) {
   }
 }
 
+/** Whoever comes to ask types at once; whoever comes for a user reads, and no keyboard covers a phone's screen. */
+function moveFocus() {
+  const view = $(`view-${document.body.dataset.view}`);
+  if (view.contains(document.activeElement)) return;
+  if (document.body.dataset.view === "user" && lookedUp && window.location.hash.includes("/")) {
+    window.scrollTo(0, 0);
+    $("main").focus({ preventScroll: true });
+  } else view.querySelector("input:is([type=text], :not([type]))")?.focus();
+}
+
 function start() {
   $("user-form").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -418,12 +457,11 @@ function start() {
   );
   window.addEventListener("hashchange", () => {
     showView();
-    // Whoever comes to ask types at once.
-    document.querySelector(".view:not([hidden]) input:is([type=text], :not([type]))")?.focus();
+    moveFocus();
   });
   setInterval(watch, WATCH_MS);
+  begun = live.connect();
   showView();
-  live.connect();
 }
 
 start();

@@ -97,17 +97,37 @@ export function span(seconds) {
 
 const two = (value) => String(value).padStart(2, "0");
 
-/** The time of day, in the reader's time zone; with `digits` of a second. */
+/** The time of day, in the server's time zone; with `digits` of a second. */
 export function clock(unixSeconds, digits = 0) {
-  const at = new Date(unixSeconds * 1000);
+  const at = dateOf(unixSeconds);
   const fraction = digits ? `.${String(at.getMilliseconds()).padStart(3, "0").slice(0, digits)}` : "";
   return `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}${fraction}`;
 }
 
+let zoneMinutes = 0; // the server's, ahead of UTC
+
+/** Tell times as the server does in its sentences, its commands and on its clock, wherever the reader is. */
+export function setZone(minutes) {
+  zoneMinutes = minutes;
+}
+
+/** The server's time zone: "UTC", "UTC+05:30". */
+export function zone() {
+  const ahead = Math.abs(zoneMinutes);
+  const sign = zoneMinutes < 0 ? "−" : "+";
+  return ahead === 0 ? "UTC" : `UTC${sign}${two(Math.floor(ahead / 60))}:${two(ahead % 60)}`;
+}
+
+/** A date whose hours, minutes and day, as this browser tells them, are the server's. */
+export function dateOf(unixSeconds) {
+  const aside = zoneMinutes + new Date(unixSeconds * 1000).getTimezoneOffset();
+  return new Date(unixSeconds * 1000 + aside * 60_000);
+}
+
 /** The time of day, and the date where it is not today's. */
 export function moment(unixSeconds) {
-  const at = new Date(unixSeconds * 1000);
-  const today = at.toDateString() === new Date().toDateString();
+  const at = dateOf(unixSeconds);
+  const today = at.toDateString() === dateOf(Date.now() / 1000).toDateString();
   const date = today ? "" : `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())} `;
   return date + clock(unixSeconds);
 }

@@ -6,7 +6,7 @@ const BACK_OFF_MS = [500, 15_000]; // first and longest wait before the next att
 const REQUEST_MS = 15_000;
 const SESSION_ENDED = 4501;
 
-export let session = { csrf: "", actions: false, version: "", host: "" };
+export let session = { csrf: "", actions: false, version: "", host: "", zone_minutes: 0 };
 
 /** Show what /admin answers now: the login page, where the session has ended. */
 export function leave() {
@@ -72,7 +72,12 @@ export class Live {
     this.#on.session();
     const socket = new WebSocket(`${window.location.origin.replace(/^http/, "ws")}/admin/live`);
     this.#socket = socket;
-    socket.addEventListener("open", () => this.#on.state("open", 0));
+    // A browser waits for minutes where nobody answers.
+    const timer = setTimeout(() => socket.readyState === WebSocket.CONNECTING && socket.close(), REQUEST_MS);
+    socket.addEventListener("open", () => {
+      clearTimeout(timer);
+      this.#on.state("open", 0);
+    });
     socket.addEventListener("message", ({ data }) => {
       this.#attempt = 0;
       this.#on.message(JSON.parse(data));

@@ -1,34 +1,38 @@
 // The plots of the last hour: points by column, one time cursor for all, and each plot's figures as text.
 
-import { $, bytes, clock, count, duration, element, joined, lag, rate, setText } from "./dom.js";
+import { $, bytes, clock, count, dateOf, duration, element, joined, lag, rate, setText } from "./dom.js";
 
 const POINTS = 3600; // kept, one a second: the hour that the server keeps
 const WORKERS = 256; // whose lags are kept; those that came last
 const GAP_SECONDS = 3.5; // between points from which on there is a hole in the line
 const LINES = 24; // of workers drawn; of more, the worst within the shown time
 const HUES = 6; // colours of lines, in the style sheet
-const TEXT_MS = 5000; // between two changes of the texts under the plots
+const TEXT_MS = 5000; // between two changes of the texts under the plots while a screen reader may read one
 const HEIGHT = 150;
 const TICKS = [60, 300, 600, 900, 1800, 3600]; // seconds between two times on the axis
 const NEAR = 8; // pixels from a point on which the cursor is still on it
-const AXIS = 52; // width of the numbers beside every plot, so that all plots are aligned
+const AXIS = 60; // width of the numbers beside every plot, so that all plots are aligned
 const RIGHT = 44; // … and of those on the right side
 
 const orNone = (show) => (value) => (value === null || value === undefined ? "–" : show(value));
 const plain = orNone(count);
+const compact = new Intl.NumberFormat("en", { notation: "compact" });
+const tick = (value) => (value >= 100_000 ? compact.format(value) : rate(value)); // beside an axis there is little room
 const perSecond = orNone((value) => `${rate(value)}/s`);
 const ms = orNone((value) => joined(duration(value)));
 const size = orNone((value) => joined(bytes(value)));
 
-// least: the end of the axis while there is little or nothing. Of each line: column, label ("" where there is but one),
+// least: the end of the axis while there is little or nothing.  tick: shows a number beside the axis, where that is not
+// what `show` does. Of each line: column, label ("" where there is but one),
 // hue, and whether its numbers are on the right side.
 const PLOTS = [
-  { name: "connections", title: "Connections", least: 10, show: plain, lines: [["connections", "", 0]] },
+  { name: "connections", title: "Connections", least: 10, show: plain, tick, lines: [["connections", "", 0]] },
   {
     name: "rates",
     title: "Per second",
     least: 10,
     show: orNone(rate),
+    tick,
     lines: [
       ["pushes", "pushes", 1, true],
       ["deliveries", "deliveries", 0],
@@ -44,7 +48,7 @@ const PLOTS = [
       ["p99", "p99", 1],
     ],
   },
-  { name: "drops", title: "Drops", least: 10, show: perSecond, lines: [["drops", "", 3]] },
+  { name: "drops", title: "Drops", least: 10, show: perSecond, tick, lines: [["drops", "", 3]] },
   { name: "lag", title: "Worker lag", least: 1, show: orNone((value) => joined(lag(value))), lines: null },
   { name: "queue", title: "Queued", least: 1000, show: size, lines: [["queue", "", 2]] },
 ];
@@ -71,7 +75,9 @@ class Points {
 
   /** Take a Point of the server; one that is not newer than the last is left out. */
   add([seconds, connections, pushes, deliveries, p50, p99, drops, queue, lags]) {
-    if (this.length && seconds <= this.last) return;
+    // The server's clock was put back: what it said before of times to come is gone.
+    if (seconds < this.last - GAP_SECONDS) this.#cut(this.since(seconds));
+    else if (this.length && seconds <= this.last) return;
     if (this.length && seconds - this.last > GAP_SECONDS) this.#append([this.last + 1, ...Array(7).fill(null)], []);
     this.#append([seconds, connections, pushes, deliveries, p50, p99, drops, queue], lags);
   }
@@ -88,6 +94,10 @@ class Points {
       if (this.lags.has(worker)) this.lags.get(worker)[before] = value;
     }
     if (this.length > POINTS) this.#forget();
+  }
+
+  #cut(length) {
+    for (const column of [...Object.values(this.columns), ...this.lags.values()]) column.length = length;
   }
 
   #forget() {
@@ -252,8 +262,7 @@ class Card {
       ...axis,
       values: (_, splits) =>
         splits.map((at) =>
-          this.about
-            .show(at)
+          (this.about.tick ?? this.about.show)(at)
             .replace("/s", "")
             .replace(/(\.\d*?)0+(?!\d)/, "$1")
             .replace(/\.(?!\d)/, ""),
@@ -287,6 +296,7 @@ class Card {
         height: HEIGHT,
         padding: [8, right ? 0 : 12, 0, 0],
         legend: { show: false },
+        tzDate: dateOf,
         cursor: {
           y: false,
           drag: { x: false, y: false },
@@ -457,7 +467,8 @@ export class Board {
     const min = max - this.#seconds;
     for (const card of this.#cards) card.draw(min, max);
     if (this.#cursor !== null && !this.#pointed) this.#place();
-    if (performance.now() - this.#described < TEXT_MS && this.#described) return;
+    const isRead = this.#cards.some(({ box }) => box === document.activeElement);
+    if (isRead && this.#described && performance.now() - this.#described < TEXT_MS) return;
     this.#described = performance.now();
     const period = this.#seconds === 3600 ? "1 h" : `${this.#seconds / 60} min`;
     for (const card of this.#cards) card.describe(this.points.since(min), period);

@@ -1,6 +1,6 @@
 // What is known of a user, as the server tells it (Why), on the screen.
 
-import { bytes, clock, count, countOf, duration, element, joined, moment, named, span } from "./dom.js";
+import { bytes, clock, count, countOf, duration, element, joined, moment, named, span, zone } from "./dom.js";
 
 const BY = {
   client: "by the client",
@@ -32,7 +32,7 @@ function part(title, size, content, empty) {
 
 function provenance(why) {
   const parts = [
-    `Asked ${countOf(why.workers, "worker")} at ${clock(why.asked_seconds)}; nothing older than ${moment(why.since_seconds)} is known.`,
+    `Asked ${countOf(why.workers, "worker")} at ${clock(why.asked_seconds)} (${zone()}); nothing older than ${moment(why.since_seconds)} is known.`,
   ];
   if (why.missing)
     parts.push(

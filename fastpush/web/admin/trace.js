@@ -1,11 +1,11 @@
 // A trace on the screen: its last lines, and how it is started and ended.
 
-import { $, clock, count, countOf, element, named, setText, tell } from "./dom.js";
+import { $, clock, count, countOf, element, named, setText, tell, zone } from "./dom.js";
 
 const LINES = 500; // kept
 const HUES = 6; // colours of pushes, in the style sheet
 const TICK_MS = 1000; // of the time that is left
-const ID_END = 6; // characters of a connection's id that are shown: ids of one worker begin alike
+const ID_CHARACTERS = 4; // of a connection's id, at its beginning (the worker's) and at its end (the connection's)
 const NEAR_END = 40; // pixels from the end that count as the end
 
 /**
@@ -18,7 +18,8 @@ export class TraceView {
   #id = null;
   #subject = null; // { user } or { channel }, of the trace that runs, is asked for, or was last
   #isAsked = false;
-  #ends = 0;
+  #seconds = 0; // that it was asked for
+  #ends = 0; // performance.now(): the server's clock may be another
   #leftOut = 0;
   #seen = 0;
   #lines = []; // Traced, as the server tells them
@@ -53,6 +54,7 @@ export class TraceView {
     this.stop();
     this.clear();
     this.#subject = subject;
+    this.#seconds = seconds;
     this.#isAsked = this.#send({ trace: subject, seconds });
     if (this.#isAsked) tell($("trace-outcome"), "Starting…");
     else tell($("trace-outcome"), "Not connected to the server. Start again once the page says Live.", "bad");
@@ -62,7 +64,7 @@ export class TraceView {
   stop() {
     if (this.#id === null) return;
     this.#send({ untrace: this.#id });
-    this.#end(`Stopped at ${clock(Date.now() / 1000)}.`);
+    this.#end("Stopped.");
   }
 
   clear() {
@@ -89,11 +91,11 @@ export class TraceView {
   onStarted({ id, ends_seconds: ends }) {
     this.#isAsked = false;
     this.#id = id;
-    this.#ends = ends;
+    this.#ends = performance.now() + this.#seconds * 1000;
     this.#timer = setInterval(() => this.#draw(), TICK_MS);
     const [[kind, name]] = Object.entries(this.#subject);
     tell($("trace-outcome"), "", "good");
-    $("trace-outcome").append(`Tracing the ${kind} `, named(name), ` until ${clock(ends)}.`);
+    $("trace-outcome").append(`Tracing the ${kind} `, named(name), ` until ${clock(ends)} (${zone()}).`);
     $("trace-outcome").hidden = false;
     this.#draw();
   }
@@ -103,7 +105,7 @@ export class TraceView {
     this.#seen += events.length;
     this.#leftOut = leftOut;
     this.#add(events.slice(-LINES));
-    if (isOver) this.#end(`The trace is over since ${clock(Date.now() / 1000)}.`);
+    if (isOver) this.#end("The trace is over.");
     this.#draw();
   }
 
@@ -141,7 +143,7 @@ export class TraceView {
       this.#seen > LINES ? `last ${count(LINES)} of ${countOf(this.#seen, "line")}` : countOf(this.#seen, "line"),
     ];
     if (this.#leftOut) parts.push(`${count(this.#leftOut)} left out: there were too many`);
-    if (isRunning) parts.push(`${Math.max(0, Math.round(this.#ends - Date.now() / 1000))} s left`);
+    if (isRunning) parts.push(`${Math.max(0, Math.round((this.#ends - performance.now()) / 1000))} s left`);
     setText($("trace-count"), parts.join(" · "));
   }
 
@@ -163,6 +165,8 @@ function words([, seconds, process, step, push, afterMs, what, connection, detai
   );
 }
 
+const shortId = (id) => id && `${id.slice(0, ID_CHARACTERS)}…${id.slice(-ID_CHARACTERS)}`;
+
 function row(traced) {
   const [at, process, step, after, push, what, connection, detail] = words(traced);
   const cell = (name, text, title) => element("span", { class: name, title }, element("bdi", {}, text));
@@ -174,7 +178,7 @@ function row(traced) {
     cell("step", step),
     cell("after", after),
     cell("what", what, what || undefined),
-    cell("connection", connection && `…${connection.slice(-ID_END)}`, connection || undefined),
+    cell("connection", shortId(connection), connection || undefined),
     cell("detail", detail),
   );
 }
