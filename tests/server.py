@@ -64,8 +64,8 @@ ECHO: Sections = {"application": [application("Echo", options={"binary": "binary
 class Server:
     """`fastpush serve` on a free port of 127.0.0.1, logging JSON at debug level into `log_path`.
 
-    sections: configuration beside what tests need; a value given here wins. Nobody is refused because this machine
-    stood still for half a second, unless a test asks for it.
+    sections: configuration beside what tests need; a value given here wins. Nobody is refused, and no push given
+    up, because this machine stood still for a few seconds, unless a test asks for it.
     tls: what the clients of these tests speak TLS with; None: they do not.
     prefix:   command that becomes the server.  pass_fds: descriptors for it.
     """
@@ -92,6 +92,7 @@ class Server:
             },
             "log": {"level": "debug", "format": "json", "file": str(self.log_path)},
             "limits": {"max_lag_ms": 0},
+            "bus": {"confirm_ms": 8000},
         }
         for section, values in sections.items():
             merged[section] = merged[section] | values if section in merged else values

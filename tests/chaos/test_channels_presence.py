@@ -18,6 +18,7 @@ from tests.chaos.load import Accepts, HttpConnection, Refused, WebSocket, kill, 
 from tests.load.clients import quantiles
 from tests.load.driver import IS_FULL, Driven
 from tests.server import SCALE, Server
+from tests.standstill import Standstill
 
 JOINS = 5000 if IS_FULL else 1000
 KILLS = 7 if IS_FULL else 3
@@ -373,7 +374,7 @@ class Probe:
 
 
 @pytest.mark.parametrize("told_members", [1000, 1_000_000], ids=["as delivered", "all told"])
-def test_a_large_channel_that_fills_up(serve: Any, told_members: int) -> None:
+def test_a_large_channel_that_fills_up(serve: Any, standstill: Standstill, told_members: int) -> None:
     """While thousands come to a channel, within seconds, what is published in it, and elsewhere, arrives in time; and
     who was there first has been told of all of them, if the channel tells that of so many.
     """
@@ -401,7 +402,8 @@ def test_a_large_channel_that_fills_up(serve: Any, told_members: int) -> None:
         show(f"{told_members} told: {json.dumps(coming)}, {json.dumps(figures)}, told {big.told}")
         assert all(crowd["ended"] == {} for crowd in coming)
         assert all(set(probe.answers) == {200} for probe in probes), [probe.answers for probe in probes]
-        assert max(delays["coming"]["max_ms"] for delays in figures.values()) <= DELAY_MAX_MS
+        slowest_ms = max(delays["coming"]["max_ms"] for delays in figures.values())
+        assert slowest_ms <= DELAY_MAX_MS + 1000 * standstill.seconds
 
     with ExitStack() as stack:
         crowds = [

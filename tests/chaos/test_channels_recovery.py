@@ -181,7 +181,7 @@ def cut(server: Server, worker: int) -> None:
 
 def test_a_worker_stands_still(tmp_path: Path) -> None:
     """A worker that is stopped is replaced once it is found out; its subscribers then recover what they have missed."""
-    sections = SECTIONS | {"server": {"hang_seconds": 1}}
+    sections = SECTIONS | {"server": {"hang_seconds": 2}}
     server = Server(tmp_path, workers=WORKERS, sections=sections)
     try:
         with load_of(server) as load:

@@ -241,7 +241,7 @@ def test_a_reconnect_within_the_grace_period(serve_chat: Any) -> None:
     """Who comes back within the grace period, cleanly closed or reset, to whatever worker, has neither left nor come:
     that is announced to nobody, though the counts have told the truth at every moment.
     """
-    server = serve_chat(1)
+    server = serve_chat(4)
 
     async def scenario() -> None:
         crowd = Crowd(server, seeded())

@@ -85,7 +85,7 @@ def test_pipelined_pushes(server: Server) -> None:
     with connect(server.ws_url("token=pipe&event=e"), compression=None) as connection, Wire(server) as wire:
         wire.send(b"".join(push("pipe", "e", str(number)) for number in range(200)))
         assert {wire.reply().body for _ in range(200)} == {b"message sent to 1 clients"}
-        assert [connection.recv(timeout=5) for _ in range(200)] == [str(number) for number in range(200)]
+        assert [connection.recv(timeout=20) for _ in range(200)] == [str(number) for number in range(200)]
 
 
 def test_pipelining_both_ways_is_bounded_and_complete(server: Server) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.raw import RawClient
+from tests.raw import TEXT, RawClient, build
 from tests.server import ECHO, Server, eventually
 from tests.wire import Wire, upgrade
 
@@ -74,8 +74,7 @@ def test_messages_per_second(serve: Callable[..., Server]) -> None:
     """A second's worth of messages may come at once; the next one closes with 1008 and is counted."""
     server = serve(sections=ECHO, messages_per_second=5)
     with RawClient(server, "/echo") as client:
-        for number in range(6):
-            client.text(str(number))
+        client.send(*(build(TEXT, str(number).encode()) for number in range(6)))
         assert [client.read_text() for _ in range(5)] == list("01234")
         assert client.read_close() == (1008, "message rate")
     assert server.metrics()["fastpush_messages_over_rate_total"] == 1
@@ -86,14 +85,16 @@ def test_messages_per_second(serve: Callable[..., Server]) -> None:
 
 def test_handshakes_per_second(serve: Callable[..., Server]) -> None:
     """Over the rate a handshake is 503 with Retry-After: 1, counted, told in one line; a second later it is taken."""
-    server = serve(handshakes_per_second=5)
+    server = serve(handshakes_per_second=2)
+    began = time.monotonic()
     refusals = [refusal(server) for _ in range(40)]
     refused = [one for one in refusals if one[0] != 101]
-    assert [one[0] for one in refusals[:5]] == [101] * 5 and len(refused) >= 20
+    assert [one[0] for one in refusals[:2]] == [101] * 2 and len(refused) >= 20
     assert {one[:2] for one in refused} == {(503, "1")} and "handshakes_per_second" in refused[0][2]
     assert handshakes(server, "rate") == len(refused)
     eventually(lambda: sum(line["rate"] for line in server.events("handshakes refused")) == len(refused))
-    assert len(server.events("handshakes refused")) < 5 and not server.events("handshake refused")
+    assert len(server.events("handshakes refused")) < 2 + time.monotonic() - began
+    assert not server.events("handshake refused")
     eventually(lambda: refusal(server)[0] == 101, what="rate has recovered")
 
 
@@ -157,16 +158,26 @@ def test_lag_is_exported_by_worker(serve: Callable[..., Server]) -> None:
     number = server.processes("worker")[0]["number"]
     other = server.processes("worker")[1]["number"]
     worker = psutil.Process(server.pid_of_worker(number))
-    worker.send_signal(signal.SIGSTOP)
-    time.sleep(0.7)  # the cause itself
-    worker.send_signal(signal.SIGCONT)
 
-    def lag(of: int) -> float:
-        return server.metrics().get(f'fastpush_loop_lag_seconds{{worker="{of}"}}', 0)
+    def lags() -> tuple[float, float]:
+        samples = server.metrics()
+        shown = [samples.get(f'fastpush_loop_lag_seconds{{worker="{each}"}}', 0) for each in (number, other)]
+        return shown[0], shown[1]
 
-    eventually(lambda: lag(number) > 0.4, what="the lag is shown")
-    assert lag(other) < lag(number)
-    eventually(lambda: lag(number) < 0.4, what="the lag is over")
+    def is_shown() -> bool:
+        """Whether a stop shows, before it is over, in the worker alone: the whole machine did not stand still."""
+        worker.send_signal(signal.SIGSTOP)
+        time.sleep(0.7)  # the cause itself
+        worker.send_signal(signal.SIGCONT)
+        began = time.monotonic()
+        while time.monotonic() - began < 3:
+            own, others = lags()
+            if own > 0.4:
+                return others < own
+        return False
+
+    eventually(is_shown, 20, "the lag is shown")
+    eventually(lambda: lags()[0] < 0.4, what="the lag is over")
 
 
 def test_flood_of_bad_handshakes_cannot_fill_the_log(serve: Callable[..., Server], tmp_path: Path) -> None:

@@ -142,8 +142,8 @@ def test_envelope_names_the_event(server: Server) -> None:
 
 def test_heartbeat_is_a_text(server: Server) -> None:
     """With heartbeat=1 a text comes every second, registered or not, and nothing of the kind without it."""
+    start = time.monotonic()
     with RawClient(server, "/ws", heartbeat=1) as client, RawClient(server, "/ws") as quiet:
-        start = time.monotonic()
         assert client.read_text() == "heartbeat"
         assert client.read_text() == "heartbeat"
         assert time.monotonic() - start > 1.5
@@ -200,7 +200,7 @@ def test_register_time_out_names_the_last_failure(serve: Callable[..., Server], 
     server = serve(
         workers=1,
         sections={
-            "limits": {"register_timeout_seconds": 1.5 * SCALE},
+            "limits": {"register_timeout_seconds": 3 * SCALE},
             "auth": {"mode": "static", "tokens_file": str(tokens)},
         },
     )
@@ -224,7 +224,7 @@ def test_register_time_out_names_the_last_failure(serve: Callable[..., Server], 
     for reason, client in clients.items():
         code, found = client.read_close()
         assert code == 1008 and found.endswith(reason), found
-        assert time.monotonic() - start >= 1.5 * SCALE - TICK_SECONDS
+        assert time.monotonic() - start >= 3 * SCALE - TICK_SECONDS
         client.send(build(CLOSE, close_payload(1008)))
         client.read_end()
     assert pinging.read_close()[0] == 1008  # a sign of life is no registration
@@ -292,11 +292,11 @@ def test_expired_token_closes(serve: Callable[..., Server]) -> None:
     """A JWT's exp ends the connection with 4502, by URL and by message; a fresher token of the user prolongs it."""
     server = serve(workers=1, sections=jwt_sections())
     with (
-        RawClient(server, "/ws", token=jwt("jack", 1.5 * SCALE), event="e") as one,
+        RawClient(server, "/ws", token=jwt("jack", 3 * SCALE), event="e") as one,
         RawClient(server, "/ws", confirm=1) as two,
-        RawClient(server, "/ws", token=jwt("jack", 1.5 * SCALE), event="e", confirm=1) as renewed,
+        RawClient(server, "/ws", token=jwt("jack", 3 * SCALE), event="e", confirm=1) as renewed,
     ):
-        two.text(registration(jwt("jack", 1.5 * SCALE), "e"))
+        two.text(registration(jwt("jack", 3 * SCALE), "e"))
         renewed.text(registration(jwt("jack", 60), "e"))
         for client in (two, renewed, renewed):
             assert json.loads(client.read_text()) == {"registered": "e"}
@@ -330,7 +330,7 @@ def test_unreachable_webhook_means_later(serve: Callable[..., Server]) -> None:
             connect(server.ws_url("token=t&event=e"), origin=origin) as page,
             pytest.raises(ConnectionClosed, match="1013"),
         ):
-            page.recv(timeout=5)
+            page.recv(timeout=20)
 
 
 def test_messages_wait_for_a_slow_answer_in_order(serve: Callable[..., Server], tmp_path: Path) -> None:

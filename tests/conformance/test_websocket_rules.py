@@ -267,7 +267,7 @@ def test_binary_is_no_text(server: Server) -> None:
 def test_close_is_answered_with_its_code(server: Server, code: int) -> None:
     """S0-32: a close frame is answered with the same code and no reason, then the server ends the connection."""
     for reason in (b"", b"bye", b"x" * 123, "Grüße".encode()):
-        with RawClient(server, seconds=1) as client:
+        with RawClient(server) as client:
             client.send(build(CLOSE, close_payload(code, reason)))
             assert client.read_close() == (code, "")
             client.read_end()
@@ -275,7 +275,7 @@ def test_close_is_answered_with_its_code(server: Server, code: int) -> None:
 
 def test_empty_close_is_answered_with_an_empty_one(server: Server) -> None:
     """S0-32: a close frame without a code has no code to answer with."""
-    with RawClient(server, seconds=1) as client:
+    with RawClient(server) as client:
         client.send(build(CLOSE))
         assert client.read_close() == (None, "")
         client.read_end()
@@ -284,7 +284,7 @@ def test_empty_close_is_answered_with_an_empty_one(server: Server) -> None:
 @pytest.mark.parametrize("code", UNSENDABLE_CODES)
 def test_codes_that_may_not_be_sent_fail(server: Server, code: int) -> None:
     """A reserved or unknown code closes with 1002, and at once: the client's close frame has been seen."""
-    with RawClient(server, seconds=1) as client:
+    with RawClient(server) as client:
         client.send(build(CLOSE, close_payload(code)))
         fails(client, 1002)
 
@@ -307,7 +307,7 @@ def test_nothing_is_answered_behind_a_close(server: Server) -> None:
     """Messages, pings, a second close frame or garbage behind a close frame change nothing about its answer."""
     behind = (build(TEXT, b"late"), build(PING, b"late"), build(CLOSE, close_payload(1001)), build(3, b""), b"\xff" * 9)
     for payload, late in itertools.product((close_payload(1000), close_payload(4321), b""), behind):
-        with RawClient(server, seconds=1) as client:
+        with RawClient(server) as client:
             client.send(build(CLOSE, payload), late)
             assert client.read_close() == (int.from_bytes(payload, "big") or None, "")
             client.read_end()
@@ -315,7 +315,7 @@ def test_nothing_is_answered_behind_a_close(server: Server) -> None:
 
 def test_close_in_the_middle_of_a_message(server: Server) -> None:
     """A close frame between fragments is answered; the unfinished message is forgotten."""
-    with RawClient(server, seconds=1) as client:
+    with RawClient(server) as client:
         client.send(build(TEXT, b"half", fin=False), build(CLOSE, close_payload(1000)))
         assert client.read_close() == (1000, "")
         client.read_end()

@@ -298,12 +298,16 @@ def test_channels(join: Join, here: Worker, there: Worker) -> None:
     one, two = f"room:{mark}-one", f"plain:{mark}-two"
     join(somebody(), one, two)
     with Subscriber(there, somebody(), one):
-        listed = there.api("channels", pattern=f"*{mark}*")["channels"]
-        assert listed == {one: {"num_clients": 2}, two: {"num_clients": 1}}
-        assert there.api("channels")["channels"].items() >= listed.items()
-        assert set(here.api("channels", pattern="room:*")["channels"]) & {one, two} == {one}
-        assert there.api("channels", pattern=two)["channels"] == {two: {"num_clients": 1}}
-        assert there.api("channels", pattern=f"{mark}*")["channels"] == {}
+
+        def listed(worker: Worker, **pattern: str) -> Any:
+            return worker.api("channels", **pattern)["channels"]
+
+        mine = {one: {"num_clients": 2}, two: {"num_clients": 1}}  # a worker that is busy is not waited for
+        eventually(lambda: listed(there, pattern=f"*{mark}*") == mine, what="the channels of both workers")
+        eventually(lambda: listed(there).items() >= mine.items(), what="they are among all")
+        eventually(lambda: set(listed(here, pattern="room:*")) & {one, two} == {one}, what="the one of the pattern")
+        eventually(lambda: listed(there, pattern=two) == {two: {"num_clients": 1}}, what="the one of the name")
+        assert listed(there, pattern=f"{mark}*") == {}
 
 
 # -- Connections ---------------------------------------------------------------------
@@ -372,8 +376,13 @@ def test_connections(server: Server, join: Join, here: Worker, there: Worker) ->
     user, channel = somebody(), name()
     one = join(user, channel)
     with Subscriber(there, user) as two:
-        found = here.api("connections", user=user)["connections"]
-        assert set(found) == {one.id, two.id}
+
+        def both() -> dict[str, Any] | None:
+            found: dict[str, Any] = here.api("connections", user=user)["connections"]
+            return found if set(found) == {one.id, two.id} else None  # a worker that is busy is not waited for
+
+        found = eventually(both, what="both connections")
+        assert found is not None
         assert found[one.id]["state"] == {"channels": {channel: {}}} and found[two.id]["state"] == {"channels": {}}
         assert {each["user"] for each in found.values()} == {user}
         assert {each["worker"] for each in found.values()} == {each["number"] for each in server.processes("worker")}
@@ -384,9 +393,14 @@ def test_connections(server: Server, join: Join, here: Worker, there: Worker) ->
 def test_info(server: Server, join: Join, there: Worker) -> None:
     """Every worker is a node, with figures of its own."""
     client = join(somebody(), name())
-    nodes = there.api("info")["nodes"]
     names = {f"worker-{process['number']}" for process in server.processes("worker")}
-    assert {node["name"] for node in nodes} == names
+    nodes: list[dict[str, Any]] = []
+
+    def has_all() -> bool:
+        nodes[:] = there.api("info")["nodes"]
+        return {node["name"] for node in nodes} == names  # a worker that is busy is not waited for
+
+    eventually(has_all, what="both workers")
     (own,) = [node for node in nodes if client.id.startswith(node["uid"])]
     assert own["num_clients"] >= 1 and own["num_subs"] >= 1
     assert own["num_users"] >= 1 and own["num_channels"] >= 1 and own["uptime"] >= 0 and own["version"]
@@ -596,7 +610,7 @@ def test_broadcast_of_more_than_the_bus_holds(serve: Callable[..., Server]) -> N
 
 def test_no_broker(serve: Callable[..., Server]) -> None:
     """While the broker does not answer a publish is 504, while there is none 503; then it works again."""
-    server = serve(workers=1, sections=sections(**NAMESPACES))
+    server = serve(workers=1, sections=sections(bus={"confirm_ms": 1000}, **NAMESPACES))
     good = {"channel": "plain:1", "data": 1}
     (broker,) = server.processes("broker")
     psutil.Process(broker["pid"]).send_signal(signal.SIGSTOP)

@@ -656,7 +656,7 @@ def test_publish_failed(probes: Callable[..., Probes]) -> None:
     """Without a broker publish, push, close_user and the like raise PublishFailed; where the broker was lost meanwhile
     the message may have arrived. With the next broker all is as before.
     """
-    running = probes()
+    running = probes(bus={"confirm_ms": 1000})
     server = running.server
     jack, rose = callers(running, "jack", "rose")
     broker = psutil.Process(server.processes("broker")[0]["pid"])

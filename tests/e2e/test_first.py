@@ -13,4 +13,4 @@ def test_push_reaches_a_connection_on_another_worker(server: Server) -> None:
     ):
         for number in range(20):
             assert server.push("jack", "topic1", f"hello {number}") == {"status": 200, "sent": 2}
-            assert one.recv(timeout=5) == two.recv(timeout=5) == f"hello {number}"
+            assert one.recv(timeout=20) == two.recv(timeout=20) == f"hello {number}"

@@ -19,6 +19,7 @@ from tests.server import SCALE, Server, eventually
 Serve = Callable[..., Server]
 CONNECTIONS, WORKERS = 240, 4
 QUIET = {"log": {"level": "info"}}
+SOON = {"bus": {"confirm_ms": 1000}}  # pushes go on while a worker stands still
 
 
 @pytest.fixture
@@ -75,7 +76,8 @@ def settled(server: Server) -> dict[str, float]:
 
     def found() -> dict[str, float] | None:
         samples = server.metrics()
-        return samples if not samples["fastpush_connections"] and not samples["fastpush_broker_routes"] else None
+        unsettled = ("fastpush_connections", "fastpush_broker_routes", "fastpush_stale_workers")
+        return samples if not any(samples[name] for name in unsettled) else None
 
     return eventually(found, what="all connections closed")
 
@@ -87,7 +89,7 @@ def test_figures_are_the_clients_own(serve: Serve, tmp_path: Path, mode: str) ->
     arguments = ("--mode", mode, "--window", "8", "--duration", "2s", "--warm-up", "0.3", "--processes", "2")
     result = Bench(server, tmp_path, *arguments).result()
     (load,) = result["loads"]
-    assert {load[name] for name in ("lost", "duplicated", "errors", "refused", "given_up")} == {0}
+    assert {load[name] for name in ("lost", "duplicated", "errors", "refused")} == {0}
     samples = settled(server)
     opened = result["opening"]["opened"]
     assert opened == CONNECTIONS
@@ -127,19 +129,22 @@ def test_the_sum_is_the_sum(serve: Serve, tmp_path: Path) -> None:
 def test_a_killed_worker_costs_its_last_second_and_is_flagged(serve: Serve, benches: ExitStack, tmp_path: Path) -> None:
     """A worker that stops is shown as stale; killed, it is counted as lost, and only its last second's counts miss."""
     rate, seconds = 200, 6
-    server = serve(workers=WORKERS, sections=QUIET)
+    server = serve(workers=WORKERS, sections=QUIET | SOON)
     arguments = ("--mode", "fan-out", "--rate", str(rate), "--duration", f"{seconds}s", "--warm-up", "0")
     bench = benches.enter_context(Bench(server, tmp_path, *arguments))
-    samples = eventually(
-        lambda: (found := server.metrics())["fastpush_deliveries_total"] > 100 * CONNECTIONS and found,
-        what="deliveries",
-    )
-    assert samples["fastpush_stale_workers"] == samples["fastpush_workers_lost_total"] == 0
+
+    def delivering() -> dict[str, float] | None:
+        found = server.metrics()
+        is_so = found["fastpush_deliveries_total"] > 100 * CONNECTIONS and not found["fastpush_stale_workers"]
+        return found if is_so else None
+
+    samples = eventually(delivering, what="deliveries, and no stale worker")
+    assert samples["fastpush_workers_lost_total"] == 0
     victim = server.processes("worker")[1]
     held = samples[f'fastpush_connections{{worker="{victim["number"]}"}}']
     assert held > 0
     os.kill(victim["pid"], signal.SIGSTOP)
-    assert eventually(lambda: stale_workers(server), what="a stale worker") == 1
+    eventually(lambda: stale_workers(server) == 1, what="a stale worker")
     os.kill(victim["pid"], signal.SIGKILL)
     eventually(lambda: server.metrics()["fastpush_workers_lost_total"] == 1, what="a lost worker")
     result = bench.result()
@@ -150,7 +155,7 @@ def test_a_killed_worker_costs_its_last_second_and_is_flagged(serve: Serve, benc
     assert total(samples, "fastpush_handshakes_total", outcome="upgraded") == CONNECTIONS
     assert sum(result["closed"].values()) == held
     assert samples["fastpush_closed_connections_total"] == CONNECTIONS - held
-    last_second = 1.2 * SCALE  # a loaded machine's second is longer
+    last_second = 2 * SCALE  # a loaded machine's second is longer
     answered = load["replies"]["200"]
     outcomes = [total(samples, "fastpush_pushes_total", outcome=name) for name in ("delivered", "unconfirmed")]
     assert answered - rate * last_second <= sum(outcomes) <= answered + rate

@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("chat")
     (folder / "seed_chat.py").write_text(OWN)
     options = {"grace_seconds": GRACE_SECONDS}
-    impatient = {"ping_interval_seconds": 1, "pong_timeout_seconds": 1}
+    impatient = {"ping_interval_seconds": 1, "pong_timeout_seconds": 4}
     applications = [
         application("Chat", anonymous="no", options=options),
         application("Chat", anonymous="no", path="/websocket"),

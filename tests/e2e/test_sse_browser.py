@@ -103,7 +103,7 @@ def page(browser: Browser) -> Iterator[Open]:
 
 
 def kill_worker_of(server: Server) -> None:
-    """Kill the worker that has the only connection."""
+    """Kill the worker that has the only connection; wait until it has a successor."""
     samples = server.metrics()
     (number,) = [
         found[1]
@@ -112,6 +112,12 @@ def kill_worker_of(server: Server) -> None:
     ]
     os.kill(server.pid_of_worker(int(number)), signal.SIGKILL)
     eventually(lambda: int(number) not in [each["number"] for each in server.processes("worker")], what="it is gone")
+    is_whole(server)
+
+
+def is_whole(server: Server) -> None:
+    """Wait until the service takes publications again: a process was killed."""
+    eventually(lambda: server.request("GET", "/ready")[0] == 200, what="the service is whole")
 
 
 def test_pages_of_two_origins(server: Server, page: Open, origin: str) -> None:
@@ -147,7 +153,6 @@ def test_a_killed_worker(server: Server, page: Open, origin: str, *, is_own: boo
         expected.append(json.dumps(before))
         listening.has(*expected)
         kill_worker_of(server)
-        eventually(lambda after=after: server.request("GET", "/ready")[0] == 200, what="the service is whole")
         publish(server, "room:2", after)
         expected.append(json.dumps(after))
         listening.has(*expected)
@@ -164,6 +169,7 @@ def test_a_killed_broker(server: Server, page: Open, origin: str) -> None:
     listening.has('"before"')
     os.kill(server.processes("broker")[0]["pid"], signal.SIGKILL)
     eventually(lambda: {"unrecovered": ["room:1"]} in listening.log(), what="told")
+    is_whole(server)
     publish(server, "room:1", "after")
     listening.has('"before"', '"after"')
     kill_worker_of(server)
@@ -194,7 +200,6 @@ def test_unidirectional(server: Server, page: Open, origin: str) -> None:
     assert connect["connect"]["subs"].keys() == {"room:1"}
     assert push == {"channel": "room:1", "pub": {"data": "live", "offset": 1}}
     kill_worker_of(server)
-    eventually(lambda: server.request("GET", "/ready")[0] == 200, what="the service is whole")
     publish(server, "room:1", "missed")
 
     def missed() -> list[Any]:

@@ -10,7 +10,7 @@ import signal
 import struct
 import subprocess
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,11 @@ class Terminal:
     def settings(self) -> list[Any]:
         return termios.tcgetattr(self._programs)
 
-    def shows(self, *texts: str) -> None:
-        """Return when the program has written these texts, since the last call."""
+    def shows(self, *texts: str, doing: Callable[[], Any] = lambda: None) -> None:
+        """Return when the program has written these texts, since the last call. doing: called until then."""
 
         def has_written() -> bool:
+            doing()
             self.read()
             written = ESCAPES.sub(b"", self.output).decode(errors="replace")
             return all(text in written for text in texts)
@@ -118,18 +119,18 @@ def watching(server: Server, *options: str) -> Iterator[Terminal]:
 
 def test_once_and_json_tell_what_the_server_does(watched: Server) -> None:
     """Pushes, connections and users of both workers, as /metrics and `status` know them."""
-    assert all(watched.push("ann", "e", "hello")["sent"] == 2 for _ in range(20))
 
     def counted() -> Top | None:
+        assert all(watched.push("ann", "e", "hello")["sent"] == 2 for _ in range(20))
         now = figures(watched)
-        return now if now.users and now.point.connections == 3 else None
+        is_whole = now.users and now.users[0].deliveries == pytest.approx(2 * now.users[0].pushes)
+        return now if is_whole and now.point.connections == 3 else None
 
-    now = eventually(counted, what="figures of the pushes")
+    now = eventually(counted, 20, "figures of the pushes, of both workers")
     assert [row.slot for row in now.workers] == [0, 1]
     assert {row.pid for row in now.workers} == {process["pid"] for process in watched.processes("worker")}
     assert sum(row.connections for row in now.workers) == watched.metrics()["fastpush_connections"] == 3
-    assert now.users[0].name == "ann" and now.users[0].deliveries == pytest.approx(2 * now.users[0].pushes)
-    assert now.actions
+    assert now.users[0].name == "ann" and now.actions
     text = top(watched, "--once")
     assert text.startswith(f"fastpush {now.version}") and "connections 3" in text and "busiest user" in text
     assert all(f"worker-{row.worker} " in text and str(row.pid) in text for row in now.workers)
@@ -140,8 +141,7 @@ def test_a_terminal_shows_it_live_and_is_left_as_it_was(watched: Server) -> None
     """Workers and new connections appear; q ends it with 0, the screen, cursor and settings as they were before."""
     with watching(watched) as terminal:
         assert terminal.settings() != terminal.before
-        watched.push("bob", "e", "hello")
-        terminal.shows("bob")
+        terminal.shows("bob", doing=lambda: watched.push("bob", "e", "hello"))
         terminal.type("?")
         terminal.shows("any other key goes back")
         terminal.type("x")
@@ -162,8 +162,7 @@ def test_a_killed_broker_is_waited_for(watched: Server) -> None:
         finally:
             os.kill(broker, signal.SIGKILL)
         eventually(lambda: watched.processes("broker")[0]["pid"] != broker, 20, "another broker")
-        eventually(lambda: watched.push("bob", "e", "hello")["status"] == 200, 20, "a push through it")
-        terminal.shows("bob")
+        terminal.shows("bob", doing=lambda: watched.push("bob", "e", "hello"))
         terminal.type("q")
         assert terminal.ends() == 0
 
