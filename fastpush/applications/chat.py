@@ -193,11 +193,9 @@ class Chat(Application):
         if channel not in connection.channels:
             raise Refused("you are not in this room")
         members = await self.server.online_users(channel, MEMBERS_MAX)
-        online = await self.server.online(channel)
+        online = len(members) if len(members) < MEMBERS_MAX else (await self.server.online(channel)).users
         if connection.is_open:
-            told = _worded(
-                MessageType.MEMBERS, sender="", to=room, members=members, online=online.users, you=connection.user
-            )
+            told = _worded(MessageType.MEMBERS, sender="", to=room, members=members, online=online, you=connection.user)
             connection.send(told)
 
     def _notice(self, connection: Connection, text: str, room: str) -> None:

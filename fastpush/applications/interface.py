@@ -217,7 +217,10 @@ class Server(Protocol):
         ...
 
     async def online_users(self, channel: str | None = None, most: int = 1000) -> list[str]:
-        """Return who is online in a channel, sorted: the first `most`."""
+        """Return who has come to a channel and not left it, sorted: the first `most`.
+
+        `on_presence` tells what changes: who may still come back unnoticed (grace_seconds) is among them.
+        """
         ...
 
     async def history(self, channel: str) -> list[str | bytes]:

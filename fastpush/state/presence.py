@@ -1,14 +1,15 @@
 """Who is in a channel, on the whole host: its connections, and the users whose they are.
 
 A user comes with the first connection and leaves a while after the last one (the channel's grace
-period): who reconnects meanwhile has neither left nor come. The counts know no grace: they are of the
-connections of now. A channel without users and without leavers is removed at once.
+period): who reconnects meanwhile has neither left nor come, and is named all the while. The counts know
+no grace: they are of the connections of now. A channel without users and without leavers is removed at once.
 """
 
 import heapq
 import math
 from collections import Counter
 from collections.abc import Hashable
+from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
 
 Holder = TypeVar("Holder", bound=Hashable)
@@ -58,14 +59,14 @@ class Habits(NamedTuple):
 
 
 class _Channel:
-    """Connections by number and by user, how many users are leaving, and what the last one who came said of it."""
+    """Connections by number and by user, the users who are leaving, and what the last one who came said of it."""
 
     __slots__ = ("habits", "leaving", "members", "users")
 
     def __init__(self, habits: Habits) -> None:
         self.members: dict[int, Member] = {}
         self.users: Counter[str] = Counter()
-        self.leaving = 0
+        self.leaving: set[str] = set()
         self.habits = habits
 
 
@@ -98,7 +99,7 @@ class Presence(Generic[Holder]):
         channel.users[place.user] += 1
         self.connections += 1
         has_stayed = self._leaving.pop(place, None) is not None
-        channel.leaving -= has_stayed
+        channel.leaving.discard(place.user)
         return Came(connection=True, user=channel.users[place.user] == 1 and not has_stayed)
 
     def leave(self, holder: Holder, channel: bytes, connection: int, now: float) -> Left | None:
@@ -124,7 +125,7 @@ class Presence(Generic[Holder]):
         channel.users[member.user] -= 1
         if not channel.users[member.user]:
             del channel.users[member.user]
-            channel.leaving += 1
+            channel.leaving.add(member.user)
             place = Place(key, member.user)
             due = self._leaving[place] = now + channel.habits.grace_seconds
             if due < self._planned.get(place, math.inf):
@@ -149,7 +150,7 @@ class Presence(Generic[Holder]):
             elif due is not None:
                 del self._leaving[place]
                 channel = self._channels[place.channel]
-                channel.leaving -= 1
+                channel.leaving.remove(place.user)
                 gone.append((place, channel.habits))
                 if not channel.users and not channel.leaving:
                     del self._channels[place.channel]
@@ -161,9 +162,9 @@ class Presence(Generic[Holder]):
         return (len(known.users), len(known.members)) if known is not None else (0, 0)
 
     def users(self, channel: bytes, most: int) -> list[str]:
-        """Return who is in a channel, sorted: the first `most`."""
+        """Return who has come to a channel and not left it, sorted: the first `most`."""
         known = self._channels.get(channel)
-        return heapq.nsmallest(most, known.users) if known is not None else []
+        return heapq.nsmallest(most, chain(known.users, known.leaving)) if known is not None else []
 
     def infos(self, channel: bytes) -> list[bytes]:
         """Return what others are told of each connection in a channel."""

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -198,6 +198,23 @@ def test_the_four_operations(server: Server) -> None:
         say(one, MEMBERS, "ops")
         answer = heard(one, messageType=MEMBERS)
         assert (answer["members"], answer["online"]) == (["op1"], 1)
+
+
+def test_who_may_come_back_unnoticed_is_named(serve: Callable[..., Server]) -> None:
+    """Who asks for the members between a user's leaving and the return within the grace period is told the user, for
+    neither is announced: lists and notices agree for everybody.
+    """
+    server = serve(workers=2, sections={"application": [application("Chat", options={"grace_seconds": 600})]})
+    with open_client(server, "/chat", "token=ann") as ann:
+        with enter(server, "bob"):
+            assert heard(ann, messageType=ONLINE)["from"] == "bob"
+        eventually(lambda: online(server, "/chat") == (1, 1), what="bob has left")
+        say(ann, MEMBERS, "")
+        answer = heard(ann, messageType=MEMBERS)
+        assert (answer["members"], answer["online"]) == (["ann", "bob"], 2)
+        with enter(server, "bob") as bob:
+            say(bob, GROUP, "", "back")
+            assert contents(heard_all(ann, content="back"), "") == ["back"]
 
 
 def test_the_number_online_is_served_by_http(server: Server) -> None:
