@@ -1,6 +1,7 @@
 """The user's own auth function when it does not come back."""
 
 import asyncio
+import inspect
 import logging
 import re
 import sys
@@ -173,6 +174,32 @@ def test_push_functions_have_the_same_time(module: types.ModuleType, release: th
 
     asyncio.run(scenario())
     assert counters.auth_timeouts == 3
+
+
+def test_a_coroutine_that_comes_too_late_is_closed(module: types.ModuleType, release: threading.Event) -> None:
+    """A function that returns a coroutine when nobody waits for it any more leaves none that was never awaited."""
+    made = []
+
+    async def answer() -> bool:
+        return True
+
+    def hand_over(headers: dict[str, str]) -> Awaitable[bool]:
+        release.wait()
+        made.append(answer())
+        return made[0]
+
+    async def scenario() -> None:
+        module.check = hand_over
+        auth = push_auth(config(), Counters())
+        with pytest.raises(AuthUnavailable, match=IN_TIME):
+            await auth.authorize({})
+        release.set()
+        async with asyncio.timeout(20):
+            while not made or inspect.getcoroutinestate(made[0]) != inspect.CORO_CLOSED:
+                await asyncio.sleep(0.001)
+        await auth.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_time_out_of_the_function_itself_is_its_failure(module: types.ModuleType) -> None:

@@ -324,9 +324,10 @@ def test_a_worker_that_comes_back_is_as_if_it_had_not_gone() -> None:
     broker.say(again, bus.PRESENT, 0, bus.pack(joining(0, "jack")))
     broker.say(again, bus.COMPLETE, 1)
     two.sent.clear()
-    assert online(broker, two, users=9) == ([(1, 1)], ["jack"])
+    assert online(broker, two, users=9) == ([(1, 1)], ["jack", "jill"]), "named until she is told to have left"
     broker.wait(GRACE_SECONDS)
     assert notices(broker, two) == [("jill", False)]
+    assert online(broker, two, users=9) == ([(1, 1)], ["jack"])
     broker.wait(100)
     assert notices(broker, two) == []
 

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastpush.config import PythonAuth
@@ -168,7 +169,7 @@ class UserFunction:
         # A caller that goes away does not take its call out of the pool's queue: the call
         # counts until a thread is done with it, so that the queue's length stays bounded.
         thread = self._threads.submit(call)
-        thread.add_done_callback(lambda _: self._leave())
+        thread.add_done_callback(partial(self._done, call))
         try:
             result, error = await asyncio.shield(thread)
         finally:
@@ -176,6 +177,13 @@ class UserFunction:
         if error is None and inspect.isawaitable(result):
             return await self._counted(_value, (result,))
         return result, error
+
+    def _done(self, call: Call, thread: asyncio.Future[Outcome]) -> None:
+        self._leave()
+        if not call.wanted and not thread.cancelled():
+            result, _ = thread.result()
+            if inspect.iscoroutine(result):
+                result.close()  # it comes too late to be awaited
 
     async def _counted(self, function: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...]) -> Outcome:
         self._under_way += 1
