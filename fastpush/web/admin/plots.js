@@ -13,6 +13,7 @@ const TICKS = [60, 300, 600, 900, 1800, 3600]; // seconds between two times on t
 const NEAR = 8; // pixels from a point on which the cursor is still on it
 const AXIS = 60; // width of the numbers beside every plot, so that all plots are aligned
 const RIGHT = 44; // … and of those on the right side
+const EDGE = 18; // to the right of the others: half of the last time below
 
 const orNone = (show) => (value) => (value === null || value === undefined ? "–" : show(value));
 const plain = orNone(count);
@@ -294,7 +295,7 @@ class Card {
       {
         width: this.box.clientWidth,
         height: HEIGHT,
-        padding: [8, right ? 0 : 12, 0, 0],
+        padding: [8, right ? 0 : EDGE, 0, 0],
         legend: { show: false },
         tzDate: dateOf,
         cursor: {
