@@ -103,8 +103,9 @@ def running(
     path: str = "/ws",
     started: Started = _PLAINLY,
 ) -> Iterator[Server]:
-    """Run a server on `cores`, a peer on the first of them. sections: fastpush's configuration; path: what it serves.
+    """Run a server on `cores`, a peer on the first of them.
 
+    sections, started: fastpush's configuration, and how it is started.  path: what it serves.
     Raises: RuntimeError: it did not start.
     """
     tree: list[psutil.Process] = []

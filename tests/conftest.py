@@ -1,4 +1,4 @@
-"""Fixtures for tests that need a running server."""
+"""Fixtures for tests that need a running server, and for those of its times."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.server import ECHO, Server
+from tests.standstill import Standstill
 
 # A suite that is started in the background ignores Ctrl-C, and so would the programs that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,6 +23,13 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     for name in [name for name in os.environ if name.startswith("FASTPUSH_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def standstill() -> Iterator[Standstill]:
+    """For how long the machine stood still during the test."""
+    with Standstill() as watching:
+        yield watching
 
 
 @pytest.fixture

@@ -196,8 +196,7 @@ def _dropped(note: Note) -> str:
 
 def _refused(note: Note) -> str:
     subject = "push" if note.by == "back-end" else "" if note.what else "client"
-    what = printable(note.what) if note.what else ""
-    return f"{' '.join(filter(None, (subject, what)))}:{f' {note.code}' if note.code else ''}"
+    return f"{' '.join(filter(None, (subject, printable(note.what))))}:{f' {note.code}' if note.code else ''}"
 
 
 _DESCRIBE: dict[str, Callable[[Note], str]] = {"closed": _closed, "dropped": _dropped, "refused": _refused}

@@ -59,14 +59,14 @@ class Habits(NamedTuple):
 
 
 class _Channel:
-    """Connections by number and by user, the users who are leaving, and what the last one who came said of it."""
+    """Connections by number and by user, who is leaving and when that counts, and what the last who came said of it."""
 
     __slots__ = ("habits", "leaving", "members", "users")
 
     def __init__(self, habits: Habits) -> None:
         self.members: dict[int, Member] = {}
         self.users: Counter[str] = Counter()
-        self.leaving: set[str] = set()
+        self.leaving: dict[str, float] = {}  # users who have no connection any more
         self.habits = habits
 
 
@@ -76,7 +76,6 @@ class Presence(Generic[Holder]):
     def __init__(self) -> None:
         self._channels: dict[bytes, _Channel] = {}
         self._held: dict[Holder, dict[tuple[bytes, int], None]] = {}
-        self._leaving: dict[Place, float] = {}  # who has no connection any more: when that counts
         self._due: list[tuple[float, Place]] = []  # a heap, of which counts what is planned
         self._planned: dict[Place, float] = {}  # when a place is looked at: no later than it is due
         self.connections = 0
@@ -98,8 +97,7 @@ class Presence(Generic[Holder]):
             return Came(connection=False, user=False)
         channel.users[place.user] += 1
         self.connections += 1
-        has_stayed = self._leaving.pop(place, None) is not None
-        channel.leaving.discard(place.user)
+        has_stayed = channel.leaving.pop(place.user, None) is not None
         return Came(connection=True, user=channel.users[place.user] == 1 and not has_stayed)
 
     def leave(self, holder: Holder, channel: bytes, connection: int, now: float) -> Left | None:
@@ -125,9 +123,8 @@ class Presence(Generic[Holder]):
         channel.users[member.user] -= 1
         if not channel.users[member.user]:
             del channel.users[member.user]
-            channel.leaving.add(member.user)
             place = Place(key, member.user)
-            due = self._leaving[place] = now + channel.habits.grace_seconds
+            due = channel.leaving[member.user] = now + channel.habits.grace_seconds
             if due < self._planned.get(place, math.inf):
                 self._plan(due, place)
         return Left(key, connection, member, channel.habits)
@@ -144,13 +141,14 @@ class Presence(Generic[Holder]):
             if self._planned.get(place) != planned:
                 continue
             del self._planned[place]
-            due = self._leaving.get(place)
-            if due is not None and due > now:  # it came back meanwhile, and left again
+            channel = self._channels.get(place.channel)
+            due = None if channel is None else channel.leaving.get(place.user)
+            if channel is None or due is None:
+                continue
+            if due > now:  # it came back meanwhile, and left again
                 self._plan(due, place)
-            elif due is not None:
-                del self._leaving[place]
-                channel = self._channels[place.channel]
-                channel.leaving.remove(place.user)
+            else:
+                del channel.leaving[place.user]
                 gone.append((place, channel.habits))
                 if not channel.users and not channel.leaving:
                     del self._channels[place.channel]

@@ -65,8 +65,10 @@ def test_supervisor_killed(serve, standstill: Standstill) -> None:
     assert ended <= DRAIN_SECONDS + 0.5 * SCALE + standstill.seconds
     children = server.children()
     server.process.kill()
+    began = time.monotonic()
     server.process.wait()
     eventually(gone(children), DRAIN_SECONDS + 10, "the children's end")
+    assert time.monotonic() - began <= DRAIN_SECONDS * SCALE + standstill.seconds
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", port))

@@ -7,14 +7,6 @@ import pytest
 
 from tests.load.driver import show
 from tests.load.live import Live
-from tests.standstill import Standstill
-
-
-@pytest.fixture
-def standstill() -> Iterator[Standstill]:
-    """For how long the machine stood still during the test."""
-    with Standstill() as watching:
-        yield watching
 
 
 @pytest.fixture(scope="module")

@@ -194,9 +194,9 @@ def test_a_coroutine_that_comes_too_late_is_closed(module: types.ModuleType, rel
         with pytest.raises(AuthUnavailable, match=IN_TIME):
             await auth.authorize({})
         release.set()
-        async with asyncio.timeout(20):
-            while not made or inspect.getcoroutinestate(made[0]) != inspect.CORO_CLOSED:
-                await asyncio.sleep(0.001)
+        await asyncio.to_thread(
+            eventually, lambda: made and inspect.getcoroutinestate(made[0]) == inspect.CORO_CLOSED, what="it is closed"
+        )
         await auth.close()
 
     asyncio.run(scenario())

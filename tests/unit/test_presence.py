@@ -250,4 +250,4 @@ def test_against_a_list_of_connections(seed: int) -> None:
     for holder in holders:
         presence.forget(holder, now)
     presence.left(now + grace)
-    assert (len(presence), presence.connections, presence._due, presence._leaving) == (0, 0, [], {})
+    assert (len(presence), presence.connections, presence._due, presence._channels) == (0, 0, [], {})
