@@ -11,10 +11,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 
 from fastpush.control_client import ask
 from fastpush.metrics import LATENCY_BOUNDS_SECONDS
+from tests.applications import open_client, workers
 from tests.programs import Browser, need_module
 from tests.server import SCALE, Server, eventually
 
@@ -216,9 +217,12 @@ def stack() -> Iterator[ExitStack]:
         yield opened
 
 
-def listen(stack: ExitStack, server: Server, user: str, event: str = "e") -> ClientConnection:
-    """A connection of a user, registered for an event."""
-    return stack.enter_context(connect(server.ws_url(urlencode({"token": user, "event": event})), max_queue=None))
+def listen(
+    stack: ExitStack, server: Server, user: str, event: str = "e", *, worker: int | None = None
+) -> ClientConnection:
+    """A connection of a user, registered for an event; worker: the number of the process that has to accept it."""
+    query = urlencode({"token": user, "event": event})
+    return stack.enter_context(open_client(server, "/ws", query, worker=worker))
 
 
 def buckets(samples: dict[str, float]) -> list[float]:
@@ -496,8 +500,7 @@ def test_trace_on_a_phone(serve: Serve, page: OpenPage, stack: ExitStack) -> Non
     top = "document.querySelector('{}').getBoundingClientRect().top"
     assert operator.evaluate(f"{top.format('#link')} < {top.format('nav')} - 10")
     assert abs(operator.evaluate(f"{top.format('#log-out')} - {top.format('nav')}")) < 10
-    clients = [listen(stack, server, "twins") for _ in range(8)]
-    assert len({server.worker_of(client.local_address[1]) for client in clients}) == 2
+    clients = [listen(stack, server, "twins", worker=worker) for worker in workers(server) * 4]
     operator.click("nav a:has-text('Trace')")
     operator.fill("#trace-name", "twins")
     operator.click("#trace-start")
