@@ -7,7 +7,7 @@ ones then.
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -22,6 +22,7 @@ from fastpush.state.swaps import Swaps
 from fastpush.state.traces import Outbox, Targets, TraceError, Traces, name_of
 
 DEFAULT_SECONDS = 60.0
+BEGIN_SECONDS = 1.0  # in which a worker says that it has begun
 _EVENTS_BYTES_MAX = TOLD_BYTES_MAX - 1024
 _REFUSALS = {
     Status.NOT_READY: "the table of keys of a worker that this needs is missing: it is being replaced",
@@ -32,6 +33,13 @@ log = logging.getLogger("fastpush.trace")
 
 OnAnswer = Callable[[bytes], None]
 Handler = Callable[[Peer, int, Any], None]
+
+
+class Beginning(NamedTuple):
+    """Workers that have not said yet that they have begun a trace. until: when others are told so."""
+
+    until: float
+    workers: set[int]
 
 
 class Tracing:
@@ -64,6 +72,7 @@ class Tracing:
         self._per_second = events_per_second
         self._traces = Traces()
         self._targets = Targets()
+        self._beginnings: dict[str, Beginning] = {}
         self._outbox = Outbox("broker", 1, 0)
         self._swaps = Swaps()
         self._second = 0.0
@@ -86,6 +95,7 @@ class Tracing:
             raise TraceError("user or channel must be a text, and seconds a number")
         now = self._clock()
         trace = self._traces.start(seconds, now, user=user, channel=channel)
+        self._beginnings[trace] = Beginning(now + BEGIN_SECONDS, {peer.number for peer in self._peers()})
         self._tell(now)
         on_answer(orjson.dumps({"trace": trace, "ends_seconds": self._wall_clock() + seconds}))
 
@@ -115,7 +125,11 @@ class Tracing:
 
     def take(self, peer: Peer, body: bytes) -> None:
         """Take what a worker has seen; one that traces what nobody asks for, as after another broker, is told."""
-        if not self._traces.take(unpack_seen(body)):
+        seen = unpack_seen(body)
+        for trace, event in seen.events:
+            if event.step == "tracing" and trace in self._beginnings:
+                self._beginnings[trace].workers.discard(peer.number)
+        if not self._traces.take(seen):
             self._tell_peer(peer, self._traces.active(self._clock()))
 
     def on_killed(self, worker: int, keys: Iterable[bytes]) -> None:
@@ -132,11 +146,23 @@ class Tracing:
         self._traces.tick(now)
         if self._targets.ids != {target.id for target in self._traces.active(now)}:
             self._tell(now)
+        self._look_for_silent(now)
         if self._targets:
             self._traces.take(self._outbox.take())
             if now >= self._second + 1:
                 self._second = now
                 self._traces.take(self._outbox.take_left_out(now))
+
+    def _look_for_silent(self, now: float) -> None:
+        """Tell which workers take no part in a trace though they had the time: nobody else would."""
+        for trace, (until, workers) in list(self._beginnings.items()):
+            silent = [peer.number for peer in self._peers() if peer.number in workers]
+            is_over = not silent or trace not in self._targets.ids
+            if is_over or now >= until:
+                del self._beginnings[trace]
+            if not is_over and now >= until:
+                detail = f"no answer yet from {_names(silent)}: what happens there is not told"
+                self._outbox.add((trace,), now, "silent", detail=detail)
 
     def _tell(self, now: float) -> None:
         """Have everybody trace what is active, and nothing else."""
@@ -215,5 +241,9 @@ def _wanted(targets: tuple[Peer, ...]) -> str:
     """Return which workers get it, in words."""
     if not targets:
         return "no worker wants it: nobody is registered for that"
-    names = ", ".join(f"worker-{number}" for number in sorted(peer.number for peer in targets))
+    names = _names(peer.number for peer in targets)
     return f"{len(targets)} workers want it: {names}" if len(targets) > 1 else f"1 worker wants it: {names}"
+
+
+def _names(workers: Iterable[int]) -> str:
+    return ", ".join(f"worker-{number}" for number in sorted(workers))

@@ -24,7 +24,8 @@ _PUSH_DIGITS = 6  # by which pushes of the same time are told apart
 _STYLES = {
     "refused": "bold red", "dropped": "bold red", "closed": "red", "slow": "yellow", "queued": "yellow",
     "left out": "yellow", "written": "green", "caught up": "green", "accepted": "cyan", "answered": "cyan",
-    "opened": "magenta", "registered": "magenta", "subscribed": "magenta",
+    "opened": "magenta", "registered": "magenta", "subscribed": "magenta", "unsubscribed": "magenta",
+    "tracing": "dim", "silent": "bold red",
 }  # fmt: skip
 
 
@@ -49,7 +50,9 @@ def trace(user: str | None, channel: str | None, seconds: float, as_json: bool, 
     dropped     that client does not get it
     answered    the back-end was told how many clients took it
     refused     a push, a handshake or a registration was not taken
-    opened, registered, subscribed, slow, caught up, closed: of connections
+    opened, registered, subscribed, unsubscribed, slow, caught up, closed: of connections
+    tracing     a worker has begun to tell
+    silent      workers have not: what happens in them is missing
     left out    there was more than [admin] trace_events_per_second
 
     A line has the time, the milliseconds since the push was accepted and the end of its number, the process, what
@@ -134,7 +137,7 @@ def _line(event: Traced) -> Text:
     style = _STYLES.get(event.step, "")
     line = Text.assemble(
         (f"{moment} ", "dim"), f"{after:>17}  ", (f"{printable(event.process):<9} ", "dim"),
-        (f"{printable(event.step):<10} ", style),
+        (f"{printable(event.step):<12} ", style),
     )  # fmt: skip
     if event.what:
         line.append(f"{printable(event.what)} ", "bold")

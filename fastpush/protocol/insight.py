@@ -236,7 +236,8 @@ class Traced(msgspec.Struct, array_like=True, frozen=True):
 
     number: of the event in its trace, from 1 on.  process: "worker-2", "broker".
     step: of a push: accepted, refused, ordered (by the broker), arrived (at a worker with subscribers), written,
-    queued, dropped, answered; of a connection: opened, registered, subscribed, closed, slow, caught up; left out.
+    queued, dropped, answered; of a connection: opened, registered, subscribed, unsubscribed, closed, slow, caught up;
+    of the trace itself: tracing (a worker has begun), silent (some have not), left out.
     push: names the push in all steps, 0 for none.  after_ms: since it was accepted.
     what: event or channel.  connection: its id.  detail: in words; counts, never contents.
     """

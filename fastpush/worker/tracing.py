@@ -5,7 +5,8 @@ long as there is, these stand aside for others that call them and tell the broke
 
     BusClient.publish          a push is accepted, and answered
     Hub.deliver                it arrives at a worker with subscribers
-    Hub.join, Notebook         connections open, register, close; clients and pushes are refused
+    Hub.join, leave_one        connections register, subscribe and unsubscribe
+    Notebook                   they open and close; clients and pushes are refused
     Connection, queues, Batch  each write, by classes that stand in for those of traced connections (traced.py)
 
 A connection is traced for its user, or for a channel that it is in; CONNECTIONS_MAX of them at most. What fails here
@@ -14,6 +15,7 @@ harms no delivery: it ends the traces of this worker.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, wraps
 from itertools import islice
@@ -142,6 +144,11 @@ class Tracing:
         elif not is_traced:
             self._swaps.undo()
         wanted = dict.fromkeys(islice(self._found(), CONNECTIONS_MAX))
+        here = Counter(trace for connection in wanted for trace in self._traces_of(connection))
+        for target in self._targets.targets:
+            if target.id not in known:
+                at_most = f", at most {CONNECTIONS_MAX} are traced" if len(wanted) == CONNECTIONS_MAX else ""
+                self._add((target.id,), "tracing", detail=f"{counted(here[target.id], 'connection')} here{at_most}")
         for connection in [connection for connection in self._records if connection not in wanted]:
             self._detach(connection)
         for connection in wanted:
@@ -166,6 +173,7 @@ class Tracing:
         swaps.attribute(self._bus, "publish", self._publishing)
         swaps.attribute(environment.hub, "deliver", self._delivering)
         swaps.attribute(environment.hub, "join", self._joining)
+        swaps.attribute(environment.hub, "leave_one", self._leaving)
         swaps.attribute(notebook, "opened", partial(self._noting, self._on_opened))
         swaps.attribute(notebook, "closed", partial(self._noting, self._on_closed))
         swaps.attribute(notebook, "dropped", partial(self._noting, self._on_dropped))
@@ -371,6 +379,23 @@ class Tracing:
                 ("subscribed", channel_of(key)) if is_channel_key(key) else ("registered", parse_user_key(key)[1])
             )
             self._add(traces, step, what=what, connection=connection.id, detail=_whence(connection))
+
+    def _leaving(self, leave_one: Callable[..., None]) -> Callable[..., None]:
+        def traced(receiver: Receiver, key: bytes) -> None:
+            before = len(receiver.groups)
+            leave_one(receiver, key)
+            if len(receiver.groups) < before:
+                self._on_left(cast("Connection", receiver), key)
+
+        return traced
+
+    @_harmless
+    def _on_left(self, connection: Connection, key: bytes) -> None:
+        traces = (*self._targets.of_user(connection.user), *self._targets.of_channels((key,)))
+        self._add(traces, "unsubscribed", what=channel_of(key), connection=connection.id)
+        record = self._records.get(connection)
+        if record is not None and not record.waiting and not self._traces_of(connection):
+            self._detach(connection)
 
     def _noting(self, tell: Callable[..., None], note: Callable[..., None]) -> Callable[..., None]:
         def traced(*arguments: Any, **named: Any) -> None:

@@ -22,7 +22,7 @@ from tests.applications import ending, open_client, read, workers
 from tests.certificates import make_certificate, trusting
 from tests.programs import FASTPUSH, Program, run
 from tests.raw import RawClient
-from tests.sdk import KEY, PythonClient, Way, sections, token
+from tests.sdk import KEY, NodeClient, PythonClient, Way, sections, token
 from tests.server import SCALE, Sections, Server, application, eventually
 from tests.situations import listen, push, push_from
 from tests.streams import Stream, publish
@@ -58,7 +58,7 @@ def asked(server: Server, **question: Any) -> dict[str, Any]:
 
 
 class Watch:
-    """A trace that all workers have begun, if it lasts for so long, and what it has brought since. id: the trace's."""
+    """A trace that all workers have begun, and what it has brought. id: the trace's."""
 
     def __init__(self, server: Server, *, seconds: float = 60, **target: str) -> None:
         self.server = server
@@ -67,20 +67,8 @@ class Watch:
         self.left_out = 0
         self.is_over = False
         self._number = 0
-        self._since = 0.0  # pushes that were accepted before are not the test's
-        everybody = {f"worker-{number}" for number in workers(server)}
-        while not (self.is_over or everybody <= {e.process for e in self.events if e.step == "accepted"}):
-            for _ in range(4):
-                self._probe(**target)
-            self.look()
-        self._since = time.time()
-        self.events = [event for event in self.events if not event.push]
-
-    def _probe(self, user: str = "", channel: str = "") -> None:
-        if user:
-            push(self.server, user, "probe", "x")
-        else:
-            publish(self.server, channel, "probe")
+        self.find("tracing", count=len(workers(server)))
+        self.events = [event for event in self.events if event.step != "tracing"]
 
     def look(self) -> None:
         """Read what has come."""
@@ -89,8 +77,7 @@ class Watch:
         for event in trace.events:
             assert event.number == self._number + 1
             self._number = event.number
-            if not event.push or event.seconds - event.after_ms / 1000 >= self._since:
-                self.events.append(event)
+            self.events.append(event)
 
     def until(self, condition: Callable[[], Any]) -> None:
         """Read on until something is so."""
@@ -243,11 +230,9 @@ def _until(stream: Stream, last: int) -> Iterator[Any]:
         event = stream.event()
         if event.name:  # a gap
             continue
-        found = event.json()
-        if isinstance(found, list):  # no probe
-            yield found
-            if found[0] == last:
-                return
+        yield (found := event.json())
+        if found[0] == last:
+            return
 
 
 def test_replaced(server: Server, watch: Begin) -> None:
@@ -292,7 +277,8 @@ def test_worker_killed(serve: Serve) -> None:
         trace.until(lambda: set(workers(server)) - {one, two})
         (new,) = set(workers(server)) - {one, two}
         with listen(server, "orphan", "chat", worker=new):
-            trace.until(lambda: any(event.process == f"worker-{new}" for event in trace.events))
+            assert f"worker-{new}" in {event.process for event in trace.find("tracing")}
+            trace.until(lambda: any(e.process == f"worker-{new}" and e.step == "registered" for e in trace.events))
 
 
 def test_drained(serve: Serve) -> None:
@@ -371,8 +357,7 @@ def test_a_channel_with_subscribers_of_both_kinds(server: Server, watch: Begin) 
                 f"worker-{one}", f"worker-{two}",
             ]  # fmt: skip
             publish(server, "room:1", {"n": 1})
-            while stream.event().json() != {"n": 1}:
-                pass
+            assert stream.event().json() == {"n": 1}
             (answered,) = trace.find("answered", "sent to 2 clients")
             steps = trace.story(answered.push)
             assert steps[0][1:] == ("accepted",) and steps[1] == ("broker", "ordered")
@@ -403,6 +388,48 @@ def test_a_user_in_channels(server: Server, watch: Begin) -> None:
         (written,) = trace.find("written", "bytes")[-1:]
         trace.until(lambda: any(event.what == "room:2" and event.step == "written" for event in trace.events))
         assert [event.step for event in trace.events][:2] == ["opened", "subscribed"] and written.connection
+
+
+def test_who_unsubscribes(server: Server, watch: Begin) -> None:
+    """Who leaves a channel and stays connected is told to the channel's trace, and to the user's."""
+    with Way(server, 0) as way, closing(NodeClient(way, token=token("restless"))) as client:
+        client.connect()
+        channel, user = watch(channel="room:3"), watch(user="restless")
+        client.subscribe("room:3")
+        client.do("unsubscribe", "room:3")
+        for trace in (channel, user):
+            (left,) = trace.find("unsubscribed")
+            (came,) = trace.find("subscribed")
+            assert (left.what, left.connection) == ("room:3", came.connection)
+        publish(server, "room:3", 1)
+        (answered,) = channel.find("answered", "sent to 0 clients")
+        assert ("broker", "ordered") in channel.story(answered.push)
+
+
+def test_a_silent_worker(serve: Serve) -> None:
+    """A worker that stands still is told as silent, so that nobody takes its silence for an answer; and as tracing once
+    it goes on.
+    """
+    server = serve(workers=2, sections=sections())
+    one, two = workers(server)
+    pid = server.pid_of_worker(one)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        trace = asked(server, ask="trace", user="u", seconds=60)["trace"]
+        steps: list[Traced] = []
+
+        def told(step: str) -> list[Traced]:
+            found = msgspec.convert(asked(server, ask="traced", trace=trace, after=0), Trace).events
+            steps[:] = found
+            return [event for event in found if event.step == step]
+
+        (silent,) = eventually(lambda: told("silent"), SECONDS)
+        assert silent.process == "broker" and silent.detail.startswith(f"no answer yet from worker-{one}:")
+        assert [event.process for event in steps if event.step == "tracing"] == [f"worker-{two}"]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    begun = eventually(lambda: len(found := told("tracing")) == 2 and found, SECONDS)
+    assert begun[-1].process == f"worker-{one}"
 
 
 # -- bounds --------------------------------------------------------------------------------
@@ -500,11 +527,14 @@ def test_the_command_as_json(server: Server) -> None:
     assert {"number", "seconds", "process", "step", "push", "after_ms", "what", "connection", "detail"} == set(
         events[0]
     )
-    assert {event["what"] for event in events} == {"room:9"} and "secret" not in repr(events)
+    assert [event["what"] for event in events if event["step"] == "tracing"] == ["", ""]
+    assert {event["what"] for event in events if event["step"] != "tracing"} == {"room:9"}
+    assert "secret" not in repr(events)
 
 
 def test_the_command_says_why_it_ends(server: Server) -> None:
     """The end of the time is told with the number of events."""
     result = run(*FASTPUSH, "trace", "brief", "--for", "1s", "--config", str(server.config_path))
-    assert result.returncode == 0 and result.stdout == ""
-    assert result.stderr.splitlines()[-1] == "the time is over: 0 events, 0 left out"
+    assert result.returncode == 0
+    assert [line.split()[-4:] for line in result.stdout.splitlines()] == [["tracing", "0", "connections", "here"]] * 2
+    assert result.stderr.splitlines()[-1] == "the time is over: 2 events, 0 left out"

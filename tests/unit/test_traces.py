@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from fastpush.broker.router import Router
+from fastpush.broker.tracing import BEGIN_SECONDS
 from fastpush.protocol import bus
 from fastpush.protocol.bus import Status
 from fastpush.protocol.control import TOLD_BYTES_MAX
@@ -290,6 +291,29 @@ def test_a_killed_worker() -> None:
     assert [(each.step, each.detail.split(" with")[0]) for each in read(broker, trace)] == [
         ("closed", "worker-1 was lost")
     ]
+
+
+def test_silent_workers() -> None:
+    """Workers that do not say in time that they have begun are told once, in one line; those that say so, or have ended
+    meanwhile, and those of a trace that has ended are not.
+    """
+    broker = Broker()
+    links = {number: broker.join(number) for number in range(1, 5)}
+    ended = ask(broker, ask="trace", user="jill")["trace"]
+    ask(broker, ask="untrace", trace=ended)
+    trace = ask(broker, ask="trace", user="jack")["trace"]
+    broker.say(links[1], bus.TRACED, 0, pack_seen(seen(trace, Traced(0, 100.0, "worker-1", "tracing"))))
+    broker.router.on_gone(2)
+    broker.router.on_closed(links[2])
+    broker.wait(BEGIN_SECONDS - 0.5)
+    assert [each.step for each in read(broker, trace)] == ["tracing"]
+    broker.wait(0.5)
+    late = broker.join(5)
+    broker.wait(BEGIN_SECONDS)
+    assert [(each.process, each.detail.split(":")[0]) for each in read(broker, trace) if each.step == "silent"] == [
+        ("broker", "no answer yet from worker-3, worker-4")
+    ]
+    assert read(broker, ended) == [] and traced_by(late)
 
 
 def test_a_worker_that_traces_what_nobody_asks_for() -> None:

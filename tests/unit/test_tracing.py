@@ -186,7 +186,7 @@ class Stage:
     def check_clean(self) -> None:
         """Everything is what it is where nobody ever traces."""
         assert pump.Batch is Batch
-        assert not {"deliver", "join"} & vars(self.hub).keys()
+        assert not {"deliver", "join", "leave_one"} & vars(self.hub).keys()
         assert "publish" not in vars(self.bus)
         assert not {"opened", "closed", "dropped", "add"} & vars(self.environment.notebook).keys()
         for connection, wire in zip(self.connections, self.wires, strict=True):
@@ -218,7 +218,7 @@ class Step(NamedTuple):
 WEIGHTS = {
     "user": 8, "everybody": 2, "several": 3, "channel": 10, "read": 10, "send": 2, "turn": 6, "trace user": 2,
     "trace channel": 1, "trace both": 1, "trace nothing": 1, "close": 0.2, "close slow": 0.2, "client closes": 0.2,
-    "lost": 0.2, "open": 0.5,
+    "lost": 0.2, "open": 0.5, "leave": 0.3,
 }  # fmt: skip
 
 
@@ -296,6 +296,8 @@ def of_one(stage: Stage, step: Step) -> None:
         connection.close(CloseCode.TRY_AGAIN_LATER, "too slow")
     elif what == "client closes" and connection.is_open and not isinstance(connection, EventStream):
         connection._feed(memoryview(build(8, b"\x03\xe8")))
+    elif what == "leave":
+        stage.hub.leave_one(connection, channel_key(CHANNELS[size % 3]))
     elif what == "lost" and connection._transport is not None:
         connection.connection_lost(None)
 
@@ -539,7 +541,7 @@ def test_connections_tell_what_happens_to_them() -> None:
         stage.open("u", PLAIN, [USER_EVENT])
         stage.trace(user="u")
         await turns()
-        assert [event.step for event in stage.told] == ["opened"] and "for e" in stage.told[0].detail
+        assert [event.step for event in stage.told] == ["tracing", "opened"] and "for e" in stage.told[1].detail
         late = stage.open("u", PLAIN, [EVERYBODY, USER_EVENT, channel_key("keeps")])
         wire = stage.wires[-1]
         wire.room = 5
@@ -576,6 +578,32 @@ def test_a_message_of_no_push_is_told_without_one() -> None:
     run(scenario())
 
 
+def test_who_leaves_a_channel() -> None:
+    """Who unsubscribes is told to the traces of user and channel, and makes room among those that a channel's trace
+    follows; one that is in no such channel, or ends, is not told as leaving.
+    """
+
+    async def scenario() -> None:
+        stage = Stage()
+        key = channel_key("keeps")
+        first = stage.open("u", PLAIN, [USER_EVENT, key])
+        others = [stage.open("x", PLAIN, [key]) for _ in range(traces.CONNECTIONS_MAX)]
+        stage.trace(channel="keeps")
+        stage.hub.leave_one(first, key)
+        stage.hub.leave_one(first, key)
+        others[0].connection_lost(None)
+        newcomer = stage.open("new", PLAIN, [key])
+        stage.trace(user="u")
+        stage.hub.join(first, channel_key("drops"))
+        stage.hub.leave_one(first, channel_key("drops"))
+        await turns()
+        left = [(event.what, event.connection) for event in stage.steps("unsubscribed")]
+        assert left == [("keeps", first.id), ("drops", first.id)]
+        assert [event.connection for event in stage.steps("subscribed")] == [newcomer.id, first.id]
+
+    run(scenario())
+
+
 def test_refusals() -> None:
     """A refusal is told to its user's trace, also where the user is only what a token claims, and one that names
     nobody to all users' traces; another user's is not told. A channel's trace hears of subscriptions alone.
@@ -591,7 +619,7 @@ def test_refusals() -> None:
         notebook.refused(RequestError(403, "forbidden", "this Origin is not in [server] origins"), 403, "/ws", "peer")
         notebook.refused(TokenRejected("not yours"), 401, "/ws", "peer", "other")
         await turns()
-        assert {trace for trace, _ in stage.bus.seen} == {"t"}
+        assert {trace for trace, event in stage.bus.seen if event.step != "tracing"} == {"t"}
         assert [event.detail for event in stage.steps("refused")] == [
             "/ws from 1.2.3.4:5: 401 token has expired; the user is what its token claims",
             "/ws from peer: 403 this Origin is not in [server] origins; of an unknown user",
@@ -601,7 +629,7 @@ def test_refusals() -> None:
         notebook.turned_down(connection, 0, ValueError("token rejected"), "keeps")
         notebook.turned_down(connection, 103, ValueError("permission denied"), "keeps")
         await turns()
-        refused = [(trace, event.connection, event.what) for trace, event in stage.bus.seen[2:]]
+        refused = [(trace, event.connection, event.what) for trace, event in stage.bus.seen if event.connection]
         assert refused == [("c", connection.id, "keeps")]
 
     run(scenario())
@@ -662,7 +690,7 @@ def test_events_are_bounded_and_the_rest_is_counted(monkeypatch: pytest.MonkeyPa
             while not stage.bus.left_out:
                 await asyncio.sleep(0.005)
         assert stage.counts == [1] * 100
-        assert stage.bus.left_out + len(stage.told) - len(stage.steps("left out")) == 201
+        assert stage.bus.left_out + len(stage.told) - len(stage.steps("left out")) == 202
         assert 10 <= len(stage.told) < 30
         assert stage.steps("left out")[0].detail.startswith(f"{stage.bus.left_out:,} events")
 
@@ -683,6 +711,7 @@ def test_a_large_channel_is_traced_in_part() -> None:
         await turns()
         assert stage.counts == [traces.CONNECTIONS_MAX + 21]
         assert len(stage.steps("written")) == traces.CONNECTIONS_MAX
+        assert stage.steps("tracing")[0].detail == "100 connections here, at most 100 are traced"
         assert stage.steps("arrived")[0].detail == "121 connections here, 100 of them traced"
         stage.tracing.set(())
         stage.check_clean()
@@ -722,7 +751,7 @@ def test_nobody_traced_nothing_replaced() -> None:
         stage.check_clean()
         before = [(type(connection), type(connection._queue)) for connection in stage.connections]
         stage.trace(user="u")
-        assert pump.Batch is not Batch and {"deliver", "join"} <= vars(stage.hub).keys()
+        assert pump.Batch is not Batch and {"deliver", "join", "leave_one"} <= vars(stage.hub).keys()
         assert not {(type(each), type(each._queue)) for each in stage.connections} & set(before)
         stage.tracing.set(())
         assert [(type(connection), type(connection._queue)) for connection in stage.connections] == before
@@ -774,10 +803,10 @@ def test_the_last_events_of_a_worker_that_ends() -> None:
         stage.trace(user="u")
         connection.close(CloseCode.SERVICE_RESTART, "server is restarting")
         stage.tracing.end()
-        assert [event.step for event in stage.told] == ["opened", "closed"]
+        assert [event.step for event in stage.told] == ["tracing", "opened", "closed"]
         stage.check_clean()
         await turns()
-        assert len(stage.told) == 2
+        assert len(stage.told) == 3
 
     run(scenario())
 
