@@ -78,6 +78,17 @@ def close_log(server: Server, port: int) -> dict[str, Any]:
     )
 
 
+def at_rest(server: Server) -> dict[str, float]:
+    """What /metrics tells once nobody of earlier tests is left: they do not wait until the server has noticed."""
+
+    def found() -> dict[str, float]:
+        samples = server.metrics()
+        left = ("fastpush_connections", "fastpush_broker_routes", "fastpush_broker_claims")
+        return {} if any(samples[name] for name in left) else samples
+
+    return eventually(found, what="nobody connected")
+
+
 def connections(server: Server) -> int:
     """Open WebSocket connections of all workers."""
     return int(server.metrics()["fastpush_connections"])

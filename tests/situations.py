@@ -1,13 +1,13 @@
 """What makes a user get its pushes or not: its registered clients, and back-ends' pushes to a worker of choice."""
 
-import json
-from contextlib import closing
 from typing import Any
 from urllib.parse import urlencode
 
 from tests.applications import Client, open_client
 from tests.sdk import KEY, token
 from tests.server import Server
+from tests.wire import Wire
+from tests.wire import push as wire_push
 
 
 def listen(server: Server, user: str, *events: str, worker: int | None = None, **parameters: str) -> Client:
@@ -16,20 +16,17 @@ def listen(server: Server, user: str, *events: str, worker: int | None = None, *
     return open_client(server, "/ws", query, worker=worker)
 
 
+def forged(user: str) -> str:
+    """A token whose signature is another one, all of it: a part of it may be the right one by chance."""
+    signed, dot, signature = token(user).rpartition(".")
+    return signed + dot + "A" * len(signature)
+
+
 def push(server: Server, user: str | list[str], event: str, message: str) -> dict[str, Any]:
     return server.push(user, event, message, **{"X-API-Key": KEY})
 
 
 def push_from(server: Server, worker: int, user: str, event: str, message: str) -> None:
     """Push to the worker of this number, whatever the reply is."""
-    body = json.dumps({"userId": user, "event": event, "message": message})
-    while True:
-        with closing(server.raw()) as connection:
-            if server.worker_of(connection.getsockname()[1]) == worker:
-                connection.sendall(
-                    f"POST /push HTTP/1.1\r\nHost: h\r\nX-API-Key: {KEY}\r\nConnection: close\r\n"
-                    f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
-                )
-                while connection.recv(65536):
-                    pass
-                return
+    with Wire.to_worker(server, worker) as wire:
+        wire.send(wire_push(user, event, message, f"X-API-Key: {KEY}")).reply()

@@ -36,6 +36,15 @@ class Reply(NamedTuple):
 class Wire:
     """A TCP connection to a server's port. Every read has a time-out."""
 
+    @classmethod
+    def to_worker(cls, server: Server, worker: int) -> Self:
+        """Return one that the worker of this number has accepted."""
+        while True:
+            wire = cls(server)
+            if server.worker_of(wire.socket.getsockname()[1]) == worker:
+                return wire
+            wire.socket.close()
+
     def __init__(self, address: Server | int) -> None:
         port = address if isinstance(address, int) else address.port
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS * SCALE)

@@ -50,7 +50,8 @@ def trace(user: str | None, channel: str | None, seconds: float, as_json: bool, 
     dropped     that client does not get it
     answered    the back-end was told how many clients took it
     refused     a push, a handshake or a registration was not taken
-    opened, registered, subscribed, unsubscribed, slow, caught up, closed: of connections
+    opened, registered, subscribed, unsubscribed,
+    slow, caught up, closed: of connections
     tracing     a worker has begun to tell
     silent      workers have not: what happens in them is missing
     left out    there was more than [admin] trace_events_per_second

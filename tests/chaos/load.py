@@ -165,12 +165,28 @@ class WebSocket(asyncio.Protocol):
             self.closed.set_result(self.code)
 
 
+async def dial(server: Server, worker: int) -> socket.socket:
+    """Return a TCP connection that the worker of this number has accepted."""
+    while True:
+        dialled = socket.create_connection(("127.0.0.1", server.port), 10 * SCALE)
+        if await asyncio.to_thread(server.worker_of, dialled.getsockname()[1]) == worker:
+            dialled.setblocking(False)
+            return dialled
+        dialled.close()
+
+
 async def open_websocket(
-    port: int, user: str, on_message: Callable[[str], None] = lambda _: None, **kwargs: Any
+    port: int,
+    user: str,
+    on_message: Callable[[str], None] = lambda _: None,
+    *,
+    dialled: socket.socket | None = None,
+    **kwargs: Any,
 ) -> WebSocket:
-    """Connect and register. Raises: OSError, Refused."""
+    """Connect and register. dialled: a connection that is there already. Raises: OSError, Refused."""
     loop = asyncio.get_running_loop()
-    _, websocket = await loop.create_connection(lambda: WebSocket(user, on_message, **kwargs), "127.0.0.1", port)
+    where: dict[str, Any] = {"sock": dialled} if dialled else {"host": "127.0.0.1", "port": port}
+    _, websocket = await loop.create_connection(lambda: WebSocket(user, on_message, **kwargs), **where)
     await websocket.opened
     return websocket
 

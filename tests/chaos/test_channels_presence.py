@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import signal
+import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.chaos.load import Accepts, HttpConnection, Refused, WebSocket, kill, open_websocket, run, show, until
+from tests.chaos.load import HttpConnection, Refused, WebSocket, dial, kill, open_websocket, run, show, until
 from tests.load.clients import quantiles
 from tests.load.driver import IS_FULL, Driven
 from tests.server import SCALE, Server
@@ -45,9 +46,11 @@ class Member:
         self._ids = count(1)
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
-    async def connect(self, port: int) -> None:
+    async def connect(self, port: int, dialled: socket.socket | None = None) -> None:
         try:
-            self.websocket = await open_websocket(port, "", self._on_message, target="/connection/websocket")
+            self.websocket = await open_websocket(
+                port, "", self._on_message, target="/connection/websocket", dialled=dialled
+            )
         except (OSError, Refused):
             raise Lost from None
         self.id = (await self.ask("connect", token=self.user))["client"]
@@ -104,8 +107,8 @@ class Observer:
         self.member = Member(f"observer{number}", self._on_push)
         self.told: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
 
-    async def enter(self, port: int, channels: list[str]) -> "Observer":
-        await self.member.connect(port)
+    async def enter(self, port: int, channels: list[str], dialled: socket.socket | None = None) -> "Observer":
+        await self.member.connect(port, dialled)
         for channel in channels:
             await self.member.subscribe(channel)
         return self
@@ -248,13 +251,13 @@ def test_presence_and_who_comes_and_leaves(serve: Any, told: str) -> None:
 
     async def scenario() -> None:
         crowd = Crowd(server, channels, seeded())
-        observers = [await Observer(number).enter(server.port, channels) for number in range(12)]
-        slots = {worker["number"]: worker["slot"] for worker in server.processes("worker")}
-        with Accepts(server.log_path) as accepts:
-            homes = [slots[accepts.worker_of(observer.member.websocket.port)] for observer in observers]
-        killed = set(crowd.random.sample(sorted(set(homes)), 2))
-        staying = [observer for observer, home in zip(observers, homes, strict=True) if home not in killed]
-        assert staying
+        homes = server.processes("worker") * 3
+        observers = [
+            await Observer(number).enter(server.port, channels, await dial(server, home["number"]))
+            for number, home in enumerate(homes)
+        ]
+        killed = set(crowd.random.sample(sorted(home["slot"] for home in homes[:4]), 2))
+        staying = [observer for observer, home in zip(observers, homes, strict=True) if home["slot"] not in killed]
         began = time.monotonic()
         async with asyncio.TaskGroup() as both:
             both.create_task(crowd.live(JOINS))

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import signal
+import socket
 import time
 from collections import defaultdict
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.chaos.load import Accepts, Refused, WebSocket, kill, open_websocket, run, show, until
+from tests.chaos.load import Refused, WebSocket, dial, kill, open_websocket, run, show, until
 from tests.server import Server, application
 
 CONNECTS, USERS, LANES, KILLS = 5000, 200, 40, 7
@@ -25,8 +26,10 @@ class Observer:
         self.notices: list[tuple[str, int]] = []
         self.websocket: WebSocket | None = None
 
-    async def enter(self, port: int, user: str) -> "Observer":
-        self.websocket = await open_websocket(port, user, self._on_message, target=f"/chat?token={user}")
+    async def enter(self, port: int, user: str, dialled: socket.socket | None = None) -> "Observer":
+        self.websocket = await open_websocket(
+            port, user, self._on_message, target=f"/chat?token={user}", dialled=dialled
+        )
         return self
 
     @property
@@ -200,13 +203,13 @@ def test_online_and_notices(serve_chat: Any, grace_seconds: float) -> None:
 
     async def scenario() -> None:
         crowd = Crowd(server, seeded())
-        observers = [await Observer().enter(server.port, f"observer{number}") for number in range(12)]
-        slots = {worker["number"]: worker["slot"] for worker in server.processes("worker")}
-        with Accepts(server.log_path) as accepts:
-            homes = [slots[accepts.worker_of(observer.websocket.port)] for observer in observers]
-        killed = set(crowd.random.sample(sorted(set(homes)), 2))
-        staying = [observer for observer, home in zip(observers, homes, strict=True) if home not in killed]
-        assert staying
+        homes = server.processes("worker") * 3
+        observers = [
+            await Observer().enter(server.port, f"observer{number}", await dial(server, home["number"]))
+            for number, home in enumerate(homes)
+        ]
+        killed = set(crowd.random.sample(sorted(home["slot"] for home in homes[:4]), 2))
+        staying = [observer for observer, home in zip(observers, homes, strict=True) if home["slot"] not in killed]
         began = time.monotonic()
         await asyncio.gather(crowd.live(CONNECTS), kill_now_and_then(crowd, killed))
         assert all(observer.has_stayed for observer in staying)

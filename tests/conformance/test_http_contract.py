@@ -9,6 +9,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from tests.applications import open_client, workers
 from tests.server import Server, eventually
 from tests.wire import Reply, Wire, ask, chunked, push, request
 
@@ -32,9 +33,9 @@ def post(server: Server, body: Any, *headers: str, path: str = "/push") -> Reply
     return ask(server, request("POST", path, *headers, body=data))
 
 
-def register(server: Server, user: str, *events: str) -> ClientConnection:
+def register(server: Server, user: str, *events: str, worker: int | None = None) -> ClientConnection:
     query = "&".join((f"token={user}", *(f"event={event}" for event in events)))
-    return connect(server.ws_url(query), compression=None)
+    return open_client(server, "/ws", query, worker=worker, compression=None)
 
 
 @pytest.mark.parametrize("path", TAKING_PATHS)
@@ -196,9 +197,10 @@ def test_message_larger_than_a_send_queue_is_413(serve: Callable[..., Server], p
 def test_push_to_everybody(serve: Callable[..., Server]) -> None:
     """POST /push/all reaches every registered connection of every worker once, and none that has not registered."""
     server = serve(workers=2)
+    first, second = workers(server)
     with (
-        register(server, "a", "e", "f") as several,
-        register(server, "b", "e") as other,
+        register(server, "a", "e", "f", worker=first) as several,
+        register(server, "b", "e", worker=second) as other,
         connect(server.ws_url(), compression=None) as silent,
     ):
         body = {"event": "news", "message": "to all"}
@@ -248,7 +250,12 @@ def test_drop_closes_an_events_connections(server: Server) -> None:
 @pytest.mark.parametrize("event", [{}, {"event": ""}, {"event": None}], ids=["missing", "empty", "null"])
 def test_drop_without_event_closes_all(server: Server, event: dict[str, Any]) -> None:
     """S0-37: without an event, or with an empty one, all connections of the user are closed, on every worker."""
-    with register(server, "d", "e") as first, register(server, "d", "g") as second, register(server, "x", "e") as other:
+    one, two = workers(server)
+    with (
+        register(server, "d", "e", worker=one) as first,
+        register(server, "d", "g", worker=two) as second,
+        register(server, "x", "e") as other,
+    ):
         assert post(server, {"userId": "d"} | event, JSON, path="/drop").json() == {"sent": 2}
         assert closed_with(first) == closed_with(second) == 1008
         assert server.push("x", "e", "unharmed")["sent"] == 1

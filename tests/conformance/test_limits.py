@@ -5,12 +5,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.applications import workers
 from tests.raw import TEXT, RawClient, build
 from tests.server import ECHO, Server, eventually
 from tests.wire import Wire, upgrade
@@ -201,19 +203,20 @@ def test_flood_of_bad_handshakes_cannot_fill_the_log(serve: Callable[..., Server
 def test_connections_per_user(serve: Callable[..., Server]) -> None:
     """Over all workers a user has so many connections and no more (429); other users and later ones are let in."""
     server = serve(workers=2, connections_per_user=5)
-    statuses = [connect(server) for _ in range(30)]
-    assert statuses.count(101) == 5 and set(statuses) == {101, 429}
-    assert len({server.worker_of(client.port) for client in OPENED}) == 2 or statuses[:5] == [101] * 5
-    status, retry_after, reason = refusal(server)
-    assert (status, retry_after) == (429, "10") and "connections_per_user" in reason
-    assert handshakes(server, "user_connections") == 26
-    assert connect(server, "jill") == 101
-    assert server.push("jack", "e", "m")["sent"] == 5
-    for client in OPENED[:2]:
-        close(client)
-    eventually(lambda: connect(server) == 101, what="room")
-    eventually(lambda: connect(server) == 101, what="room for two")
-    assert connect(server) == 429
+    with ExitStack() as stack:
+        five = [stack.enter_context(Wire.to_worker(server, worker)) for worker in (workers(server) * 3)[:5]]
+        assert [wire.send(upgrade("/ws?token=jack&event=e")).reply().status for wire in five] == [101] * 5
+        assert {connect(server) for _ in range(25)} == {429}
+        status, retry_after, reason = refusal(server)
+        assert (status, retry_after) == (429, "10") and "connections_per_user" in reason
+        assert handshakes(server, "user_connections") == 26
+        assert connect(server, "jill") == 101
+        assert server.push("jack", "e", "m")["sent"] == 5
+        for wire in five[:2]:
+            wire.socket.close()
+        eventually(lambda: connect(server) == 101, what="room")
+        eventually(lambda: connect(server) == 101, what="room for two")
+        assert connect(server) == 429
 
 
 def test_connections_per_user_by_message(serve: Callable[..., Server]) -> None:

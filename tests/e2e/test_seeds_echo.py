@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from websockets.sync.client import connect
 
-from tests.applications import SECONDS, close_log, connections, figures, open_client, read, workers
+from tests.applications import SECONDS, at_rest, close_log, connections, figures, open_client, read, workers
 from tests.raw import BINARY, CLOSE, PING, PONG, TEXT, Frame, RawClient, build, close_payload
 from tests.server import Server, application, eventually
 from tests.wire import Wire, upgrade
@@ -142,7 +142,7 @@ def test_pages_of_every_origin_may_connect(public: Server) -> None:
 @pytest.mark.parametrize(("broken", "status"), [({"key": "short"}, 400), ({"key": None}, 400), ({"version": "8"}, 426)])
 def test_a_failed_upgrade_leaves_nothing(server: Server, broken: dict[str, str | None], status: int) -> None:
     """S1-03: a bad handshake gets its status; no WebSocket is made, nothing is echoed, no connection is left."""
-    before = server.metrics()
+    before = at_rest(server)
     with Wire(server) as wire:
         port = wire.socket.getsockname()[1]
         assert wire.send(upgrade("/echo", host="127.0.0.1", **broken)).reply().status == status
@@ -255,7 +255,7 @@ def test_a_client_that_does_not_read_is_not_read_from(server: Server) -> None:
     handled; then nothing more is read from that client. Others of its worker are served as ever. Once it reads again
     all comes, in order, and nothing was dropped.
     """
-    before = server.metrics()
+    before = at_rest(server)
     texts = [f"{number:05} ".ljust(MESSAGE_BYTES, "x") for number in range(MESSAGES)]
     with RawClient(server, receive_bytes=65536, seconds=30) as client:
         burst = b"".join(build(TEXT, text.encode()) for text in texts)
@@ -321,15 +321,15 @@ def test_a_failed_read_or_write_ends_the_connection(server: Server) -> None:
     """S1-06: a connection that was reset while nothing was going on, and one that was reset while the server was
     writing to it, are both ended and forgotten.
     """
-    before = connections(server)
+    at_rest(server)
     idle, busy = RawClient(server), RawClient(server, receive_bytes=4096)
     busy.send(*[build(TEXT, b"x" * 50000) for _ in range(10)])
     eventually(lambda: figures(server, busy.port).queued_messages, what="a write under way")
-    assert connections(server) == before + 2
+    assert connections(server) == 2
     for client in (idle, busy):
         client.reset()
         assert close_log(server, client.port)["code"] == 1006
-    eventually(lambda: connections(server) == before, what="both gone")
+    eventually(lambda: connections(server) == 0, what="both gone")
     assert not server.events("reading failed")
 
 
@@ -363,22 +363,22 @@ def test_closing_again_does_nothing(server: Server) -> None:
 
 def test_an_error_right_after_the_upgrade_closes_the_socket(server: Server) -> None:
     """S1-17: an application that fails as it opens a connection has it closed with 1011 and freed."""
-    before = server.metrics()
+    before = at_rest(server)
     for _ in range(3):
         with RawClient(server, "/failing") as client:
             assert client.read_close() == (1011, "")
             client.send(build(CLOSE, close_payload(1011)))
             client.read_end()
             assert close_log(server, client.port)["code"] == 1011
-    eventually(lambda: connections(server) == before["fastpush_connections"], what="all freed")
+    eventually(lambda: connections(server) == 0, what="all freed")
     assert server.metrics()["fastpush_handler_errors_total"] == before["fastpush_handler_errors_total"] + 3
 
 
 def test_an_error_right_before_the_upgrade_closes_the_socket(server: Server) -> None:
     """S1-17: an application that fails before the upgrade has the handshake answered with 500, and nothing is left."""
-    before = connections(server)
+    at_rest(server)
     with Wire(server) as wire:
         reply = wire.send(upgrade("/failing?early=1", host="127.0.0.1")).reply()
         assert (reply.status, reply.closes) == (500, True)
         assert wire.is_ended()
-    assert connections(server) == before
+    assert connections(server) == 0

@@ -10,7 +10,7 @@ import pytest
 from websockets.sync.client import connect
 
 from fastpush.applications.hub import Hub
-from tests.applications import Client, close_log, connections, ending, figures, open_client, read, workers
+from tests.applications import Client, at_rest, close_log, connections, ending, figures, open_client, read, workers
 from tests.programs import wscat
 from tests.raw import BINARY, CLOSE, PING, PONG, TEXT, Frame, RawClient, build, close_payload
 from tests.server import Server, application, eventually
@@ -172,21 +172,21 @@ def test_two_terminals_see_each_other(server: Server) -> None:
 
 def test_who_disconnects_is_freed(server: Server) -> None:
     """S4-07: a close frame, the end of the TCP connection, and a reset each unregister and free the client."""
-    before = server.metrics()["fastpush_connections"]
+    at_rest(server)
     closing, ending_, resetting = (RawClient(server, "/quiet") for _ in range(3))
     with open_client(server, "/quiet") as other:
-        assert connections(server) == before + 4
+        assert connections(server) == 4
         closing.send(build(CLOSE, close_payload(1000)))
         assert closing.read_close() == (1000, "")
         ending_.socket.close()
         resetting.reset()
         assert [close_log(server, each.port)["code"] for each in (closing, ending_, resetting)] == [1000, 1006, 1006]
-        eventually(lambda: connections(server) == before + 1, what="three are gone")
+        eventually(lambda: connections(server) == 1, what="three are gone")
         delivered = server.metrics()[DELIVERIES]
         other.send("alone")
         assert read(other) == "alone"
         assert server.metrics()[DELIVERIES] == delivered + 1
-    eventually(lambda: connections(server) == before, what="all are gone")
+    eventually(lambda: connections(server) == 0, what="all are gone")
 
 
 # -- limits -------------------------------------------------------------------------------------------

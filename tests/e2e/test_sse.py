@@ -892,7 +892,7 @@ def test_unidirectional_and_a_killed_broker(serve: Serve) -> None:
                 begun[told["channel"]] = told["subscribe"]["epoch"]
         assert ends == dict.fromkeys(old, 2500) and begun.keys() == old.keys()
         assert all(begun[channel] != old[channel]["epoch"] for channel in old)
-        publish(server, "room:2", "after")
+        eventually(lambda: "result" in call(server, "publish", channel="room:2", data="after"), what="published")
         assert stream.data(1)[0]["pub"] == {"data": "after", "offset": 1}
         stream.reset()
     publish(server, "room:1", "missed")

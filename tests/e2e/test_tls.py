@@ -123,17 +123,13 @@ def test_only_pages_by_https_are_the_same_origin(server: Server) -> None:
 def test_the_api_address_may_stay_plain(serve: Callable[..., Server], tmp_path: Path) -> None:
     """With [tls] api = false pushes are plain HTTP on [api] listen, while clients speak TLS."""
     certificate = make_certificate(tmp_path / "c.pem")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     server = serve(
         workers=1,
         tls=trusting(certificate),
-        sections={"tls": {"certificate": str(certificate), "api": False}, "api": {"listen": f"127.0.0.1:{port}"}},
+        sections={"tls": {"certificate": str(certificate), "api": False}, "api": {"listen": "127.0.0.1:0"}},
     )
-    server.port = next(
-        n for n in (int(e["address"].rpartition(":")[2]) for e in server.events("listening")) if n != port
-    )
-    with RawClient(server, "/ws", token="jack", event="e") as client, Wire(port) as wire:
+    server.port, of_api = [int(event["address"].rpartition(":")[2]) for event in server.events("listening")]
+    with RawClient(server, "/ws", token="jack", event="e") as client, Wire(of_api) as wire:
         body = json.dumps({"userId": "jack", "event": "e", "message": "in plain text"}).encode()
         assert wire.send(request("POST", "/push", body=body)).reply().status == 200
         assert client.read_text() == "in plain text"

@@ -169,7 +169,11 @@ def test_a_killed_broker_is_waited_for(watched: Server) -> None:
 
 def test_a_key_drains_a_worker(watched: Server) -> None:
     """d and y replace the selected worker by a successor, whose process then stands in its slot."""
-    before = {row.slot: row.worker for row in figures(watched).workers}
+
+    def rows() -> dict[int, int]:
+        return {row.slot: row.worker for row in figures(watched).workers}
+
+    before = eventually(lambda: len(found := rows()) == 2 and found, 20, "both workers, with a broker that is new")
     with watching(watched) as terminal:
         terminal.type("d")
         terminal.shows(f"drain worker 0 (worker-{before[0]}, ")
@@ -177,7 +181,7 @@ def test_a_key_drains_a_worker(watched: Server) -> None:
         terminal.shows("worker 0 drains over 1 second")
 
         def replaced() -> bool:
-            now = {row.slot: row.worker for row in figures(watched).workers}
+            now = rows()
             return len(now) == 2 and now[0] != before[0] and now[1] == before[1]
 
         eventually(replaced, 20, "a successor in slot 0")

@@ -19,7 +19,7 @@ from fastpush.http.auth.threads import Call, WatchedThreads
 from fastpush.metrics import Counters
 from tests.server import eventually
 
-TIMEOUT_SECONDS = 0.1
+TIMEOUT_SECONDS = 0.5  # what is answered within it is never late, unless the machine stands still
 IN_TIME = "did not answer in time"
 
 
@@ -116,7 +116,7 @@ def test_a_thread_that_takes_too_long_is_told_once(
     asyncio.run(scenario())
     assert (counters.auth_timeouts, counters.auth_stuck_calls) == (1, 1)
     (line,) = fields(caplog, "auth function stuck")
-    assert line["reason"] == "a thread does not come back after 0.1 s"
+    assert line["reason"] == "a thread does not come back after 0.5 s"
     innermost, outermost = line["stack"].split(" < ")[0], line["stack"].split(" < ")[-1]
     assert re.fullmatch(r".*/threading\.py:\d+ in wait", innermost)
     assert re.fullmatch(rf"{re.escape(__file__)}:\d+ in check", outermost)

@@ -15,6 +15,7 @@ from fastpush.bus.link import Link
 from fastpush.bus.server import BusServer
 from fastpush.protocol import bus
 from fastpush.protocol.bus import NO_POSITION, Position, Status
+from tests.standstill import Standstill
 
 SECONDS = 5  # until a condition is given up
 KEY = b"u4:jacknews"
@@ -283,7 +284,7 @@ def test_unknown_when_the_link_is_lost(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_unknown_at_the_deadline(tmp_path: Path) -> None:
+def test_unknown_at_the_deadline(tmp_path: Path, standstill: Standstill) -> None:
     """A broker that does not answer holds a push for answer_seconds from its own beginning; late answers go nowhere."""
 
     async def scenario() -> None:
@@ -299,7 +300,7 @@ def test_unknown_at_the_deadline(tmp_path: Path) -> None:
             await broker.say(bus.encode_result(number, Status.DONE, 1, 0))
             client.publish(b"body", lambda *_: waited.append(0))
             await until(lambda: len(waited) == 4)
-            assert all(0.09 < seconds < 0.3 for seconds in waited[:3])
+            assert all(0.09 < seconds < 0.3 + standstill.seconds for seconds in waited[:3])
 
     asyncio.run(scenario())
 
@@ -464,7 +465,7 @@ def test_an_own_push_that_is_not_counted_in_time_is_unconfirmed(tmp_path: Path) 
     async def scenario() -> None:
         found, on_result = answers()
         deliveries = Deliveries()
-        async with connected(tmp_path, deliver=deliveries, answer_seconds=0.05) as (client, broker):
+        async with connected(tmp_path, deliver=deliveries, answer_seconds=0.5) as (client, broker):
             await broker.say(bus.encode(bus.DELIVER_OWN, await ask(client, broker, on_result)))
             await until(lambda: found)
             assert found == [(Status.DONE, 0, 1)]
@@ -508,7 +509,7 @@ def test_a_lost_link_leaves_the_deadline_of_what_is_being_delivered_here(tmp_pat
     async def scenario() -> None:
         found, on_result = answers()
         deliveries = Deliveries()
-        async with connected(tmp_path, deliver=deliveries, answer_seconds=0.1) as (client, broker):
+        async with connected(tmp_path, deliver=deliveries, answer_seconds=0.5) as (client, broker):
             await broker.say(bus.encode(bus.DELIVER_OWN, await ask(client, broker, on_result)))
             await until(lambda: deliveries.counted)
             broker.hang_up()
@@ -1106,7 +1107,7 @@ def test_what_is_delivered_here_knows_its_place(tmp_path: Path) -> None:
     async def scenario() -> None:
         found, on_result = places()
         deliveries = Deliveries()
-        async with connected(tmp_path, deliver=deliveries, answer_seconds=0.2) as (client, broker):
+        async with connected(tmp_path, deliver=deliveries, answer_seconds=0.5) as (client, broker):
             for number, size in enumerate((5, 2 * bus.LARGE_BYTES)):
                 body = bus.encode_publication([KEY], b"news", b"f" * size, taken_seconds=1.0)
                 await broker.say(bus.encode(bus.DELIVER_AT, number, bus.encode_offset(99 + number) + body))

@@ -1,6 +1,7 @@
 """The command line without a server: usage, exit codes, messages, and what `token` signs."""
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -226,12 +227,11 @@ def test_port_0_needs_a_url(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def closed_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def closed_port() -> Iterator[int]:
+    """A port on which nobody listens, and nobody else can."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
 
 
 LISTEN = ("listen", "--token", "t", "--event", "e")

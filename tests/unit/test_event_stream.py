@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpush.applications import Application
@@ -208,7 +208,6 @@ class Model:
                 last[moved[0]] = offset
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 120))
 def test_an_id_is_of_what_was_written_before_it(seed: int, steps: int) -> None:
     """However a slow client's queue drops and replaces, an event moves its own channel's place, and no other's."""

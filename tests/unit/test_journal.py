@@ -225,7 +225,7 @@ def numbered() -> Iterator[str]:
     return map(str, count())
 
 
-@settings(deadline=None, max_examples=150, database=None)
+@settings(max_examples=150)
 @given(steps)
 def test_journal_is_what_a_plain_list_would_be(story: list[tuple[str, object, object]]) -> None:
     """Whatever is added, expires and is reloaded: the same notes, in the same order, and since() of the same time."""

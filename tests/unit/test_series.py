@@ -199,7 +199,7 @@ def test_counts_of_a_worker_that_was_in_no_point_are_left_out() -> None:
 turns = st.dictionaries(st.integers(0, 3), st.tuples(st.integers(0, 50), st.booleans()))  # deliveries, whether it ends
 
 
-@settings(deadline=None, max_examples=100, database=None)
+@settings(max_examples=100)
 @given(st.lists(turns, max_size=20))
 def test_every_delivery_is_in_one_point(story: list[dict[int, tuple[int, bool]]]) -> None:
     """However workers come, count and end: second by second, the points hold all that was counted, and no more."""
@@ -266,14 +266,14 @@ def naive(buckets: list[int], q: float) -> float:
     return low + (end - low) * (place - before)
 
 
-@settings(deadline=None, max_examples=300, database=None)
+@settings(max_examples=300)
 @given(st.lists(st.integers(0, 6), min_size=13, max_size=13).filter(any), st.integers(1, 64))
 def test_quantile_is_that_of_evenly_spread_observations(buckets: list[int], part: int) -> None:
     """For any buckets and share it is what one finds by counting off observations, evenly laid into each bucket."""
     assert quantile(buckets, part / 64) == pytest.approx(naive(buckets, part / 64))
 
 
-@settings(deadline=None, max_examples=100, database=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0, 2.5), min_size=1, max_size=50), st.floats(0.01, 1))
 def test_quantile_is_in_the_bucket_of_the_true_one(durations: list[float], q: float) -> None:
     """The estimate is never in another bucket than the observation that it stands for."""

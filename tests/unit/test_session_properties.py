@@ -40,7 +40,7 @@ PLACES = {
     (None, State.SUBSCRIBED),  # by the server
     (State.SUBSCRIBED, None),
 }
-profile = settings(deadline=None, max_examples=100, database=None)
+profile = settings(max_examples=100)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
