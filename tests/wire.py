@@ -2,9 +2,10 @@
 
 import json
 import socket
+from functools import partial
 from typing import Any, NamedTuple, Self
 
-from tests.server import SCALE, Server
+from tests.server import SCALE, Server, eventually
 
 TIMEOUT_SECONDS = 15
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -139,6 +140,21 @@ def request(method: str, path: str, *headers: str, body: bytes | None = None, ho
 def push(user: Any, event: Any, message: Any, *headers: str, path: str = "/push") -> bytes:
     body = json.dumps({"userId": user, "event": event, "message": message}).encode()
     return request("POST", path, *headers, body=body)
+
+
+def wait_until_whole(server: Server, workers: int = 2) -> None:
+    """Wait until so many workers, successors of killed ones too, take pushes: after a new broker, each for itself."""
+
+    def numbers() -> list[int]:
+        return [process["number"] for process in server.processes("worker")]
+
+    for worker in eventually(lambda: len(found := numbers()) == workers and found, what="a process in each slot"):
+        with Wire.to_worker(server, worker) as wire:
+            eventually(partial(_is_ready, wire), what=f"worker-{worker} is ready")
+
+
+def _is_ready(wire: Wire) -> bool:
+    return wire.send(request("GET", "/ready")).reply().status == 200
 
 
 def chunked(body: bytes, size: int = 7) -> bytes:

@@ -21,7 +21,7 @@ from tests.applications import workers
 from tests.certificates import make_certificate, trusting
 from tests.server import SCALE, Sections, Server, eventually
 from tests.wire import KEY as WEBSOCKET_KEY
-from tests.wire import Reply, Wire, request
+from tests.wire import Reply, Wire, request, wait_until_whole
 
 KEY, OTHER_KEY = "the key of the operators", "another key of operators"
 ADMIN: Sections = {"admin": {"key": KEY, "actions": True}}
@@ -649,16 +649,14 @@ def test_a_killed_broker(serve: Callable[..., Server]) -> None:
     """Sessions are the broker's: with a new one operators log in again, and nobody is let in meanwhile."""
     server = serve(workers=2, sections=ADMIN)
     browser = logged_in(server)
-    with browser.live() as live, ExitStack() as closing:
+    with browser.live() as live:
         told(live, "top")
-        wires = wire_to_each_worker(server, closing)
         psutil.Process(server.processes("broker")[0]["pid"]).kill()
         statuses = {browser.ask("GET", "/admin/session.json").status for _ in range(5)}
         assert statuses <= {401, 503}
         eventually(lambda: browser.ask("GET", "/admin/session.json").status == 401, what="a new broker")
         assert close_code(live) == 4501
-        ready = request("GET", "/ready")
-        eventually(lambda: {wire.send(ready).reply().status for wire in wires} == {200}, what="all workers have it")
+        wait_until_whole(server)
     assert browser.login().status == 303
     with browser.live() as live:
         assert told(live, "top")["workers"]

@@ -22,7 +22,7 @@ from tests.server import SCALE, Server, eventually
 
 Open = Callable[..., Client]
 CHANNELS_MAX = 12
-EXPIRED_CLOSE_SECONDS = 1
+EXPIRED_CLOSE_SECONDS = 2
 KEPT = 3
 KINDS = ["node", "browser", "python"]
 PING_SECONDS = 2 * SCALE

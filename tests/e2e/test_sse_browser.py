@@ -15,6 +15,7 @@ from tests.programs import FASTPUSH, Browser, run
 from tests.sdk import KEY, pages, sections, token
 from tests.server import Server, eventually
 from tests.streams import publish
+from tests.wire import wait_until_whole
 
 Serve = Callable[..., Server]
 NAMESPACES = {
@@ -112,12 +113,7 @@ def kill_worker_of(server: Server) -> None:
     ]
     os.kill(server.pid_of_worker(int(number)), signal.SIGKILL)
     eventually(lambda: int(number) not in [each["number"] for each in server.processes("worker")], what="it is gone")
-    is_whole(server)
-
-
-def is_whole(server: Server) -> None:
-    """Wait until the service takes publications again: a process was killed."""
-    eventually(lambda: server.request("GET", "/ready")[0] == 200, what="the service is whole")
+    wait_until_whole(server)
 
 
 def test_pages_of_two_origins(server: Server, page: Open, origin: str) -> None:
@@ -169,7 +165,7 @@ def test_a_killed_broker(server: Server, page: Open, origin: str) -> None:
     listening.has('"before"')
     os.kill(server.processes("broker")[0]["pid"], signal.SIGKILL)
     eventually(lambda: {"unrecovered": ["room:1"]} in listening.log(), what="told")
-    is_whole(server)
+    wait_until_whole(server)
     publish(server, "room:1", "after")
     listening.has('"before"', '"after"')
     kill_worker_of(server)
