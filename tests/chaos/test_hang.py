@@ -131,7 +131,7 @@ def check_others_noticed_nothing(scene: Scene, standstill: Standstill) -> None:
         assert {push.message for push in taken if push.user == client.user} <= set(client.messages)
     assert [push for push in taken if push.sent > received.get(push.message, 0)] == []
     # Unanswered through the victim; or refused by the broker while it waited to hear whether the victim comes back.
-    missed = [push for push in load.pushes if push.status != 200]
+    missed = [push for push in load.pushes if push.status != 200 and not standstill.within(push.began, push.ended)]
     assert [push for push in missed if push.status != 0 and (push.status != 503 or push.message in received)] == []
     assert {push.worker for push in missed if push.status == 0} <= {scene.victim}
 

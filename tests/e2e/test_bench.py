@@ -131,6 +131,7 @@ def test_slow_connections_are_reported_apart(serve: Serve, tmp_path: Path) -> No
     server = serve(sections={"limits": {"send_queue_messages": 20}, "connections": {"socket_send_bytes": 4096}})
     result = steadily(
         tmp_path, server.ws_url(), "-n", "20", "--mode", "fan-out", "--window", "4", "--slow", "3", "--size", "40000",
+        "--duration", "4s",  # until they are full, however slow the machine is
     )  # fmt: skip
     assert_clean(result["loads"][0])
     assert result["slow"] == {"close 1013": 3}
