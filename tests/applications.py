@@ -29,11 +29,7 @@ def workers(server: Server) -> list[int]:
 
 def open_client(server: Server, path: str, query: str = "", *, worker: int | None = None, **options: Any) -> Client:
     """A WebSocket; worker: the number of the process that has to accept it."""
-    while True:
-        raw = socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS)
-        if worker is None or server.worker_of(raw.getsockname()[1]) == worker:
-            break
-        raw.close()
+    raw = server.dial(worker)
     raw.settimeout(None)
     url = server.ws_url(query, path)
     client = connect(

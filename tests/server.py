@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,6 +132,25 @@ class Server:
         return eventually(
             lambda: next((e["worker"] for e in reversed(self.events("accepted")) if e["peer"] == peer), None)
         )
+
+    def dial(self, worker: int | None = None, *, receive_bytes: int = 0, port: int = 0) -> socket.socket:
+        """A TCP connection that the worker process of this number has accepted; port: another than the first one."""
+        while True:
+            # The kernel may lend a client's port again: what was told of it before is not of this connection.
+            before = 0 if worker is None else len(self.events())
+            dialled = socket.socket()
+            dialled.settimeout(20 * SCALE)
+            if receive_bytes:
+                dialled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+            dialled.connect(("127.0.0.1", port or self.port))
+            if worker is None or eventually(partial(self._accepted_since, before, dialled.getsockname()[1])) == worker:
+                return dialled
+            dialled.close()
+
+    def _accepted_since(self, before: int, peer_port: int) -> int | None:
+        peer = f"127.0.0.1:{peer_port}"
+        told = [line for line in self.events()[before:] if line["event"] == "accepted" and line["peer"] == peer]
+        return told[-1]["worker"] if told else None
 
     def status(self) -> dict[str, Any]:
         return ask(str(self.runtime_directory / "control"), {"command": "status"})

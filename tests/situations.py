@@ -28,5 +28,5 @@ def push(server: Server, user: str | list[str], event: str, message: str) -> dic
 
 def push_from(server: Server, worker: int, user: str, event: str, message: str) -> None:
     """Push to the worker of this number, whatever the reply is."""
-    with Wire.to_worker(server, worker) as wire:
+    with Wire(server, worker=worker) as wire:
         wire.send(wire_push(user, event, message, f"X-API-Key: {KEY}")).reply()

@@ -56,15 +56,9 @@ class Stream:
     @staticmethod
     def _dial(server: Server, worker: int | None, receive_bytes: int, port: int) -> socket.socket:
         number = None if worker is None else workers(server)[worker]
-        while True:
-            dialled = socket.socket()
-            dialled.settimeout(TIMEOUT_SECONDS * SCALE)
-            if receive_bytes:
-                dialled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-            dialled.connect(("127.0.0.1", port or server.port))
-            if number is None or server.worker_of(dialled.getsockname()[1]) == number:
-                return server.secured(dialled)
-            dialled.close()
+        dialled = server.dial(number, receive_bytes=receive_bytes, port=port)
+        dialled.settimeout(TIMEOUT_SECONDS * SCALE)
+        return server.secured(dialled)
 
     def __enter__(self) -> Self:
         return self

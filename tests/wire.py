@@ -35,20 +35,14 @@ class Reply(NamedTuple):
 
 
 class Wire:
-    """A TCP connection to a server's port. Every read has a time-out."""
+    """A TCP connection to a server's port, or to the worker of a number. Every read has a time-out."""
 
-    @classmethod
-    def to_worker(cls, server: Server, worker: int) -> Self:
-        """Return one that the worker of this number has accepted."""
-        while True:
-            wire = cls(server)
-            if server.worker_of(wire.socket.getsockname()[1]) == worker:
-                return wire
-            wire.socket.close()
-
-    def __init__(self, address: Server | int) -> None:
-        port = address if isinstance(address, int) else address.port
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_SECONDS * SCALE)
+    def __init__(self, address: Server | int, *, worker: int | None = None) -> None:
+        if isinstance(address, Server):
+            self.socket = address.dial(worker)
+        else:
+            self.socket = socket.create_connection(("127.0.0.1", address), timeout=TIMEOUT_SECONDS * SCALE)
+        self.socket.settimeout(TIMEOUT_SECONDS * SCALE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if isinstance(address, Server):
             self.socket = address.secured(self.socket)
@@ -149,7 +143,7 @@ def wait_until_whole(server: Server, workers: int = 2) -> None:
         return [process["number"] for process in server.processes("worker")]
 
     for worker in eventually(lambda: len(found := numbers()) == workers and found, what="a process in each slot"):
-        with Wire.to_worker(server, worker) as wire:
+        with Wire(server, worker=worker) as wire:
             eventually(partial(_is_ready, wire), what=f"worker-{worker} is ready")
 
 

@@ -167,12 +167,9 @@ class WebSocket(asyncio.Protocol):
 
 async def dial(server: Server, worker: int) -> socket.socket:
     """Return a TCP connection that the worker of this number has accepted."""
-    while True:
-        dialled = socket.create_connection(("127.0.0.1", server.port), 10 * SCALE)
-        if await asyncio.to_thread(server.worker_of, dialled.getsockname()[1]) == worker:
-            dialled.setblocking(False)
-            return dialled
-        dialled.close()
+    dialled = await asyncio.to_thread(server.dial, worker)
+    dialled.setblocking(False)
+    return dialled
 
 
 async def open_websocket(

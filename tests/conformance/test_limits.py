@@ -204,7 +204,7 @@ def test_connections_per_user(serve: Callable[..., Server]) -> None:
     """Over all workers a user has so many connections and no more (429); other users and later ones are let in."""
     server = serve(workers=2, connections_per_user=5)
     with ExitStack() as stack:
-        five = [stack.enter_context(Wire.to_worker(server, worker)) for worker in (workers(server) * 3)[:5]]
+        five = [stack.enter_context(Wire(server, worker=worker)) for worker in (workers(server) * 3)[:5]]
         assert [wire.send(upgrade("/ws?token=jack&event=e")).reply().status for wire in five] == [101] * 5
         assert {connect(server) for _ in range(25)} == {429}
         status, retry_after, reason = refusal(server)

@@ -398,7 +398,7 @@ def test_a_key_in_the_url_is_none(serve: Callable[..., Server]) -> None:
 
 def wire_to_each_worker(server: Server, closing: ExitStack) -> list[Wire]:
     """A kept-alive connection to each of two workers."""
-    return [closing.enter_context(Wire.to_worker(server, worker)) for worker in workers(server)]
+    return [closing.enter_context(Wire(server, worker=worker)) for worker in workers(server)]
 
 
 def test_attempts_of_an_address(serve: Callable[..., Server]) -> None:
